@@ -1,0 +1,103 @@
+"""How a script reads its command line: one-line errors, dash aliases, ``--config`` files.
+
+Flags are written with underscores, as the published scripts do; the dash form of each works as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from common import InputError, require_known
+
+
+class FlagParser(argparse.ArgumentParser):
+    """An argument parser that raises ``InputError`` instead of printing its usage and exiting."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the flags)")
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Every flag without its dashes -> its action; ``no-x`` forms of switches are left out."""
+        found = {}
+        for action in self._actions:
+            for option in action.option_strings:
+                if option.startswith("--") and not option.startswith("--no-"):
+                    found[option.removeprefix("--")] = action
+        return found
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse ``argv`` on top of the file that its ``--config`` names, if any.
+
+        Raises:
+            InputError: unknown or malformed flags, here or in the file.
+        """
+        arguments = [self._canonical(argument) for argument in argv]
+        namespace = argparse.Namespace()
+        config = self._config_path(arguments)
+        if config is not None:
+            namespace = self._parse_known(self._from_file(config), namespace)
+        return self._parse_known(arguments, namespace)
+
+    def _parse_known(self, arguments: list[str], namespace: argparse.Namespace) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(arguments, namespace)
+        if unknown:
+            flag = unknown[0].removeprefix("--").partition("=")[0]
+            if unknown[0].startswith("--"):
+                require_known("flag", flag, self.flags())
+            raise InputError(f"arguments must be flags and their values, got {unknown[0]!r}")
+        return parsed
+
+    def _canonical(self, argument: str) -> str:
+        """``--n-bits-w=4`` as ``--n_bits_w=4``, where only the underscore form is a flag."""
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return argument
+        body = name.removeprefix("--")
+        for prefix in ("", "no-"):
+            candidate = f"--{prefix}{body.removeprefix(prefix).replace('-', '_')}"
+            if body.startswith(prefix) and candidate in self._option_string_actions:
+                return candidate + equals + value
+        return argument
+
+    def _config_path(self, arguments: list[str]) -> Path | None:
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config", type=Path)
+        return finder.parse_known_args(arguments)[0].config
+
+    def _from_file(self, path: Path) -> list[str]:
+        """The flags in a YAML file as command-line arguments, so that one set of checks serves both."""
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            first = str(error).splitlines()[0]
+            raise InputError(f"config must be a readable YAML file, got {path}: {first}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"config must map flags to values, got a {type(content).__name__} in {path}")
+        arguments: list[str] = []
+        for key, value in content.items():
+            known = [flag for flag in self.flags() if flag not in ("config", "help")]
+            require_known(f"flag in {path}", str(key), known)
+            arguments += _as_arguments(str(key), value, self.flags()[key])
+        return arguments
+
+
+def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
+        if not isinstance(value, bool):
+            raise InputError(f"{flag} in the config must be true or false, got {value!r}")
+        positive = [f"--{flag}"]
+        negative = [f"--no-{flag}"] if isinstance(action, argparse.BooleanOptionalAction) else []
+        return positive if value else negative
+    if isinstance(value, list):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}={value}"]

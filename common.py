@@ -1,0 +1,323 @@
+"""What every script needs: errors, exit codes, seeds, devices, logging, atomic files, provenance.
+
+Nothing here imports torch at import time: ``verify_logits.py`` and ``run_script.py`` start without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+T = TypeVar("T")
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNSAVED = 3
+EXIT_INTERRUPTED = 130
+
+RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "polars")
+
+logger = logging.getLogger(__name__)
+
+
+class InputError(ValueError):
+    """A value, file or name given by the user is unusable; the text says what, must be, got."""
+
+
+def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names most like ``name``, best first; never empty when anything is known."""
+    candidates = sorted(known)
+    return difflib.get_close_matches(name.lower(), candidates, n=count, cutoff=0.4) or candidates[:count]
+
+
+def require_known(what: str, name: str, known: Iterable[str]) -> str:
+    """Return ``name`` when it is known.
+
+    Raises:
+        InputError: unknown; the text gives the closest known name, and all of them when they are few.
+    """
+    names = sorted(known)
+    if name in names:
+        return name
+    text = f"{what} must be a known name, got {name!r}; closest: {closest_names(name, names)[0]}"
+    if len(names) <= 20:
+        text += f"; known: {', '.join(names)}"
+    raise InputError(text)
+
+
+def run_main(body: Callable[[], int]) -> int:
+    """Run the body of a script; turn a foreseen error or Ctrl-C into one line and an exit status."""
+    try:
+        return body()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; files already finished stay valid\n")
+        return EXIT_INTERRUPTED
+
+
+def setup_logging(verbose: bool = False, quiet: bool = False) -> None:
+    """Send the log to stderr: INFO by default, DEBUG with ``verbose``, WARNING with ``quiet``."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Copy the log into ``path`` while the block runs."""
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """A progress bar on stderr; silent when stderr is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=description, total=total, disable=None, leave=False)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators, for library code that has no generator argument."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA when there is one, else the CPU.
+
+    Raises:
+        InputError: the name is no device, or a CUDA device that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name!r} must be one of the {torch.cuda.device_count()} CUDA devices of this machine"
+        )
+    return device
+
+
+def read_torch_file(path: Path) -> Any:
+    """Load a file written by ``torch.save`` that holds tensors and plain values only, onto the CPU.
+
+    Raises:
+        InputError: missing, damaged, or it would have to be unpickled.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{path}: must be an existing file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path}: must hold tensors and plain values only (torch.save of a state_dict), "
+            "got pickled objects or another format"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: must be a whole torch.save file, got {str(error).splitlines()[0]}") from None
+
+
+def import_torchvision() -> Any:
+    """torchvision, or one clear line when it is missing or does not match the installed torch.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision must be installed and built for the installed torch, got: {error}; "
+            "install both from the same place: pip install torch torchvision"
+        ) from error
+    return torchvision
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the final name only when the block succeeds."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; it replaces ``path`` as a whole when the block succeeds.
+
+    A kill between the two renames leaves the former content under the ``.old`` name, whence the next call
+    brings it back.
+    """
+    part = path.with_name(f".{path.name}.part")
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented UTF-8 JSON under its final name only when complete."""
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_writable(folder: Path) -> None:
+    """Check, without creating anything, that ``folder`` can be created or written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"output folder must be writable, got {str(folder)!r}")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_array(array: np.ndarray) -> str:
+    """Digest of dtype, shape and bytes."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command in this project's folder, empty when there is no repository."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """What a number needs to be traced: command, commit, versions, machine."""
+    return {
+        "argv": list(argv),
+        "commit": _git("rev-parse", "HEAD") or None,
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": versions(),
+        "platform": platform.platform(),
+    }
+
+
+class StageClock:
+    """Wall-clock seconds per named stage, in the order in which the stages ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        logger.info("%s ...", stage)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            logger.info("%s: %.1f s", stage, self.seconds[stage])
+
+
+class SaveLog:
+    """Lets a run go on when something cannot be saved, and remembers what."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Log an ``OSError`` inside the block with its traceback instead of passing it on."""
+        try:
+            yield
+        except OSError:
+            logger.exception("could not save %s", what)
+            self.failures.append(what)

@@ -1,0 +1,25 @@
+"""Pulling quantized logits back to the full-precision ones. Knows numpy and scikit-learn; no torch."""
+
+from correction.baselines import RidgeMap
+from correction.cluster_affine import ClusterAffineCorrection
+from correction.selection import (
+    CorrectionGrid,
+    GridRequest,
+    GridShape,
+    Setting,
+    SettingResult,
+    fit_grid,
+    plan_grid,
+)
+
+__all__ = [
+    "ClusterAffineCorrection",
+    "CorrectionGrid",
+    "GridRequest",
+    "GridShape",
+    "RidgeMap",
+    "Setting",
+    "SettingResult",
+    "fit_grid",
+    "plan_grid",
+]

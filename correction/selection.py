@@ -1,0 +1,211 @@
+"""The grid of correction settings: fitted together, selected on held-out calibration logits, labels unseen.
+
+Letters: N samples, C classes. PCA is fitted once at the largest dimension (its leading components are those of any
+smaller one), KMeans and lines once per (clusters, dimension), and alpha costs nothing; no network is run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import InputError, progress
+from correction.baselines import RidgeMap
+from correction.cluster_affine import (
+    apply_lines,
+    check_alpha,
+    check_pair,
+    check_shrinkage,
+    fit_cluster_lines,
+    fit_clusters,
+    fit_global_line,
+    fit_projection,
+)
+from metrics import kl_divergence
+
+HOLDOUT = 0.2
+DEFAULT_ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+DEFAULT_CLUSTERS = (8, 16, 64)
+DEFAULT_PCA_DIMS = (25, 50, 100)
+MAX_RIDGE_CLASSES = 1000
+RIDGE_SAMPLES_PER_CLASS = 2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the grid."""
+
+    alpha: float
+    num_clusters: int
+    pca_dim: int
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """A correction and its mean KL divergence to the full-precision model on the held-out fitting samples.
+
+    ``kind`` is identity, global_line, ridge_map or cluster_affine; only the last has a ``setting``.
+    """
+
+    kind: str
+    setting: Setting | None
+    heldout_kl: float
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """The grid asked for; None stands for the default, which adapts to classes and samples."""
+
+    alphas: Sequence[float] | None = None
+    num_clusters: Sequence[int] | None = None
+    pca_dims: Sequence[int] | None = None
+    shrinkage: float = 10.0
+    random_state: int = 0
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """The grid as it is run."""
+
+    alphas: tuple[float, ...]
+    num_clusters: tuple[int, ...]
+    pca_dims: tuple[int, ...]
+
+    def settings(self) -> list[Setting]:
+        return [Setting(a, k, d) for d in self.pca_dims for k in self.num_clusters for a in self.alphas]
+
+
+def plan_grid(request: GridRequest, num_samples: int, num_classes: int) -> GridShape:
+    """Check the values asked for and fill in the defaults.
+
+    Raises:
+        InputError: alpha outside [0, 1], more clusters than fitting samples, more dimensions than classes or samples.
+    """
+    fitted = num_samples - holdout_size(num_samples)
+    limit = min(num_classes, fitted)
+    check_shrinkage(request.shrinkage)
+    for alpha in request.alphas or ():
+        check_alpha(alpha)
+    for k in request.num_clusters or ():
+        if not 1 <= k <= fitted:
+            raise InputError(
+                f"num_clusters must be between 1 and {fitted} ({num_samples} fitting samples, "
+                f"{num_samples - fitted} of them held out), got {k}"
+            )
+    for dim in request.pca_dims or ():
+        if not 1 <= dim <= limit:
+            raise InputError(
+                f"pca_dim must be between 1 and {limit} ({num_classes} classes, {fitted} fitting samples), got {dim}"
+            )
+    clusters = request.num_clusters or [k for k in DEFAULT_CLUSTERS if k <= fitted] or [1]
+    dims = request.pca_dims or default_pca_dims(limit)
+    return GridShape(_unique(request.alphas or DEFAULT_ALPHAS), _unique(clusters), _unique(dims))
+
+
+def default_pca_dims(limit: int) -> list[int]:
+    """25, 50 and 100, or a quarter, half and all of the possible dimensions where there are fewer than 100."""
+    if limit >= DEFAULT_PCA_DIMS[-1]:
+        return list(DEFAULT_PCA_DIMS)
+    return [max(1, limit // 4), max(1, limit // 2), limit]
+
+
+def _unique(values: Sequence) -> tuple:
+    return tuple(dict.fromkeys(values))
+
+
+def holdout_size(num_samples: int) -> int:
+    """Fitting samples on which the setting is selected.
+
+    Raises:
+        InputError: fewer than two samples.
+    """
+    if num_samples < 2:
+        raise InputError(f"correction must have at least 2 fitting samples, got {num_samples}")
+    return max(1, round(HOLDOUT * num_samples))
+
+
+class _FittedGrid:
+    """Every correction of the grid, fitted on one set of samples."""
+
+    def __init__(self, q_logits: np.ndarray, fp_logits: np.ndarray, shape: GridShape, request: GridRequest):
+        self.shape = shape
+        self.pca = fit_projection(q_logits, max(shape.pca_dims))
+        projected = self.pca.transform(q_logits)
+        self.global_line = fit_global_line(q_logits, fp_logits)
+        self.ridge = _fit_ridge(q_logits, fp_logits)
+        self.clusters = {}
+        pairs = [(k, dim) for dim in shape.pca_dims for k in shape.num_clusters]
+        for k, dim in progress(pairs, "clusters"):
+            kmeans = fit_clusters(projected[:, :dim], k, request.random_state)
+            lines = fit_cluster_lines(q_logits, fp_logits, kmeans.labels_, k, request.shrinkage)
+            self.clusters[k, dim] = (kmeans, lines)
+
+    def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[str, Setting | None, np.ndarray]]:
+        """Kind, setting and corrected logits of every correction, baselines first."""
+        yield "identity", None, q_logits
+        yield "global_line", None, apply_lines(q_logits, self.global_line, np.zeros(len(q_logits), dtype=int), 1.0)
+        if self.ridge is not None:
+            yield "ridge_map", None, self.ridge.transform(q_logits)
+        projected = self.pca.transform(q_logits)
+        for (k, dim), (kmeans, lines) in self.clusters.items():
+            labels = kmeans.predict(projected[:, :dim])
+            for alpha in self.shape.alphas:
+                yield "cluster_affine", Setting(alpha, k, dim), apply_lines(q_logits, lines, labels, alpha)
+
+
+def _fit_ridge(q_logits: np.ndarray, fp_logits: np.ndarray) -> RidgeMap | None:
+    samples, classes = q_logits.shape
+    if classes > MAX_RIDGE_CLASSES or samples < RIDGE_SAMPLES_PER_CLASS * classes:
+        logger.info("no ridge map: %d samples of %d classes are too few or too wide", samples, classes)
+        return None
+    return RidgeMap().fit(q_logits, fp_logits)
+
+
+class CorrectionGrid:
+    """All corrections of a grid, fitted on all samples, with the figures by which one was selected.
+
+    Attributes:
+        results: baselines first, then the grid; in the order of ``corrected``.
+        selected: index of the selected one: identity or the setting with the least held-out KL divergence.
+    """
+
+    def __init__(self, fitted: _FittedGrid, results: list[SettingResult]):
+        self._fitted = fitted
+        self.results = results
+        candidates = [i for i, result in enumerate(results) if result.kind in ("identity", "cluster_affine")]
+        self.selected = min(candidates, key=lambda i: results[i].heldout_kl)
+
+    def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
+        """Every correction with its (N, C) corrected logits, one after the other."""
+        for result, (_, _, logits) in zip(self.results, self._fitted.corrected(q_logits), strict=True):
+            yield result, logits
+
+
+def fit_grid(q_logits: np.ndarray, fp_logits: np.ndarray, request: GridRequest) -> CorrectionGrid:
+    """Fit all settings, measure each on a held-out fifth of the samples, then refit on all of them.
+
+    Args:
+        q_logits, fp_logits: (N, C) logits of the same fitting samples, none of which is reported on.
+
+    Raises:
+        InputError: as ``plan_grid``; or NaN, Inf or differing shapes.
+    """
+    q_logits, fp_logits = check_pair(q_logits, fp_logits)
+    shape = plan_grid(request, *q_logits.shape)
+    order = np.random.RandomState(request.random_state).permutation(len(q_logits))
+    held, kept = np.split(order, [holdout_size(len(order))])
+    trial = _FittedGrid(q_logits[kept], fp_logits[kept], shape, request)
+    kl_of = {
+        (kind, setting): kl_divergence(fp_logits[held], logits)
+        for kind, setting, logits in trial.corrected(q_logits[held])
+    }
+    final = _FittedGrid(q_logits, fp_logits, shape, request)
+    results = [SettingResult(kind, setting, value) for (kind, setting), value in kl_of.items()]
+    if final.ridge is not None and trial.ridge is None:
+        final.ridge = None
+    return CorrectionGrid(final, results)

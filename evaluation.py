@@ -1,0 +1,49 @@
+"""Running networks over a loader: the only place where that happens.
+
+Letters: N images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common import progress
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Logits of several networks on the same images."""
+
+    logits: dict[str, np.ndarray]  # name -> (N, C) float32
+    targets: np.ndarray  # (N,) int64
+
+
+@torch.inference_mode()
+def infer_logits(
+    networks: Mapping[str, nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    description: str = "inference",
+    total: int | None = None,
+) -> Inference:
+    """Run all networks over the batches in one pass, so that each image is decoded once.
+
+    Args:
+        networks: in evaluation mode, on ``device``.
+        batches: (images (B, 3, H, W) float32, labels (B,)).
+        total: number of batches, for the progress bar.
+    """
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in networks}
+    targets: list[np.ndarray] = []
+    for images, labels in progress(batches, description, total):
+        images = images.to(device, non_blocking=True)
+        for name, network in networks.items():
+            outputs[name].append(network(images).float().cpu().numpy())
+        targets.append(labels.numpy())
+    logits = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    return Inference(logits, np.concatenate(targets).astype(np.int64))

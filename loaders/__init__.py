@@ -1,0 +1,86 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import InputError, require_known
+from loaders.dataset import Dataset
+from loaders.digits import load_digits_data
+from loaders.imagefolder import load_folder
+from loaders.imageset import ImageSet
+from loaders.plan import DataPlan, PlanRequest, make_plan
+from loaders.torchvision_sets import LAYOUTS, load_torchvision_set
+from loaders.transforms import Preprocess
+
+__all__ = [
+    "DATASETS",
+    "DataPlan",
+    "Dataset",
+    "ImageSet",
+    "PlanRequest",
+    "load_dataset",
+    "make_plan",
+    "resolve_dataset",
+]
+
+DATASETS = ("digits", "imagenet", *LAYOUTS)
+DEFAULT_ROOT = Path("data")  # searched for CIFAR-100 when no data_path is given
+
+
+def resolve_dataset(name: str, data_path: Path | None) -> tuple[str, Path | None, str]:
+    """The data set that ``auto`` stands for, where it lies, and why; other names are checked and kept.
+
+    Without a path ``auto`` is CIFAR-100 where its files are below ``data``, else the embedded digits.
+
+    Raises:
+        InputError: unknown name, or a folder in which no known layout is found.
+    """
+    if name != "auto":
+        require_known("dataset", name, (*DATASETS, "auto"))
+        return name, data_path, "asked for"
+    if data_path is None:
+        cifar100 = DEFAULT_ROOT / LAYOUTS["cifar100"].folder
+        if all((cifar100 / part).is_file() for part in ("train", "test", "meta")):
+            return "cifar100", DEFAULT_ROOT, f"found {cifar100}"
+        return "digits", None, f"embedded; no CIFAR-100 under {DEFAULT_ROOT}/"
+    if not data_path.is_dir():
+        raise InputError(f"data_path must be an existing folder, got {str(data_path)!r}")
+    for known, layout in LAYOUTS.items():
+        if (data_path / layout.folder).is_dir():
+            return known, data_path, f"found {layout.folder}"
+    if (data_path / "val").is_dir():
+        return "imagenet", data_path, "found val/"
+    folders = ", ".join(["val", *(layout.folder for layout in LAYOUTS.values())])
+    raise InputError(f"data_path must hold one of {folders}, got {str(data_path)!r} with none of them")
+
+
+def load_dataset(
+    name: str,
+    data_path: Path | None,
+    preprocess: Preprocess,
+    *,
+    download: bool = False,
+    skip_bad: bool = False,
+    threads: int = 2,
+) -> Dataset:
+    """Read or list a data set.
+
+    Args:
+        name: one of ``DATASETS``.
+        data_path: where it lies; unused by ``digits``.
+        download: fetch it first (CIFAR, MNIST).
+        skip_bad: leave out unreadable image files instead of refusing them.
+        threads: image files decoded at once.
+
+    Raises:
+        InputError: unknown name, missing or empty folder, damaged files.
+    """
+    require_known("dataset", name, DATASETS)
+    if name == "digits":
+        return load_digits_data(preprocess)
+    if data_path is None:
+        raise InputError(f"data_path must be given for dataset {name}, got none")
+    if name == "imagenet":
+        return load_folder(data_path, preprocess, skip_bad, threads)
+    return load_torchvision_set(name, data_path, preprocess, download)

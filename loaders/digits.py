@@ -1,0 +1,49 @@
+"""scikit-learn's handwritten digits, embedded in the package: 1,297 training and 500 evaluation images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from loaders.dataset import Dataset
+from loaders.imageset import MemoryImages
+from loaders.transforms import Preprocess
+
+EVALUATION_PER_CLASS = 50
+NUM_CLASSES = 10
+
+
+def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the evaluation images, both ascending.
+
+    50 images of each class, drawn with ``RandomState(0)``, evaluate.
+    """
+    generator = np.random.RandomState(0)
+    shuffled = [generator.permutation(np.flatnonzero(labels == label)) for label in range(NUM_CLASSES)]
+    train = np.sort(np.concatenate([indices[EVALUATION_PER_CLASS:] for indices in shuffled]))
+    evaluation = np.sort(np.concatenate([indices[:EVALUATION_PER_CLASS] for indices in shuffled]))
+    return train, evaluation
+
+
+def load_digits_data(preprocess: Preprocess) -> Dataset:
+    """The digits as 3 x 8 x 8 images, grey repeated three times, pixels from 0 to 16."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    pixels = torch.from_numpy(source.images.astype(np.uint8)).unsqueeze(1).repeat(1, 3, 1, 1)
+    labels = source.target.astype(np.int64)
+
+    def part(name: str, indices: np.ndarray) -> MemoryImages:
+        return MemoryImages(
+            pixels[torch.from_numpy(indices)],
+            labels[indices],
+            [f"{name}/{index:04d}" for index in indices],
+            preprocess,
+            white=16,
+            crop_padding=1,
+            flip=False,
+        )
+
+    train, evaluation = split_digits(labels)
+    classes = [str(label) for label in range(NUM_CLASSES)]
+    return Dataset("digits", classes, part("train", train), part("val", evaluation))

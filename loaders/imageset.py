@@ -1,0 +1,217 @@
+"""Sets of labelled images: in memory as decoded pixels, or as files that are decoded while they are read.
+
+Letters: N images, B images in a batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import InputError, progress
+from loaders.transforms import Preprocess, augment_small, image_transform
+
+MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels that are kept instead of decoded anew
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]  # (B, 3, H, W) float32 network input, (B,) int64 labels
+
+
+class ImageSet(ABC):
+    """A fixed sequence of labelled images.
+
+    Attributes:
+        ids: names of the images, split first: ``val/cat/0001.jpg``, ``train/000017``.
+        labels: (N,) int64.
+        preprocess: how pixels become network input.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    preprocess: Preprocess
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images at ``indices``, in that order."""
+
+    @abstractmethod
+    def loaded(self) -> ImageSet:
+        """The same images, decoded into memory where they fit in ``MEMORY_LIMIT``."""
+
+    @abstractmethod
+    def augmented(self, seed: int) -> ImageSet:
+        """One random training augmentation of every image, the same for the same seed."""
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All images in order."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 that changes with the images, their order or their labels."""
+
+
+@dataclass(frozen=True)
+class MemoryImages(ImageSet):
+    """Decoded images.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8, from 0 to ``white``.
+        crop_padding, flip: the random crop and mirroring of the training augmentation.
+    """
+
+    pixels: Tensor
+    labels: np.ndarray
+    ids: list[str]
+    preprocess: Preprocess
+    white: int = 255
+    crop_padding: int = 4
+    flip: bool = True
+
+    def subset(self, indices: Sequence[int]) -> MemoryImages:
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            pixels=self.pixels[torch.from_numpy(chosen)],
+            labels=self.labels[chosen],
+            ids=[self.ids[index] for index in chosen],
+        )
+
+    def loaded(self) -> MemoryImages:
+        return self
+
+    def augmented(self, seed: int) -> MemoryImages:
+        generator = torch.Generator().manual_seed(seed)
+        return replace(self, pixels=augment_small(self.pixels, self.crop_padding, self.flip, generator))
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        labels = torch.from_numpy(self.labels)
+        for start in range(0, len(self), batch_size):
+            chosen = slice(start, start + batch_size)
+            yield self.preprocess.normalise(self.pixels[chosen], self.white), labels[chosen]
+
+    def digest(self) -> str:
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(self.labels.tobytes())
+        digest.update(self.pixels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileImages(ImageSet):
+    """Image files; each is decoded when it is read.
+
+    Attributes:
+        root: folder that the ids are relative to.
+        skip_bad: leave out unreadable images, with a warning, instead of refusing them.
+        threads: files decoded at once.
+        augment_seed: apply the random training augmentation with this seed.
+    """
+
+    root: Path
+    labels: np.ndarray
+    ids: list[str]
+    preprocess: Preprocess
+    skip_bad: bool = False
+    threads: int = 2
+    augment_seed: int | None = None
+
+    def subset(self, indices: Sequence[int]) -> FileImages:
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(self, labels=self.labels[chosen], ids=[self.ids[index] for index in chosen])
+
+    def loaded(self) -> ImageSet:
+        pixels: Tensor | None = None
+        kept: list[int] = []
+        for index, image in progress(self._decoded(range(len(self))), "decoding", len(self)):
+            if image is None:
+                continue
+            if pixels is None:
+                if image.numel() * len(self) > MEMORY_LIMIT:
+                    return self
+                pixels = torch.empty((len(self), *image.shape), dtype=torch.uint8)
+            pixels[len(kept)] = self._same_size(image, pixels.shape[1:], index)
+            kept.append(index)
+        if pixels is None:
+            raise InputError(f"{self.root}: must hold at least one readable image among those asked for")
+        return MemoryImages(
+            pixels[: len(kept)],
+            self.labels[kept],
+            [self.ids[index] for index in kept],
+            self.preprocess,
+            crop_padding=max(1, pixels.shape[-1] // 8),
+        )
+
+    def augmented(self, seed: int) -> ImageSet:
+        if self.preprocess.crop:
+            return replace(self, augment_seed=seed)
+        return self.loaded().augmented(seed)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for start in range(0, len(self), batch_size):
+            span = range(start, min(start + batch_size, len(self)))
+            decoded = [(index, image) for index, image in self._decoded(span) if image is not None]
+            if not decoded:
+                continue
+            shape = decoded[0][1].shape
+            images = [self._same_size(image, shape, index) for index, image in decoded]
+            labels = torch.from_numpy(self.labels[[index for index, _ in decoded]])
+            yield self.preprocess.normalise(torch.stack(images)), labels
+
+    def digest(self) -> str:
+        digest = hashlib.sha256(self.labels.tobytes())
+        for name in self.ids:
+            digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def _decoded(self, indices: range) -> Iterator[tuple[int, Tensor | None]]:
+        """Index and (3, H, W) uint8 pixels of each image in order; None for a bad one that is skipped."""
+        if self.augment_seed is not None:
+            yield from ((index, self._decode(index)) for index in indices)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            window = 4 * self.threads
+            for start in range(indices.start, indices.stop, window):
+                part = range(start, min(start + window, indices.stop))
+                yield from zip(part, pool.map(self._decode, part), strict=True)
+
+    def _decode(self, index: int) -> Tensor | None:
+        from PIL import Image
+
+        path = self.root / self.ids[index]
+        try:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if self.skip_bad:
+                logger.warning("skipped unreadable image %s: %s", path, error)
+                return None
+            raise InputError(
+                f"{path}: must be a readable image, got {type(error).__name__}: {error} (--skip_bad_images goes on)"
+            ) from None
+        if self.augment_seed is None:
+            return image_transform(self.preprocess, False)(picture)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.augment_seed * 1_000_003 + index)
+            return image_transform(self.preprocess, True)(picture)
+
+    def _same_size(self, image: Tensor, shape: torch.Size, index: int) -> Tensor:
+        if image.shape != shape:
+            raise InputError(
+                f"{self.root / self.ids[index]}: image must be {shape[2]} x {shape[1]} pixels like the first, "
+                f"got {image.shape[2]} x {image.shape[1]}"
+            )
+        return image

@@ -1,0 +1,186 @@
+"""Which images calibrate, which fit the correction, and which are reported on.
+
+The evaluation images never overlap the others: whatever is taken from ``val`` leaves every reported figure.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import InputError
+from loaders.dataset import Dataset
+from loaders.imageset import ImageSet
+
+DEFAULT_CORRECTION_SAMPLES = 10_000
+DEFAULT_VAL_FRACTION = 0.2  # taken from val where there is no train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the user asked for; None means the default, which adapts to the images that there are.
+
+    Attributes:
+        calibration_list: file of image ids, one a line or a JSON list.
+        correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
+    """
+
+    seed: int
+    num_samples: int | None = None
+    calibration_list: Path | None = None
+    correction_samples: int | None = None
+    correction_source: str | None = None
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The three image sets of a run; ``correction_source`` says where the second is from."""
+
+    calibration: ImageSet
+    correction: ImageSet
+    evaluation: ImageSet
+    correction_source: str
+
+    def decoded(self) -> DataPlan:
+        """The same plan with every image in memory that fits there; unreadable files are found here.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        return DataPlan(
+            self.calibration.loaded(), self.correction.loaded(), self.evaluation.loaded(), self.correction_source
+        )
+
+
+def parse_source(text: str) -> tuple[str, float]:
+    """Kind (``train``, ``train_aug`` or ``val``) and fraction of a correction source.
+
+    Raises:
+        InputError: neither of them, or the fraction is not inside (0, 1).
+    """
+    kind, _, number = text.partition(":")
+    if kind in ("train", "train_aug") and not number:
+        return kind, 0.0
+    try:
+        fraction = float(number)
+    except ValueError:
+        fraction = 0.0
+    if kind != "val" or not 0.0 < fraction < 1.0:
+        raise InputError(
+            f"correction_source must be train, train_aug or val:FRACTION with 0 < FRACTION < 1, got {text!r}"
+        )
+    return kind, fraction
+
+
+def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) -> DataPlan:
+    """Choose the images of a run with generators that depend on the seed alone.
+
+    Raises:
+        InputError: more images are asked for than there are, an id is unknown, or nothing is left to evaluate.
+    """
+    source = request.correction_source or _default_source(dataset)
+    kind, fraction = parse_source(source)
+    if kind != "val" and dataset.train is None:
+        raise InputError(f"correction_source {source!r} must have a train folder, got a data set with val only")
+    val_order = np.random.RandomState(request.seed).permutation(len(dataset.val))
+    val_part = val_order[: round(fraction * len(dataset.val))]
+    calibration, used_val = _choose_calibration(dataset, request, default_num_samples, val_part)
+    correction = _choose_correction(dataset, request, kind, len(calibration), val_part)
+    left = np.setdiff1d(np.arange(len(dataset.val)), np.union1d(val_part, used_val))
+    if len(left) == 0:
+        raise InputError("evaluation set must keep at least one image, got all of val used for calibration")
+    if len(left) < len(dataset.val):
+        logger.info("%d of %d val images are set aside and in no figure", len(dataset.val) - len(left), len(dataset.val))
+    if kind == "train_aug":
+        correction = correction.augmented(request.seed)
+    return DataPlan(calibration, correction, dataset.val.subset(left), source)
+
+
+def _default_source(dataset: Dataset) -> str:
+    if dataset.train is not None:
+        return "train"
+    logger.info("no train folder: calibration and correction use %g of val", DEFAULT_VAL_FRACTION)
+    return f"val:{DEFAULT_VAL_FRACTION:g}"
+
+
+def _choose_calibration(
+    dataset: Dataset, request: PlanRequest, default_num_samples: int, val_part: np.ndarray
+) -> tuple[ImageSet, np.ndarray]:
+    """The calibration images and the indices of those that come from val."""
+    if request.calibration_list is not None:
+        return _listed_images(dataset, request)
+    if dataset.train is not None:
+        count = _count("num_samples", request.num_samples, default_num_samples, len(dataset.train), "training images")
+        order = np.random.RandomState(request.seed).permutation(len(dataset.train))
+        return dataset.train.subset(order[:count]), np.empty(0, dtype=np.int64)
+    if len(val_part) == 0:
+        raise InputError("calibration must have a train folder, --calibration_list or --correction_source val:FRACTION")
+    count = _count("num_samples", request.num_samples, default_num_samples, len(val_part), "val images set aside")
+    return dataset.val.subset(val_part[:count]), val_part
+
+
+def _count(name: str, asked: int | None, default: int, available: int, what: str) -> int:
+    if asked is not None and asked > available:
+        raise InputError(f"{name} must be at most {available} (the {what}), got {asked}")
+    if asked is None and default > available:
+        logger.info("%s: all %d %s (default %d)", name, available, what, default)
+    return min(asked or default, available)
+
+
+def _listed_images(dataset: Dataset, request: PlanRequest) -> tuple[ImageSet, np.ndarray]:
+    ids = read_id_list(request.calibration_list)
+    wanted = len(ids) if request.num_samples is None else request.num_samples
+    if wanted > len(ids):
+        raise InputError(f"num_samples must be at most {len(ids)} (the calibration list), got {wanted}")
+    for part in (dataset.train, dataset.val):
+        position = {name: index for index, name in enumerate(part.ids)} if part is not None else {}
+        if part is None or ids[0] not in position:
+            continue
+        unknown = next((name for name in ids if name not in position), None)
+        if unknown is not None:
+            raise InputError(f"{request.calibration_list}: ids must all be of one split, got {unknown!r}")
+        chosen = np.array([position[name] for name in ids[:wanted]], dtype=np.int64)
+        used_val = chosen if part is dataset.val else np.empty(0, dtype=np.int64)
+        return part.subset(chosen), used_val
+    raise InputError(f"{request.calibration_list}: ids must name images of the data set, got {ids[0]!r}")
+
+
+def read_id_list(path: Path) -> list[str]:
+    """Image ids from a JSON list or a text file with one id a line.
+
+    Raises:
+        InputError: missing, empty, or neither of the two.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        ids = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"calibration_list must be a readable list of image ids, got {path}: {error}") from None
+    ids = [str(name).strip() for name in ids if str(name).strip()]
+    if not ids:
+        raise InputError(f"calibration_list must name at least one image, got an empty list in {path}")
+    return ids
+
+
+def _choose_correction(
+    dataset: Dataset, request: PlanRequest, kind: str, calibrated: int, val_part: Sequence[int]
+) -> ImageSet:
+    """Images to fit the correction on; of the training images those that did not calibrate come first."""
+    if kind == "val" or dataset.train is None:
+        count = _count(
+            "correction_samples", request.correction_samples, len(val_part), len(val_part), "val images set aside"
+        )
+        return dataset.val.subset(val_part[:count])
+    available = len(dataset.train)
+    count = _count(
+        "correction_samples", request.correction_samples, DEFAULT_CORRECTION_SAMPLES, available, "training images"
+    )
+    order = np.roll(np.random.RandomState(request.seed).permutation(available), -calibrated)
+    return dataset.train.subset(np.sort(order[:count]))

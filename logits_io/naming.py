@@ -1,0 +1,74 @@
+"""Every folder and file name of a run, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+QUANTIZED = "quantized"
+FULL_PRECISION = "fullprecision"
+CORRECTED = "corrected"
+TARGETS = "targets"
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunName:
+    """What tells one run from another below one root."""
+
+    arch: str
+    n_bits_w: int
+    n_bits_a: int
+    seed: int
+
+    @property
+    def bits(self) -> str:
+        return f"w{self.n_bits_w}bit_a{self.n_bits_a}bit"
+
+    @property
+    def tag(self) -> str:
+        return f"{self.arch}_{self.bits}_seed{self.seed}"
+
+    @property
+    def run_folder(self) -> str:
+        """Holds the quantized model, the settings and the record of the run."""
+        return f"run_{self.tag}"
+
+    @property
+    def initial_folder(self) -> str:
+        return f"initial_logits_{self.tag}"
+
+    @property
+    def summary_folder(self) -> str:
+        return f"logits_summary_{self.tag}"
+
+    def results_folder(self, alpha: float, num_clusters: int, pca_dim: int) -> str:
+        return f"results_alpha{alpha:g}_clusters{num_clusters}_pca{pca_dim}_{self.arch}_{self.bits}"
+
+    @property
+    def file_stem(self) -> str:
+        """What the files of a logits folder begin with."""
+        return f"logits_{self.tag}"
+
+
+def whole_file(stem: str, kind: str) -> str:
+    return f"{stem}_{kind}.csv"
+
+
+def chunk_file(stem: str, kind: str, index: int, count: int) -> str:
+    """Name of chunk ``index`` (from 1) of ``count``."""
+    return f"{stem}_{kind}_chunk{index:03d}_of_{count:03d}.csv"
+
+
+def metadata_file(stem: str) -> str:
+    return f"{stem}_metadata.csv"
+
+
+def chunk_metadata_file(stem: str) -> str:
+    return f"{stem}_chunked_metadata.csv"
+
+
+def find_stem(folder: Path) -> str | None:
+    """The stem of the files in a logits folder, read off its metadata file; None when there is none."""
+    names = [p.name for p in folder.glob("logits_*_metadata.csv") if not p.name.endswith("_chunked_metadata.csv")]
+    return names[0].removesuffix("_metadata.csv") if len(names) == 1 else None

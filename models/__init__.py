@@ -1,0 +1,112 @@
+"""Networks by name, with their weights."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from common import InputError, require_known
+from loaders.transforms import Preprocess
+from models.checkpoints import checkpoint_classes, load_strictly, read_state_dict, state_digest
+from models.cifar_resnet import CifarResNet
+from models.digits import DIGITS_ENTRY
+from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+from models.zoo import list_zoo, zoo_entry
+from quant import QuantModel, read_quantized_file, restore_quantized
+
+CIFAR_DEPTHS = (20, 32, 44, 56)
+OWN_ENTRIES = {"digits_resnet": DIGITS_ENTRY} | {
+    f"cifar_resnet{depth}": ModelEntry(
+        arch=f"cifar_resnet{depth}",
+        build=partial(CifarResNet, depth),
+        num_classes=10,
+        preprocess=Preprocess(IMAGENET_MEAN, IMAGENET_STD),
+    )
+    for depth in CIFAR_DEPTHS
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights and what belongs to them."""
+
+    entry: ModelEntry
+    network: nn.Module
+    num_classes: int
+    weights: str  # where the weights come from
+    digest: str  # of the weights
+
+
+def get_entry(arch: str) -> ModelEntry:
+    """The entry of an architecture.
+
+    Raises:
+        InputError: unknown; the text gives the closest known name.
+    """
+    if arch in OWN_ENTRIES:
+        return OWN_ENTRIES[arch]
+    return zoo_entry(require_known("arch", arch, list_archs()))
+
+
+def list_archs() -> list[str]:
+    """All known architectures, sorted."""
+    return sorted([*OWN_ENTRIES, *list_zoo()])
+
+
+def load_model(
+    arch: str, checkpoint: Path | None = None, weights: str | None = None, num_classes: int | None = None
+) -> LoadedModel:
+    """Build a network in evaluation mode and load its weights.
+
+    Args:
+        checkpoint: a file made by ``torch.save`` of a state dict.
+        weights: "DEFAULT" for torchvision's published ones, downloaded on first use.
+        num_classes: used when the network is left with random weights.
+
+    Raises:
+        InputError: unknown architecture, both sources given, or weights that are unusable or do not fit.
+    """
+    entry = get_entry(arch)
+    if checkpoint is not None and weights is not None:
+        raise InputError("checkpoint and weights must not both be given")
+    if weights is not None:
+        return _published(entry, weights)
+    path = checkpoint or entry.shipped_weights
+    if path is None:
+        logger.warning("%s has RANDOM weights: neither checkpoint nor weights are given", arch)
+        classes = num_classes or entry.num_classes
+        network, source = entry.build(classes), "random"
+    else:
+        state = read_state_dict(path)
+        classes = checkpoint_classes(entry, state)
+        network, source = entry.build(classes), str(path)
+        load_strictly(network, state, source)
+    network.eval()
+    return LoadedModel(entry, network, classes, source, state_digest(network))
+
+
+def _published(entry: ModelEntry, weights: str) -> LoadedModel:
+    if weights != "DEFAULT":
+        raise InputError(f"weights must be DEFAULT, got {weights!r}")
+    if entry.pretrained is None:
+        raise InputError(f"weights DEFAULT must be of a torchvision network, got arch {entry.arch!r}")
+    network = entry.pretrained().eval()
+    return LoadedModel(entry, network, entry.num_classes, "torchvision DEFAULT", state_digest(network))
+
+
+def load_quantized(path: Path) -> tuple[QuantModel, dict]:
+    """The quantized model saved by ``main_imagenet.py``, ready to run, and its metadata.
+
+    Raises:
+        InputError: no such file, another format, or an architecture that is unknown here.
+    """
+    content = read_quantized_file(path)
+    metadata = content["metadata"]
+    network = get_entry(metadata["arch"]).build(metadata["num_classes"])
+    return restore_quantized(content, network), metadata

@@ -1,0 +1,89 @@
+"""Loading weights: strict, and without unpickling anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import InputError, read_torch_file
+from models.entries import ModelEntry
+
+WRAPPERS = ("state_dict", "model")
+PARALLEL_PREFIX = "module."
+MAX_LISTED = 5
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, bare or under ``state_dict`` or ``model``, without a common ``module.``.
+
+    Raises:
+        InputError: the file is damaged, must be unpickled, holds no state dict, or a value is NaN or infinite.
+    """
+    content = read_torch_file(path)
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"{path}: must hold a state_dict (names to tensors), got {_describe(content)}")
+    if all(key.startswith(PARALLEL_PREFIX) for key in content):
+        content = {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
+    for key, value in content.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path}: weights must be finite, got NaN or Inf in {key!r}")
+    return content
+
+
+def _describe(content: object) -> str:
+    if isinstance(content, dict):
+        return f"a dict with keys {sorted(map(str, content))[:MAX_LISTED]}"
+    return f"a {type(content).__name__}"
+
+
+def checkpoint_classes(entry: ModelEntry, state: Mapping[str, Tensor]) -> int:
+    """Number of classes of a checkpoint, read off the last layer; the entry's own number if that is missing."""
+    with torch.device("meta"):
+        skeleton = entry.build(entry.num_classes)
+    head = [key for key, value in skeleton.state_dict().items() if value.dim() > 1][-1]
+    return state[head].shape[0] if head in state else entry.num_classes
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load ``state`` into ``model``; every name and shape must fit.
+
+    Raises:
+        InputError: they do not; the text lists the missing, unexpected and misshapen names.
+    """
+    own = model.state_dict()
+    shared = [key for key in own if key in state]
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "misshapen": [
+            f"{key} (must be {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
+            for key in shared
+            if own[key].shape != state[key].shape
+        ],
+    }
+    texts = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if texts:
+        raise InputError(f"{source}: weights must fit {type(model).__name__}, got {'; '.join(texts)}")
+    model.load_state_dict(dict(state), strict=True)
+
+
+def _listed(names: list[str]) -> str:
+    text = ", ".join(names[:MAX_LISTED])
+    return text if len(names) <= MAX_LISTED else f"{text} and {len(names) - MAX_LISTED} more"
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 over names and values of a network's state dict."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

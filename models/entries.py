@@ -1,0 +1,42 @@
+"""What the suite knows of a network beyond its code: input, class count, weights and published settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from loaders.transforms import Preprocess
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One known architecture.
+
+    Attributes:
+        build: number of classes -> network with random weights.
+        num_classes: of the published weights; used where neither a checkpoint nor the data tells.
+        shipped_weights: a checkpoint in this repository, loaded when no other weights are asked for.
+        method_defaults: method settings whose default differs for this architecture.
+        pretrained: downloads the published weights and returns the network.
+        pretrained_preprocess: the input that those weights expect.
+    """
+
+    arch: str
+    build: Callable[[int], nn.Module]
+    num_classes: int
+    preprocess: Preprocess
+    shipped_weights: Path | None = None
+    method_defaults: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: Callable[[], nn.Module] | None = None
+    pretrained_preprocess: Preprocess | None = None
+
+    def input_for(self, weights: str | None) -> Preprocess:
+        """What the network expects of its input when its weights are ``weights``."""
+        return self.preprocess if weights is None else self.pretrained_preprocess or self.preprocess

@@ -1,0 +1,81 @@
+"""torchvision's classification CNNs by name, and RegNetX-600MF, which torchvision does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from common import InputError, import_torchvision
+from loaders.transforms import Preprocess
+from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+
+NOT_CNN = ("vit_", "swin_", "maxvit")
+ALIASES = {"mobilenetv2": "mobilenet_v2", "mnasnet": "mnasnet1_0", "regnetx_3200m": "regnet_x_3_2gf"}
+REGNETX_600M = "regnetx_600m"
+
+# Rounding penalty of the QDrop and PD-Quant code: 0.01 unless said otherwise.
+METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "mobilenet_v2": {"weight": 0.1},
+    "mnasnet1_0": {"weight": 0.2},
+}
+
+
+def list_zoo() -> list[str]:
+    """Names of the torchvision networks that the suite accepts, aliases included."""
+    models = import_torchvision().models
+    names = [name for name in models.list_models(module=models) if not name.startswith(NOT_CNN)]
+    return sorted([*names, *ALIASES, REGNETX_600M])
+
+
+def zoo_entry(arch: str) -> ModelEntry:
+    """The entry of a name of ``list_zoo``."""
+    if arch == REGNETX_600M:
+        preprocess = Preprocess(IMAGENET_MEAN, IMAGENET_STD, resize=256, crop=224)
+        return ModelEntry(arch, _regnetx_600m, 1000, preprocess)
+    name = ALIASES.get(arch, arch)
+    weights = list(import_torchvision().models.get_model_weights(name))
+    return ModelEntry(
+        arch=arch,
+        build=partial(_build, name),
+        num_classes=1000,
+        preprocess=_preprocess_of(weights[0]),
+        method_defaults=METHOD_DEFAULTS.get(name, {}),
+        pretrained=partial(_download, name),
+        pretrained_preprocess=_preprocess_of(import_torchvision().models.get_model_weights(name).DEFAULT),
+    )
+
+
+def _build(name: str, num_classes: int) -> nn.Module:
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return import_torchvision().models.get_model(name, weights=None, num_classes=num_classes, **extra)
+
+
+def _regnetx_600m(num_classes: int) -> nn.Module:
+    """RegNetX-600MF from its block parameters (Radosavovic et al., CVPR 2020, arXiv:2003.13678)."""
+    regnet = import_torchvision().models.regnet
+    blocks = regnet.BlockParams.from_init_params(depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24)
+    return regnet.RegNet(blocks, num_classes=num_classes)
+
+
+def _preprocess_of(weights: Any) -> Preprocess:
+    """The evaluation transform that torchvision documents for a set of weights."""
+    preset = weights.transforms()
+    return Preprocess(
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        interpolation=preset.interpolation.value,
+    )
+
+
+def _download(name: str) -> nn.Module:
+    models = import_torchvision().models
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        return models.get_model(name, weights=weights)
+    except OSError as error:
+        raise InputError(f"weights of {name} must be downloadable from {weights.url}, got: {error}") from error

@@ -1,0 +1,329 @@
+"""The stages of one run of ``main_imagenet.py``: quantize, run both networks, correct, save.
+
+Everything is checked before anything is written; a later stage never undoes what an earlier one has saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from common import (
+    InputError,
+    SaveLog,
+    StageClock,
+    atomic_file,
+    atomic_folder,
+    log_to_file,
+    pick_device,
+    provenance,
+    require_writable,
+    seed_all,
+    utc_now,
+    versions,
+    write_json,
+)
+from correction import GridRequest, GridShape, SettingResult, fit_grid, plan_grid
+from evaluation import Inference, infer_logits
+from loaders import DataPlan, Dataset, ImageSet, PlanRequest, load_dataset, make_plan, resolve_dataset
+from logits_io import LogitsAnalyzer, RunName
+from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
+from logits_io.tables import write_records
+from models import LoadedModel, get_entry, load_model
+from quant import BaseQuantizationMethod, QuantModel
+from reporting import Row, RunBoard, as_records, mark, score, warning_signs
+
+MODEL_FILE = "quantized_model.pt"
+CONFIG_FILE = "config.yaml"
+CALIBRATION_FILE = "calibration_ids.json"
+LOG_FILE = "run.log"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was asked for, as it goes into run.json."""
+
+    argv: list[str]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to; ``unsaved`` names what could not be written."""
+
+    rows: list[Row]
+    unsaved: list[str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with everything checked and nothing written."""
+
+    options: argparse.Namespace
+    record: Record
+    method: BaseQuantizationMethod
+    model: LoadedModel
+    dataset: Dataset
+    plan: DataPlan
+    grid: GridRequest
+    shape: GridShape
+    device: torch.device
+    name: RunName
+
+    @property
+    def root(self) -> Path:
+        return self.options.output_dir / self.method.name
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder: model, configuration, log."""
+        return self.root / self.name.run_folder
+
+    def describe(self) -> str:
+        """The plan in words."""
+        settings = self.method.settings
+        images = f"{len(self.plan.calibration)} calibrate, {len(self.plan.correction)} fit the correction"
+        lines = {
+            "model": f"{self.name.arch}, {self.model.num_classes} classes, weights: {self.model.weights}",
+            "data": f"{self.dataset.name}: {images}, {len(self.plan.evaluation)} evaluate",
+            "method": f"{self.method.name} W{settings.n_bits_w}A{settings.n_bits_a}, seed {settings.seed}",
+            "settings": ", ".join(f"{key}={value}" for key, value in self.method.get_quantization_params().items()),
+            "correction": f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}",
+            "device": str(self.device),
+            "writes to": str(self.root),
+        }
+        return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
+
+    def run(self) -> Outcome:
+        """Run all stages; what was saved by a stage stays when a later one fails.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        return _Run(self).all_stages()
+
+
+def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record: Record) -> Job:
+    """Load and check everything that a run needs; nothing is written.
+
+    Raises:
+        InputError: anything of it is unusable.
+    """
+    settings = method.settings
+    device = pick_device(options.device)
+    dataset = _open_dataset(options)
+    model = load_model(options.arch, options.checkpoint, options.weights, len(dataset.classes))
+    if model.num_classes != len(dataset.classes):
+        raise InputError(
+            f"model and data must have the same number of classes, got {model.num_classes} in {options.arch} "
+            f"({model.weights}) and {len(dataset.classes)} in {dataset.name}"
+        )
+    request = PlanRequest(
+        seed=settings.seed,
+        num_samples=getattr(options, "num_samples", None),
+        calibration_list=options.calibration_list,
+        correction_samples=options.correction_samples,
+        correction_source=options.correction_source,
+    )
+    plan = make_plan(dataset, request, settings.num_samples)
+    grid = GridRequest(
+        options.alpha_list, options.num_clusters_list, options.pca_dim_list, options.shrinkage, settings.seed
+    )
+    shape = plan_grid(grid, len(plan.correction), model.num_classes)
+    name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
+    job = Job(options, record, method, model, dataset, plan, grid, shape, device, name)
+    require_writable(job.root)
+    return job
+
+
+def _open_dataset(options: argparse.Namespace) -> Dataset:
+    name, path, reason = resolve_dataset(options.dataset, options.data_path)
+    logger.info("dataset: %s (%s)", name, reason)
+    preprocess = get_entry(options.arch).input_for(options.weights)
+    return load_dataset(
+        name,
+        path,
+        preprocess,
+        download=options.download,
+        skip_bad=options.skip_bad_images,
+        threads=options.workers,
+    )
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.options = job.options
+        self.clock = StageClock()
+        self.saves = SaveLog()
+        self.started = utc_now()
+        self.analyzer = LogitsAnalyzer(job.root, job.options.chunk_size)
+        self.network = job.model.network.to(job.device)
+
+    def all_stages(self) -> Outcome:
+        with self.clock("decode images"):
+            self.plan = self.job.plan.decoded()
+        seed_all(self.job.method.settings.seed)
+        self._open_folder()
+        with log_to_file(self.job.folder / LOG_FILE):
+            quantized = self._quantize()
+            with self.clock("run networks"):
+                fitting = self._infer(quantized, self.plan.correction, "correction images")
+                evaluation = self._infer(quantized, self.plan.evaluation, "evaluation images")
+            self.metadata = self._metadata()
+            self._save_initial(evaluation)
+            rows = self._correct(fitting, evaluation)
+            signs = warning_signs(fitting, evaluation, self.plan.correction_source)
+            self._save_summary(rows, signs)
+            self._finish(rows, signs, len(evaluation.targets))
+        return Outcome(rows, self.saves.failures)
+
+    def _open_folder(self) -> None:
+        """Make the run's folder and withdraw the records that would call an unfinished run complete."""
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.job.root, self.job.folder):
+            (folder / RUN_FILE).unlink(missing_ok=True)
+        with atomic_file(self.job.folder / CONFIG_FILE) as part:
+            part.write_text(yaml.safe_dump(self.job.record.config), encoding="utf-8")
+        write_json(self.job.folder / CALIBRATION_FILE, self.plan.calibration.ids)
+        log_dir = self.options.log_dir or self.job.folder / "tensorboard"
+        if self.options.log_dir is None:
+            shutil.rmtree(log_dir, ignore_errors=True)
+        self.board = RunBoard(log_dir)
+
+    def _quantize(self) -> QuantModel:
+        calibration = self.plan.calibration.batches(self.options.batch_size)
+        with self.clock("quantize"):
+            quantized = self.job.method.quantize_model(self.network, None, calibration, self.board.add_unit)
+        with self.saves.attempt("the quantized model"):
+            quantized.save(self.job.folder / MODEL_FILE, self._model_metadata())
+        return quantized
+
+    def _model_metadata(self) -> dict[str, Any]:
+        return {
+            "arch": self.job.name.arch,
+            "num_classes": self.job.model.num_classes,
+            "method": self.job.method.name,
+            "settings": self.job.method.get_quantization_params(),
+            "dataset": self.job.dataset.name,
+            "weights_digest": self.job.model.digest,
+        }
+
+    def _infer(self, quantized: nn.Module, images: ImageSet, description: str) -> Inference:
+        networks = {FULL_PRECISION: self.network, QUANTIZED: quantized}
+        batches = -(-len(images) // self.options.batch_size)
+        return infer_logits(
+            networks, images.batches(self.options.batch_size), self.job.device, description, batches
+        )
+
+    def _metadata(self) -> dict[str, Any]:
+        """The row beside the logits: the same for the same command, so it holds no time; run.json does."""
+        settings = self.job.method.settings
+        commit = provenance([])["commit"] or "unknown"
+        return {
+            "arch": self.job.name.arch,
+            "method": self.job.method.name,
+            "n_bits_w": settings.n_bits_w,
+            "n_bits_a": settings.n_bits_a,
+            "seed": settings.seed,
+            "dataset": self.job.dataset.name,
+            "data_digest": self.plan.evaluation.digest(),
+            "weights_digest": self.job.model.digest,
+            "commit": commit,
+            "versions": " ".join(f"{name}={number}" for name, number in versions().items()),
+        }
+
+    def _save_initial(self, evaluation: Inference) -> None:
+        kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
+        name = self.job.name
+        with self.clock("save logits"), self.saves.attempt("the initial logits"):
+            self.analyzer.save_logits_to_csv(
+                name.initial_folder, name.file_stem, kinds, evaluation.targets, self.metadata
+            )
+
+    def _correct(self, fitting: Inference, evaluation: Inference) -> list[Row]:
+        """Fit the grid, score every correction and save those asked for."""
+        with self.clock("fit correction"):
+            grid = fit_grid(fitting.logits[QUANTIZED], fitting.logits[FULL_PRECISION], self.job.grid)
+        rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], evaluation)]
+        with self.clock("apply and save corrections"):
+            for index, (result, logits) in enumerate(grid.corrected(evaluation.logits[QUANTIZED])):
+                rows.append(score(result.kind, logits, evaluation, result.setting, result.heldout_kl))
+                if result.setting and (self.options.save_results == "all" or index == grid.selected):
+                    self._save_result(result, logits, evaluation)
+        return mark(rows, grid.selected + 1)
+
+    def _save_result(self, result: SettingResult, logits: np.ndarray, evaluation: Inference) -> None:
+        name, setting = self.job.name, result.setting
+        kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
+        extra = {**dataclasses.asdict(setting), "shrinkage": self.job.grid.shrinkage}
+        extra["correction_source"] = self.plan.correction_source
+        folder = name.results_folder(setting.alpha, setting.num_clusters, setting.pca_dim)
+        with self.saves.attempt(folder):
+            self.analyzer.save_logits_to_csv(
+                folder,
+                name.file_stem,
+                {**kinds, CORRECTED: logits},
+                evaluation.targets,
+                {**self.metadata, **extra},
+                same_as=name.initial_folder,
+            )
+
+    def _save_summary(self, rows: list[Row], signs: dict[str, float]) -> None:
+        name = self.job.name
+        stem = name.summary_folder
+        with self.clock("save summary"):
+            with self.saves.attempt("the summary"), atomic_folder(self.job.root / stem) as part:
+                write_records(part / f"{stem}.csv", as_records(rows))
+                write_json(part / f"{stem}.json", {"rows": as_records(rows), "warning_signs": signs})
+            with self.saves.attempt("the TensorBoard accuracies"):
+                self.board.add_results(rows)
+
+    def _finish(self, rows: list[Row], signs: dict[str, float], evaluated: int) -> None:
+        """Write the record of the run, last of all: it says that the run is complete."""
+        record = {
+            **provenance(self.job.record.argv),
+            "started": self.started,
+            "finished": utc_now(),
+            "config": self.job.record.config,
+            "device": str(self.job.device),
+            "model": {"weights": self.job.model.weights, "digest": self.job.model.digest},
+            "data": {
+                "dataset": self.job.dataset.name,
+                "calibration": _describe_images(self.plan.calibration, self.job.plan.calibration),
+                "correction": _describe_images(self.plan.correction, self.job.plan.correction),
+                "evaluation": _describe_images(self.plan.evaluation, self.job.plan.evaluation),
+                "evaluated": evaluated,
+            },
+            "figures": {
+                "fullprecision": dataclasses.asdict(rows[0]),
+                "quantized": dataclasses.asdict(rows[1]),
+                "corrected": dataclasses.asdict(next(row for row in rows if row.selected)),
+            },
+            "warning_signs": signs,
+            "seconds": self.clock.seconds,
+            "unsaved": self.saves.failures,
+        }
+        for folder in (self.job.folder, self.job.root):
+            with self.saves.attempt(RUN_FILE):
+                write_json(folder / RUN_FILE, record)
+        logger.info("seconds: %s", ", ".join(f"{stage} {value:.1f}" for stage, value in self.clock.seconds.items()))
+        logger.info("written to %s", self.job.root)
+
+
+def _describe_images(used: ImageSet, asked: ImageSet) -> dict[str, Any]:
+    return {"images": len(used), "skipped": len(asked) - len(used), "digest": used.digest()}

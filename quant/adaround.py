@@ -1,0 +1,29 @@
+"""AdaRound by blocks: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020,
+arXiv:2004.10568, applied to the blocks of BRECQ (Li et al., ICLR 2021, arXiv:2102.05426).
+
+Departs from the papers: the activation steps are learned in the same loop as the roundings (as QDrop does) instead of
+in a second phase, and a unit's input comes from the quantized prefix.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from quant.base import BaseQuantizationMethod
+from quant.chain import walk_chain
+from quant.reconstruction import ReconstructionSettings, reconstruct_unit
+from quant.registry import register_method
+
+
+@register_method
+class AdaRound(BaseQuantizationMethod):
+    """Learned weight rounding and learned activation steps, unit by unit."""
+
+    name = "adaround"
+    summary = "block reconstruction with learned rounding and learned activation steps"
+    settings_class = ReconstructionSettings
+
+    def _quantize(self, model, reference, images, on_unit) -> None:
+        modes = (self.settings.init_wmode, self.settings.init_amode)
+        refine = partial(reconstruct_unit, settings=self.settings)
+        walk_chain(model, reference, images, modes, refine, on_unit)

@@ -1,0 +1,142 @@
+"""Quantized layers. Their whole quantized state is in buffers: integer codes, scale, zero_point, bits.
+
+Letters: O output channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import InputError
+from quant.primitives import code_dtype, dequantize, fake_quantize, quantize
+from quant.ranges import weight_qparams
+from quant.rounding import SoftRounding
+
+
+class QuantLayer(nn.Module):
+    """A convolution or linear layer whose weight is stored as integer codes.
+
+    ``quantized`` switches between the quantized and the full-precision weight. The latter is there during
+    quantization only: it is not part of the ``state_dict``, and a loaded layer has none. While ``rounding`` is set,
+    the weight is that of the learned rounding (AdaRound).
+    """
+
+    codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
+    scale: Tensor  # (O, 1, ...) or (1, 1, ...), float32
+    zero_point: Tensor  # shape of scale, float32 with integer values
+    bits: Tensor  # scalar, int64
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool):
+        super().__init__()
+        weight = layer.weight.detach().clone()
+        channels = weight.shape[0] if per_channel else 1
+        shape = (channels,) + (1,) * (weight.dim() - 1)
+        self.per_channel = per_channel
+        self.quantized = False
+        self.rounding: SoftRounding | None = None
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        self.register_buffer("codes", torch.zeros_like(weight, dtype=code_dtype(bits)))
+        self.register_buffer("scale", weight.new_ones(shape))
+        self.register_buffer("zero_point", weight.new_zeros(shape))
+        self.register_buffer("bits", torch.tensor(bits))
+
+    def full_precision_weight(self) -> Tensor:
+        """The weight before quantization.
+
+        Raises:
+            InputError: the layer was loaded from a file, which holds codes only.
+        """
+        if self.weight is None:
+            raise InputError("a loaded quantized layer must stay quantized: its file holds no float weights")
+        return self.weight
+
+    def quantize_to_nearest(self, mode: str) -> None:
+        """Choose the range of the weight by ``mode`` (quant.ranges) and round to nearest."""
+        weight, bits = self.full_precision_weight(), int(self.bits)
+        self.scale, self.zero_point = weight_qparams(weight, bits, self.per_channel, mode)
+        self.codes = quantize(weight, self.scale, self.zero_point, bits)
+        self.quantized = True
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer computes with in its present state."""
+        if not self.quantized:
+            return self.full_precision_weight()
+        if self.rounding is not None:
+            return self.rounding.weight()
+        return dequantize(self.codes, self.scale, self.zero_point)
+
+
+class QuantConv2d(QuantLayer):
+    """``nn.Conv2d`` with a quantized weight."""
+
+    def __init__(self, layer: nn.Conv2d, bits: int, per_channel: bool):
+        super().__init__(layer, bits, per_channel)
+        self.stride = layer.stride
+        self.padding = layer.padding
+        self.dilation = layer.dilation
+        self.groups = layer.groups
+        self.padding_mode = layer.padding_mode
+        self.pad_sides = layer._reversed_padding_repeated_twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self.pad_sides, mode=self.padding_mode)
+            padding = 0
+        return F.conv2d(
+            x, self.effective_weight(), self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class QuantLinear(QuantLayer):
+    """``nn.Linear`` with a quantized weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantizes one tensor with one scale and zero point; the identity until ``quantized`` is set.
+
+    With ``keep_prob`` below 1 each element keeps its quantized value with that probability and its float value
+    otherwise (QDrop, Wei et al. 2022, section 4.3); used during reconstruction only.
+    """
+
+    scale: Tensor  # scalar, float32
+    zero_point: Tensor  # scalar, float32 with an integer value
+    bits: Tensor  # scalar, int64
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.num_bits = bits
+        self.quantized = False
+        self.keep_prob = 1.0
+        self.generator: torch.Generator | None = None
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0.0))
+        self.register_buffer("bits", torch.tensor(bits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.quantized:
+            return x
+        xhat = fake_quantize(x, self.scale, self.zero_point, self.num_bits)
+        if self.keep_prob < 1.0:
+            return mix(xhat, x, self.keep_prob, self.generator)
+        return xhat
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.num_bits = int(self.bits)
+
+
+def mix(first: Tensor, second: Tensor, prob: float, generator: torch.Generator | None) -> Tensor:
+    """Element-wise ``first`` with probability ``prob``, else ``second``."""
+    if prob >= 1.0:
+        return first
+    keep = torch.empty(first.shape, dtype=torch.bool, device=first.device).bernoulli_(prob, generator=generator)
+    return torch.where(keep, first, second)

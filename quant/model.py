@@ -1,0 +1,119 @@
+"""QuantModel: the quantized network as a chain of units, with its states and its file format."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from common import InputError, atomic_file, read_torch_file
+from quant.graph import NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
+from quant.layers import ActivationQuantizer, QuantLayer
+from quant.units import cut_into_units
+
+FILE_FORMAT = "ptq-quantized-model"
+FILE_VERSION = 1
+FLOAT_SPEC = QuantSpec(NOT_QUANTIZED, NOT_QUANTIZED)
+
+logger = logging.getLogger(__name__)
+
+
+class QuantModel(nn.Module):
+    """A chain of units made from a float network, which stays unchanged.
+
+    A new QuantModel computes in full precision until ``set_state`` or a method says otherwise. It is always in
+    evaluation mode: batch norms that could not be folded use their stored statistics.
+    """
+
+    def __init__(self, model: nn.Module, spec: QuantSpec):
+        super().__init__()
+        network = trace(model)
+        insert_quantizers_(network, spec)
+        named_units = cut_into_units(network, model)
+        self.spec = spec
+        self.unit_names = [name for name, _ in named_units]
+        self.units = nn.ModuleList(unit for _, unit in named_units)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+    @property
+    def device(self) -> torch.device:
+        return next(tensor.device for tensor in self.state_dict().values())
+
+    def named_units(self) -> list[tuple[str, fx.GraphModule]]:
+        return list(zip(self.unit_names, self.units, strict=True))
+
+    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Write codes, scales and everything else that the quantized model is, with ``metadata`` beside them.
+
+        Args:
+            metadata: plain values (str, int, float, bool, lists, dicts) that tell how to rebuild the network.
+        """
+        content = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "spec": dataclasses.asdict(self.spec),
+            "metadata": metadata,
+            "state_dict": self.state_dict(),
+        }
+        with atomic_file(path) as part:
+            torch.save(content, part)
+
+
+def read_quantized_file(path: Path) -> dict[str, Any]:
+    """The content of a file written by ``QuantModel.save``: spec, metadata, state_dict.
+
+    Raises:
+        InputError: missing, unreadable, or not such a file.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
+        raise InputError(f"{path}: must be a quantized model saved by this suite, got another file")
+    if content["version"] != FILE_VERSION:
+        raise InputError(f"{path}: format version must be {FILE_VERSION}, got {content['version']}")
+    return content
+
+
+def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:
+    """Rebuild the quantized model from ``read_quantized_file`` and a network of the same architecture.
+
+    Raises:
+        InputError: the saved tensors do not fit the network.
+    """
+    restored = QuantModel(model, QuantSpec(**content["spec"]))
+    for module in restored.modules():
+        if isinstance(module, QuantLayer):
+            module.weight = None
+    try:
+        restored.load_state_dict(content["state_dict"], strict=True)
+    except RuntimeError as error:
+        raise InputError(f"saved tensors must fit the network, got: {error}") from error
+    set_state(restored, weights=True, activations=True)
+    return restored
+
+
+def set_state(module: nn.Module, *, weights: bool, activations: bool) -> None:
+    """Switch the quantized weights and activations of a model or a unit on or off."""
+    for layer in quant_layers(module).values():
+        layer.quantized = weights
+    for quantizer in activation_quantizers(module).values():
+        quantizer.quantized = activations
+
+
+def quant_layers(module: nn.Module) -> dict[str, QuantLayer]:
+    """The quantized convolutions and linear layers by name, in the order of the network."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, QuantLayer)}
+
+
+def activation_quantizers(module: nn.Module) -> dict[str, ActivationQuantizer]:
+    """The activation quantizers of a model or a unit by name, in the order of the network."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, ActivationQuantizer)}

@@ -1,0 +1,81 @@
+"""Uniform affine quantization as pure functions.
+
+    code = clamp(round(x / scale) + zero_point, 0, 2^bits - 1)        xhat = (code - zero_point) * scale
+
+Codes are unsigned and zero is always exactly representable. ``scale`` and ``zero_point`` are float tensors that
+broadcast against ``x``; zero points hold integers. Every method uses these functions; none has its own rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MIN_SCALE = 1e-8
+
+
+def quant_max(bits: int) -> int:
+    """The largest code of ``bits`` bits."""
+    return 2**bits - 1
+
+
+def choose_qparams(x_min: Tensor, x_max: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each of the shape of ``x_min``, for the range [x_min, x_max] widened to hold zero."""
+    low = x_min.clamp(max=0.0)
+    high = x_max.clamp(min=0.0)
+    scale = ((high - low) / quant_max(bits)).clamp(min=MIN_SCALE)
+    zero_point = (-low / scale).round().clamp(0, quant_max(bits))
+    return scale, zero_point
+
+
+def code_dtype(bits: int) -> torch.dtype:
+    """The integer type that stores codes of ``bits`` bits."""
+    return torch.uint8 if bits <= 8 else torch.int32
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Integer codes of ``x``, rounded to nearest (ties to even), of the shape of ``x``."""
+    return ((x / scale).round() + zero_point).clamp(0, quant_max(bits)).to(code_dtype(bits))
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The floats that ``codes`` stand for, of the dtype of ``scale``."""
+    return (codes.to(scale.dtype) - zero_point) * scale
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to nearest; the gradient passes straight through."""
+    return x + (x.round() - x).detach()
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize with the straight-through gradient in x and the LSQ gradient in the scale."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, top: int) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.top = top
+        codes = (x / scale).round_().add_(zero_point).clamp_(0, top)
+        return codes.sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale, zero_point = ctx.saved_tensors
+        ratio = x / scale
+        steps = ratio.round()
+        clamped = (steps + zero_point).clamp_(0, ctx.top).sub_(zero_point)
+        inside = steps == clamped
+        grad_x = grad * inside
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_scale = (grad * clamped.addcmul_(ratio, inside, value=-1)).sum_to_size(scale.shape)
+        return grad_x, grad_scale, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """``dequantize(quantize(x))``, differentiable in ``x`` and ``scale``.
+
+    With u = x / scale and z the zero point, d xhat / d x is 1 where the code is not clamped, else 0, and
+    d xhat / d scale is round(u) - u inside, -z below, 2^bits - 1 - z above (LSQ, Esser et al. 2020, eq. 3).
+    """
+    return _FakeQuantize.apply(x, scale, zero_point, quant_max(bits))

@@ -1,0 +1,22 @@
+"""Round to nearest: the baseline of every table."""
+
+from __future__ import annotations
+
+from quant.base import BaseQuantizationMethod
+from quant.chain import walk_chain
+from quant.registry import register_method
+
+
+@register_method
+class RoundToNearest(BaseQuantizationMethod):
+    """Weights and activations rounded to nearest; ranges searched for the least |error|^2.4.
+
+    Activation ranges are chosen unit by unit, with everything before them quantized.
+    """
+
+    name = "rtn"
+    summary = "round to nearest with searched ranges: the baseline"
+
+    def _quantize(self, model, reference, images, on_unit) -> None:
+        modes = (self.settings.init_wmode, self.settings.init_amode)
+        walk_chain(model, reference, images, modes, on_unit=on_unit)
