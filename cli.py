@@ -1,6 +1,7 @@
 """How a script reads its command line: one-line errors, dash aliases, ``--config`` files.
 
-Flags are written with underscores, as the published scripts do; the dash form of each works as well.
+Flags are written with underscores, as the published scripts do; the dash form of each works as
+well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class FlagParser(argparse.ArgumentParser):
     """An argument parser that raises ``InputError`` instead of printing its usage and exiting."""
 
     def __init__(self, **arguments: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments
+        )
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help lists the flags)")
@@ -46,7 +49,9 @@ class FlagParser(argparse.ArgumentParser):
             namespace = self._parse_known(self._from_file(config), namespace)
         return self._parse_known(arguments, namespace)
 
-    def _parse_known(self, arguments: list[str], namespace: argparse.Namespace) -> argparse.Namespace:
+    def _parse_known(
+        self, arguments: list[str], namespace: argparse.Namespace
+    ) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             flag = unknown[0].removeprefix("--").partition("=")[0]
@@ -73,14 +78,18 @@ class FlagParser(argparse.ArgumentParser):
         return finder.parse_known_args(arguments)[0].config
 
     def _from_file(self, path: Path) -> list[str]:
-        """The flags in a YAML file as command-line arguments, so that one set of checks serves both."""
+        """The flags in a YAML file as command-line arguments, so that one set of checks serves
+        both.
+        """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             first = str(error).splitlines()[0]
             raise InputError(f"config must be a readable YAML file, got {path}: {first}") from None
         if not isinstance(content, dict):
-            raise InputError(f"config must map flags to values, got a {type(content).__name__} in {path}")
+            raise InputError(
+                f"config must map flags to values, got a {type(content).__name__} in {path}"
+            )
         arguments: list[str] = []
         for key, value in content.items():
             known = [flag for flag in self.flags() if flag not in ("config", "help")]

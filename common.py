@@ -1,6 +1,7 @@
 """What every script needs: errors, exit codes, seeds, devices, logging, atomic files, provenance.
 
-Nothing here imports torch at import time: ``verify_logits.py`` and ``run_script.py`` start without it.
+Nothing here imports torch at import time: ``verify_logits.py`` and ``run_script.py`` start without
+    it.
 """
 
 from __future__ import annotations
@@ -46,14 +47,18 @@ class InputError(ValueError):
 def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like ``name``, best first; never empty when anything is known."""
     candidates = sorted(known)
-    return difflib.get_close_matches(name.lower(), candidates, n=count, cutoff=0.4) or candidates[:count]
+    return (
+        difflib.get_close_matches(name.lower(), candidates, n=count, cutoff=0.4)
+        or candidates[:count]
+    )
 
 
 def require_known(what: str, name: str, known: Iterable[str]) -> str:
     """Return ``name`` when it is known.
 
     Raises:
-        InputError: unknown; the text gives the closest known name, and all of them when they are few.
+        InputError: unknown; the text gives the closest known name, and all of them when they are
+            few.
     """
     names = sorted(known)
     if name in names:
@@ -65,7 +70,9 @@ def require_known(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def run_main(body: Callable[[], int]) -> int:
-    """Run the body of a script; turn a foreseen error or Ctrl-C into one line and an exit status."""
+    """Run the body of a script; turn a foreseen error or Ctrl-C into one line and an exit
+    status.
+    """
     try:
         return body()
     except InputError as error:
@@ -108,15 +115,22 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators, for library code that has no generator argument."""
+    """Seed the global generators, for library code without a generator argument; make CUDA repeatable.
+
+    TF32 is switched off: its 10-bit mantissa would blur the comparison with full precision.
+    """
     import random
 
     import numpy as np
     import torch
 
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)
     torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def pick_device(name: str) -> torch.device:
@@ -163,7 +177,9 @@ def read_torch_file(path: Path) -> Any:
             "got pickled objects or another format"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: must be a whole torch.save file, got {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"{path}: must be a whole torch.save file, got {str(error).splitlines()[0]}"
+        ) from None
 
 
 def import_torchvision() -> Any:
@@ -184,7 +200,9 @@ def import_torchvision() -> Any:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the final name only when the block succeeds."""
+    """Yield a temporary path beside ``path``; it takes the final name only when the block
+    succeeds.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -197,10 +215,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; it replaces ``path`` as a whole when the block succeeds.
+    """Yield an empty folder beside ``path``; it replaces ``path`` as a whole when the block
+    succeeds.
 
-    A kill between the two renames leaves the former content under the ``.old`` name, whence the next call
-    brings it back.
+    A kill between the two renames leaves the former content under the ``.old`` name, whence the
+    next call brings it back.
     """
     part = path.with_name(f".{path.name}.part")
     old = path.with_name(f".{path.name}.old")

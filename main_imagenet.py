@@ -1,13 +1,16 @@
-"""Quantize an image classifier after training, compare it with the float one, correct its logits, save everything.
+"""Quantize an image classifier after training, compare it with the float one, correct its logits
+and save everything.
 
     python main_imagenet.py
         the embedded digits, AdaRound W4A4: under a minute on two cores
-    python main_imagenet.py --data_path IMAGENET --arch resnet18 --weights DEFAULT --n_bits_w 4 --n_bits_a 4
-        one torchvision network on an ImageNet folder, 20,000 steps per unit as in the papers
-    python main_imagenet.py --data_path CIFAR --arch cifar_resnet20 --checkpoint FILE.pt --quant_method rtn
-        a checkpoint of yours, round to nearest
+    python main_imagenet.py --data_path IMAGENET --arch resnet18 --weights DEFAULT
+        a torchvision network on an ImageNet folder, 20,000 steps per unit as in the papers
+    python main_imagenet.py --data_path CIFAR --arch cifar_resnet20 --checkpoint FILE.pt \\
+            --quant_method rtn --n_bits_w 3 --n_bits_a 3
+        a checkpoint of yours, round to nearest, 3 bits
 
-Exit status: 0 fine, 1 failed, 2 wrong usage or unusable input, 3 finished but something could not be saved.
+Exit status: 0 fine, 1 failed, 2 wrong usage or unusable input, 3 finished but something could not
+be saved, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -54,16 +57,30 @@ def build_parser() -> FlagParser:
 
 def _add_data_flags(parser: FlagParser) -> None:
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="auto", help=f"auto or {', '.join(DATASETS)} (default auto)")
-    data.add_argument("--data_path", type=Path, help="folder with train/<class> and val/<class>, CIFAR or MNIST")
+    data.add_argument(
+        "--dataset", default="auto", help=f"auto or {', '.join(DATASETS)} (default auto)"
+    )
+    data.add_argument(
+        "--data_path", type=Path, help="folder with train/<class> and val/<class>, CIFAR or MNIST"
+    )
     data.add_argument("--download", action="store_true", help="fetch CIFAR or MNIST first")
-    data.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images and count them")
-    data.add_argument("--batch_size", type=_positive, default=64, help="images per forward (default 64)")
-    data.add_argument("--workers", type=_positive, default=2, help="image files decoded at once (default 2)")
-    data.add_argument("--calibration_list", type=Path, help="file of image ids to calibrate with, in that order")
+    data.add_argument(
+        "--skip_bad_images", action="store_true", help="leave out unreadable images and count them"
+    )
+    data.add_argument(
+        "--batch_size", type=_positive, default=64, help="images per forward (default 64)"
+    )
+    data.add_argument(
+        "--workers", type=_positive, default=2, help="image files decoded at once (default 2)"
+    )
+    data.add_argument(
+        "--calibration_list", type=Path, help="file of image ids to calibrate with, in that order"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--arch", help=f"architecture (default {DEFAULT_ARCH})")
-    model.add_argument("--checkpoint", type=Path, help="file with the trained weights (a state_dict)")
+    model.add_argument(
+        "--checkpoint", type=Path, help="file with the trained weights (a state_dict)"
+    )
     model.add_argument("--weights", help="DEFAULT: torchvision's published weights")
 
 
@@ -79,14 +96,31 @@ def _add_quantization_flags(parser: FlagParser) -> None:
             users.setdefault(field.name, []).append(method)
             fields.setdefault(field.name, field)
     for name, field in fields.items():
-        text = f"{field.metadata['help']} (default {field.default}; {', '.join(users[name])})".replace("%", "%%")
+        text = (
+            f"{field.metadata['help']} (default {field.default}; {', '.join(users[name])})".replace(
+                "%", "%%"
+            )
+        )
         if str(field.type) == "bool":
-            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            group.add_argument(
+                f"--{name}",
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
         else:
             kind = {"int": int, "float": float, "str": str}[str(field.type)]
-            group.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+            group.add_argument(
+                f"--{name}",
+                type=kind,
+                default=argparse.SUPPRESS,
+                metavar=kind.__name__.upper(),
+                help=text,
+            )
     for name, (kind, text) in NOT_YET_USED.items():
-        group.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"{text}; no method uses it yet")
+        group.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"{text}; no method uses it yet"
+        )
 
 
 def _add_correction_flags(parser: FlagParser) -> None:
@@ -97,23 +131,50 @@ def _add_correction_flags(parser: FlagParser) -> None:
         ("pca_dim", "pca_dim_list", int, "dimensions of the projection, at most the classes"),
     ):
         either = group.add_mutually_exclusive_group()
-        either.add_argument(f"--{many}", type=kind, nargs="+", dest=many, help=f"{text}; several: a grid")
+        either.add_argument(
+            f"--{many}", type=kind, nargs="+", dest=many, help=f"{text}; several: a grid"
+        )
         either.add_argument(f"--{flag}", type=kind, nargs=1, dest=many, help="a single value")
-    group.add_argument("--shrinkage", type=float, default=10.0, help="pull of the clusters to the global line (default 10)")
-    group.add_argument("--correction_samples", type=_positive, help="images to fit on (default 10000, or all)")
+    group.add_argument(
+        "--shrinkage",
+        type=float,
+        default=10.0,
+        help="pull of the clusters to the global line (default 10)",
+    )
+    group.add_argument(
+        "--correction_samples", type=_positive, help="images to fit on (default 10000, or all)"
+    )
     group.add_argument("--correction_source", help="train (default), train_aug or val:FRACTION")
 
 
 def _add_run_flags(parser: FlagParser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--output_dir", type=Path, default=Path("outputs"), help="root of everything written (default outputs)")
-    group.add_argument("--save_results", choices=("all", "selected"), default="all", help="result folders to write (default all)")
-    group.add_argument("--chunk_size", type=_positive, default=1000, help="samples per CSV file (default 1000)")
-    group.add_argument("--log_dir", type=Path, help="TensorBoard folder (default: in the run's folder)")
+    group.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("outputs"),
+        help="root of everything written (default outputs)",
+    )
+    group.add_argument(
+        "--save_results",
+        choices=("all", "selected"),
+        default="all",
+        help="result folders to write (default all)",
+    )
+    group.add_argument(
+        "--chunk_size", type=_positive, default=1000, help="samples per CSV file (default 1000)"
+    )
+    group.add_argument(
+        "--log_dir", type=Path, help="TensorBoard folder (default: in the run's folder)"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")
     group.add_argument("--config", type=Path, help="YAML file of flags; the command line wins")
-    group.add_argument("--print_config", action="store_true", help="print the full configuration as YAML and stop")
-    group.add_argument("--dry_run", action="store_true", help="print the plan and stop; nothing is written")
+    group.add_argument(
+        "--print_config", action="store_true", help="print the full configuration as YAML and stop"
+    )
+    group.add_argument(
+        "--dry_run", action="store_true", help="print the plan and stop; nothing is written"
+    )
     group.add_argument("--verbose", action="store_true", help="log more")
     group.add_argument("--quiet", action="store_true", help="log warnings only")
 
@@ -126,7 +187,8 @@ def _positive(text: str) -> int:
 
 
 def make_method(options: argparse.Namespace) -> BaseQuantizationMethod:
-    """The method with the settings given, those of the architecture, and its own defaults, in this order.
+    """The method with the settings given, those of the architecture, and its own defaults, in this
+    order.
 
     Raises:
         InputError: unknown method, a flag that it does not use, or a value out of range.
@@ -139,18 +201,27 @@ def make_method(options: argparse.Namespace) -> BaseQuantizationMethod:
         for name in manager.list_available_methods()
         for field in dataclasses.fields(manager.get_method_class(name).settings_class)
     }
-    given = {key: value for key, value in vars(options).items() if key in all_settings | set(NOT_YET_USED)}
+    given = {
+        key: value
+        for key, value in vars(options).items()
+        if key in all_settings | set(NOT_YET_USED)
+    }
     for key in given:
         if key not in own:
-            raise InputError(f"--{key} must be left out for {cls.name}, which does not use it, got {given[key]}")
-    arch_defaults = {key: value for key, value in get_entry(options.arch).method_defaults.items() if key in own}
+            raise InputError(
+                f"--{key} must be left out for {cls.name}, which does not use it, got {given[key]}"
+            )
+    arch_defaults = {
+        key: value for key, value in get_entry(options.arch).method_defaults.items() if key in own
+    }
     for key in sorted(set(arch_defaults) - set(given)):
         logger.info("%s = %s, the default for %s", key, arch_defaults[key], options.arch)
     return cls(**{**arch_defaults, **given})
 
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; the architecture and the data set are those of the embedded example when neither is given.
+    """The command line; the architecture and the data set are those of the embedded example when
+    neither is given.
 
     Raises:
         InputError: a flag is unknown or malformed, or data are given without an architecture.
@@ -164,10 +235,22 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def configuration(options: argparse.Namespace, method: BaseQuantizationMethod) -> dict[str, Any]:
-    """Every flag with the value in force, as ``--config`` reads it."""
-    values = {key: value for key, value in vars(options).items() if key not in ONE_TIME_FLAGS and value is not None}
+    """Every flag with the value in force, as ``--config`` reads it.
+
+    A default that adapts to the data (``num_samples``) is left out: written down it would be a demand.
+    """
+    values = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ONE_TIME_FLAGS and value is not None
+    }
     values |= method.get_quantization_params()
-    return {key: str(value) if isinstance(value, Path) else value for key, value in sorted(values.items())}
+    if not hasattr(options, "num_samples"):
+        del values["num_samples"]
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in sorted(values.items())
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def topk_accuracy(logits: np.ndarray, targets: np.ndarray, k: int = 1) -> float:
-    """Share of samples whose target is among the ``k`` largest logits; of equal logits the first class counts."""
+    """Share of samples whose target is among the ``k`` largest logits; of equal logits the first
+    class counts.
+    """
     target_logits = np.take_along_axis(logits, targets[:, None], axis=1)
     columns = np.arange(logits.shape[1])
     ahead = (logits > target_logits) | ((logits == target_logits) & (columns < targets[:, None]))

@@ -1,6 +1,7 @@
 """The stages of one run of ``main_imagenet.py``: quantize, run both networks, correct, save.
 
-Everything is checked before anything is written; a later stage never undoes what an earlier one has saved.
+Everything is checked before anything is written; a later stage never undoes what an earlier one has
+saved.
 """
 
 from __future__ import annotations
@@ -33,9 +34,17 @@ from common import (
     versions,
     write_json,
 )
-from correction import GridRequest, GridShape, SettingResult, fit_grid, plan_grid
+from correction import GridRequest, GridShape, Setting, fit_grid, plan_grid
 from evaluation import Inference, infer_logits
-from loaders import DataPlan, Dataset, ImageSet, PlanRequest, load_dataset, make_plan, resolve_dataset
+from loaders import (
+    DataPlan,
+    Dataset,
+    ImageSet,
+    PlanRequest,
+    load_dataset,
+    make_plan,
+    resolve_dataset,
+)
 from logits_io import LogitsAnalyzer, RunName
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
@@ -99,7 +108,9 @@ class Job:
             "model": f"{self.name.arch}, {self.model.num_classes} classes, weights: {self.model.weights}",
             "data": f"{self.dataset.name}: {images}, {len(self.plan.evaluation)} evaluate",
             "method": f"{self.method.name} W{settings.n_bits_w}A{settings.n_bits_a}, seed {settings.seed}",
-            "settings": ", ".join(f"{key}={value}" for key, value in self.method.get_quantization_params().items()),
+            "settings": ", ".join(
+                f"{key}={value}" for key, value in self.method.get_quantization_params().items()
+            ),
             "correction": f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}",
             "device": str(self.device),
             "writes to": str(self.root),
@@ -139,7 +150,11 @@ def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record:
     )
     plan = make_plan(dataset, request, settings.num_samples)
     grid = GridRequest(
-        options.alpha_list, options.num_clusters_list, options.pca_dim_list, options.shrinkage, settings.seed
+        options.alpha_list,
+        options.num_clusters_list,
+        options.pca_dim_list,
+        options.shrinkage,
+        settings.seed,
     )
     shape = plan_grid(grid, len(plan.correction), model.num_classes)
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
@@ -193,7 +208,9 @@ class _Run:
         return Outcome(rows, self.saves.failures)
 
     def _open_folder(self) -> None:
-        """Make the run's folder and withdraw the records that would call an unfinished run complete."""
+        """Make the run's folder and withdraw the records that would call an unfinished run
+        complete.
+        """
         self.job.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.job.root, self.job.folder):
             (folder / RUN_FILE).unlink(missing_ok=True)
@@ -208,7 +225,9 @@ class _Run:
     def _quantize(self) -> QuantModel:
         calibration = self.plan.calibration.batches(self.options.batch_size)
         with self.clock("quantize"):
-            quantized = self.job.method.quantize_model(self.network, None, calibration, self.board.add_unit)
+            quantized = self.job.method.quantize_model(
+                self.network, None, calibration, self.board.add_unit
+            )
         with self.saves.attempt("the quantized model"):
             quantized.save(self.job.folder / MODEL_FILE, self._model_metadata())
         return quantized
@@ -231,7 +250,9 @@ class _Run:
         )
 
     def _metadata(self) -> dict[str, Any]:
-        """The row beside the logits: the same for the same command, so it holds no time; run.json does."""
+        """The row beside the logits: the same for the same command, so it holds no time; run.json
+        does.
+        """
         settings = self.job.method.settings
         commit = provenance([])["commit"] or "unknown"
         return {
@@ -258,17 +279,22 @@ class _Run:
     def _correct(self, fitting: Inference, evaluation: Inference) -> list[Row]:
         """Fit the grid, score every correction and save those asked for."""
         with self.clock("fit correction"):
-            grid = fit_grid(fitting.logits[QUANTIZED], fitting.logits[FULL_PRECISION], self.job.grid)
+            grid = fit_grid(
+                fitting.logits[QUANTIZED], fitting.logits[FULL_PRECISION], self.job.grid
+            )
         rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], evaluation)]
         with self.clock("apply and save corrections"):
             for index, (result, logits) in enumerate(grid.corrected(evaluation.logits[QUANTIZED])):
-                rows.append(score(result.kind, logits, evaluation, result.setting, result.heldout_kl))
-                if result.setting and (self.options.save_results == "all" or index == grid.selected):
-                    self._save_result(result, logits, evaluation)
+                rows.append(
+                    score(result.kind, logits, evaluation, result.setting, result.heldout_kl)
+                )
+                wanted = self.options.save_results == "all" or index == grid.selected
+                if wanted and result.setting is not None:
+                    self._save_result(result.setting, logits, evaluation)
         return mark(rows, grid.selected + 1)
 
-    def _save_result(self, result: SettingResult, logits: np.ndarray, evaluation: Inference) -> None:
-        name, setting = self.job.name, result.setting
+    def _save_result(self, setting: Setting, logits: np.ndarray, evaluation: Inference) -> None:
+        name = self.job.name
         kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
         extra = {**dataclasses.asdict(setting), "shrinkage": self.job.grid.shrinkage}
         extra["correction_source"] = self.plan.correction_source
@@ -289,7 +315,9 @@ class _Run:
         with self.clock("save summary"):
             with self.saves.attempt("the summary"), atomic_folder(self.job.root / stem) as part:
                 write_records(part / f"{stem}.csv", as_records(rows))
-                write_json(part / f"{stem}.json", {"rows": as_records(rows), "warning_signs": signs})
+                write_json(
+                    part / f"{stem}.json", {"rows": as_records(rows), "warning_signs": signs}
+                )
             with self.saves.attempt("the TensorBoard accuracies"):
                 self.board.add_results(rows)
 
@@ -321,7 +349,10 @@ class _Run:
         for folder in (self.job.folder, self.job.root):
             with self.saves.attempt(RUN_FILE):
                 write_json(folder / RUN_FILE, record)
-        logger.info("seconds: %s", ", ".join(f"{stage} {value:.1f}" for stage, value in self.clock.seconds.items()))
+        logger.info(
+            "seconds: %s",
+            ", ".join(f"{stage} {value:.1f}" for stage, value in self.clock.seconds.items()),
+        )
         logger.info("written to %s", self.job.root)
 
 

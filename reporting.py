@@ -1,4 +1,5 @@
-"""The figures of a run from arrays: one row per correction, the table, the warning signs, TensorBoard.
+"""The figures of a run from arrays: one row per correction, the table, the warning signs,
+TensorBoard.
 
 Letters: N samples, C classes.
 """
@@ -20,16 +21,20 @@ from logits_io.naming import FULL_PRECISION, QUANTIZED
 from metrics import agreement, kl_divergence, mean_confidence, mean_squared_error, topk_accuracy
 from quant import UnitReport
 
-MAX_GAP = 0.02  # difference of mean FP confidence above which the fitting images are called unlike the others
+MAX_GAP = 0.01  # difference of mean FP confidence above which the fitting images are called unlike the others
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the summary: logits of one kind scored against the targets and the full-precision logits."""
+    """One line of the summary: logits of one kind scored against the targets and the full-precision
+    logits.
+    """
 
-    logits: str  # fullprecision, or the kind of correction; identity is the quantized model as it is
+    logits: (
+        str  # fullprecision, or the kind of correction; identity is the quantized model as it is
+    )
     alpha: float | None
     num_clusters: int | None
     pca_dim: int | None
@@ -67,11 +72,16 @@ def score(
 
 
 def mark(rows: Sequence[Row], selected: int) -> list[Row]:
-    """The rows with the selected one and the oracle marked; row 0 is full precision and competes for neither."""
-    candidates = [i for i, row in enumerate(rows) if row.alpha is not None or row.logits == "identity"]
+    """The rows with the selected one and the oracle marked; the oracle is sought where the
+    selection is.
+    """
+    candidates = [
+        i for i, row in enumerate(rows) if row.logits not in (FULL_PRECISION, "ridge_map")
+    ]
     oracle = max(candidates, key=lambda i: rows[i].top1_pct)
     return [
-        dataclasses.replace(row, selected=i == selected, oracle=i == oracle) for i, row in enumerate(rows)
+        dataclasses.replace(row, selected=i == selected, oracle=i == oracle)
+        for i, row in enumerate(rows)
     ]
 
 
@@ -79,30 +89,46 @@ def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in rows]
 
 
+HEADER = (
+    *("logits", "alpha", "clusters", "pca", "Top-1 %", "Top-5 %", "agree %", "KL", "MSE"),
+    *("held-out KL", ""),
+)
+
+
 def format_table(rows: Sequence[Row]) -> str:
     """The results table for people."""
-    header = ("logits", "alpha", "clusters", "pca", "Top-1 %", "Top-5 %", "agree %", "KL", "MSE", "held-out KL", "")
-    lines = [header]
-    for row in rows:
-        marks = " ".join(["selected"] * row.selected + ["oracle (best on test)"] * row.oracle)
-        settings = ["-" if value is None else f"{value:g}" for value in (row.alpha, row.num_clusters, row.pca_dim)]
-        shares = [f"{value:.2f}" for value in (row.top1_pct, row.top5_pct, row.agreement_pct)]
-        heldout = "-" if row.heldout_kl is None else f"{row.heldout_kl:.4f}"
-        lines.append((row.logits, *settings, *shares, f"{row.kl_to_fp:.4f}", f"{row.mse_to_fp:.3f}", heldout, marks))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    lines = [HEADER, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     return "\n".join(_aligned(line, widths) for line in lines)
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = [text.ljust(w) if i in (0, len(line) - 1) else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))]
-    return "  ".join([first, *rest]).rstrip()
+def _cells(row: Row) -> tuple[str, ...]:
+    numbers = (row.alpha, row.num_clusters, row.pca_dim)
+    shares = (row.top1_pct, row.top5_pct, row.agreement_pct)
+    return (
+        row.logits,
+        *("-" if value is None else f"{value:g}" for value in numbers),
+        *(f"{value:.2f}" for value in shares),
+        f"{row.kl_to_fp:.4f}",
+        f"{row.mse_to_fp:.3f}",
+        "-" if row.heldout_kl is None else f"{row.heldout_kl:.4f}",
+        " ".join(["selected"] * row.selected + ["oracle (best on test)"] * row.oracle),
+    )
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """The first and the last column to the left, the numbers to the right."""
+    numbers = [cell.rjust(width) for cell, width in zip(cells[1:-1], widths[1:-1], strict=True)]
+    return "  ".join([cells[0].ljust(widths[0]), *numbers, cells[-1]]).rstrip()
 
 
 def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dict[str, float]:
-    """Compare, without labels, the images that the correction was fitted on with those it is applied to.
+    """Compare, without labels, the images that the correction was fitted on with those it is
+    applied to.
 
-    A network that is surer of the fitting images has memorised them; a correction fitted there learns to restore
-    memories. Logs both figures and says when the gap makes the correction untrustworthy.
+    A network that is surer of the fitting images has memorised them; a correction fitted there
+    learns to restore memories. Logs both figures and says when the gap makes the correction
+    untrustworthy.
     """
     signs = {}
     for name, part in (("fitting", fitting), ("evaluation", evaluation)):
@@ -146,7 +172,9 @@ class RunBoard:
         self.writer.add_scalar("reconstruction/flipped", report.flipped, report.index)
 
     def add_results(self, rows: Sequence[Row]) -> None:
-        """Accuracies of the full-precision, quantized and corrected (selected) logits, and close the writer."""
+        """Accuracies of the full-precision, quantized and corrected (selected) logits, and close
+        the writer.
+        """
         named = {"fullprecision": rows[0], "quantized": rows[1]}
         named["corrected"] = next(row for row in rows if row.selected)
         for name, row in named.items():

@@ -1,4 +1,6 @@
-"""Pulling quantized logits back to the full-precision ones. Knows numpy and scikit-learn; no torch."""
+"""Pulling quantized logits back to the full-precision ones. Knows numpy and scikit-learn; no
+torch.
+"""
 
 from correction.baselines import RidgeMap
 from correction.cluster_affine import ClusterAffineCorrection

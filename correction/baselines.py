@@ -1,4 +1,6 @@
-"""What the cluster-affine correction must beat, besides leaving the logits alone and one line for all samples."""
+"""What the cluster-affine correction must beat, besides leaving the logits alone and one line for
+all samples.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ class RidgeMap:
     """A linear map over all classes at once, fp ~ q @ W + shift, ridge-regularised.
 
     Args:
-        ridge: penalty on ||W - I||^2 in units of the mean variance of the logits times the number of samples, so
-            that no data means no change.
+        ridge: penalty on ||W - I||^2 in units of the mean variance of the logits times the number
+            of samples, so that no data means no change.
     """
 
     def __init__(self, ridge: float = 1e-2):
@@ -26,7 +28,9 @@ class RidgeMap:
         residual = fp_logits - fp_mean - q
         gram = q.T @ q
         penalty = self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-        self.map_ = np.eye(len(gram)) + np.linalg.solve(gram + penalty + 1e-12 * np.eye(len(gram)), q.T @ residual)
+        self.map_ = np.eye(len(gram)) + np.linalg.solve(
+            gram + penalty + 1e-12 * np.eye(len(gram)), q.T @ residual
+        )
         self.shift_ = fp_mean - q_mean @ self.map_
         return self
 

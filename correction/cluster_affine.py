@@ -1,7 +1,7 @@
 """Cluster-affine correction of logits: PCA, KMeans, and one line per cluster and class.
 
-Letters: N samples, C classes, K clusters, D dimensions of the projection. Logits are (N, C) float32; fits accumulate
-in float64.
+Letters: N samples, C classes, K clusters, D dimensions of the projection. Logits are (N, C)
+float32; fits accumulate in float64.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def fit_projection(q_logits: np.ndarray, pca_dim: int) -> PCA:
 
 
 def fit_clusters(projected: np.ndarray, num_clusters: int, random_state: int) -> KMeans:
-    """KMeans of (N, D) projections, on one thread: with several its sums depend on which finishes first.
+    """KMeans of (N, D) projections, on one thread: with several its sums depend on which finishes
+    first.
 
     Raises:
         InputError: more clusters than samples.
@@ -79,11 +80,17 @@ def fit_global_line(q_logits: np.ndarray, fp_logits: np.ndarray) -> Lines:
 
 
 def fit_cluster_lines(
-    q_logits: np.ndarray, fp_logits: np.ndarray, labels: np.ndarray, num_clusters: int, shrinkage: float
+    q_logits: np.ndarray,
+    fp_logits: np.ndarray,
+    labels: np.ndarray,
+    num_clusters: int,
+    shrinkage: float,
 ) -> Lines:
-    """The global line plus, per cluster, a residual line with weight n / (n + shrinkage), n samples in it.
+    """The global line plus, per cluster, a residual line with weight n / (n + shrinkage), n samples
+    in it.
 
-    Shrinkage 0 gives each cluster its own least-squares line; an empty cluster keeps the global one.
+    Shrinkage 0 gives each cluster its own least-squares line; an empty cluster keeps the global
+    one.
     """
     line = fit_global_line(q_logits, fp_logits)
     start = Lines(line.slope.repeat(num_clusters, 0), line.shift.repeat(num_clusters, 0))
@@ -91,7 +98,12 @@ def fit_cluster_lines(
 
 
 def _add_residual_lines(
-    start: Lines, q_logits: np.ndarray, fp_logits: np.ndarray, labels: np.ndarray, num_clusters: int, shrinkage: float
+    start: Lines,
+    q_logits: np.ndarray,
+    fp_logits: np.ndarray,
+    labels: np.ndarray,
+    num_clusters: int,
+    shrinkage: float,
 ) -> Lines:
     slope, shift = start.slope.copy(), start.shift.copy()
     for k in range(num_clusters):
@@ -132,15 +144,17 @@ def apply_lines(q_logits: np.ndarray, lines: Lines, labels: np.ndarray, alpha: f
 class ClusterAffineCorrection:
     """Correct quantized logits by a line per cluster and class, learned from full-precision logits.
 
-    PCA of the quantized logits to ``pca_dim`` dimensions, KMeans with ``num_clusters`` clusters on the projections,
-    then per cluster k and class c the least-squares line fp ~ slope * q + shift. The result is
-    q + alpha * (slope * q + shift - q). Labels are no argument of ``fit``, so they cannot leak.
+    PCA of the quantized logits to ``pca_dim`` dimensions, KMeans with ``num_clusters`` clusters on
+    the projections, then per cluster k and class c the least-squares line fp ~ slope * q + shift.
+    The result is q + alpha * (slope * q + shift - q). Labels are no argument of ``fit``, so they
+    cannot leak.
 
     Args:
         num_clusters: K, at most the number of fitting samples.
         pca_dim: D, at most the number of classes.
         alpha: 0 leaves the logits alone, 1 puts them on the line.
-        shrinkage: pseudo-count that pulls each cluster's line towards the line over all samples; 0 is the plain method.
+        shrinkage: pseudo-count that pulls each cluster's line towards the line over all samples; 0
+            is the plain method.
         random_state: seed of KMeans.
 
     Attributes:
@@ -167,16 +181,21 @@ class ClusterAffineCorrection:
         """Learn from (N, C) quantized and full-precision logits of the same samples.
 
         Raises:
-            InputError: shapes differ, a value is NaN or infinite, or K, D, alpha or shrinkage is out of range.
+            InputError: shapes differ, a value is NaN or infinite, or K, D, alpha or shrinkage is
+                out of range.
         """
         q_logits, fp_logits = check_pair(q_logits, fp_logits)
         check_alpha(self.alpha)
         check_shrinkage(self.shrinkage)
         self.pca_ = fit_projection(q_logits, self.pca_dim)
-        self.kmeans_ = fit_clusters(self.pca_.transform(q_logits), self.num_clusters, self.random_state)
+        self.kmeans_ = fit_clusters(
+            self.pca_.transform(q_logits), self.num_clusters, self.random_state
+        )
         labels = self.kmeans_.labels_
         self.counts_ = np.bincount(labels, minlength=self.num_clusters)
-        self._lines = fit_cluster_lines(q_logits, fp_logits, labels, self.num_clusters, self.shrinkage)
+        self._lines = fit_cluster_lines(
+            q_logits, fp_logits, labels, self.num_clusters, self.shrinkage
+        )
         self.slope_, self.shift_ = self._lines.slope, self._lines.shift
         return self
 
@@ -190,7 +209,9 @@ class ClusterAffineCorrection:
             raise InputError("ClusterAffineCorrection must be fitted before transform, got no fit")
         q_logits = check_logits("q_logits", q_logits)
         if q_logits.shape[1] != self.slope_.shape[1]:
-            raise InputError(f"q_logits must have {self.slope_.shape[1]} classes as in fit, got {q_logits.shape[1]}")
+            raise InputError(
+                f"q_logits must have {self.slope_.shape[1]} classes as in fit, got {q_logits.shape[1]}"
+            )
         labels = self.kmeans_.predict(self.pca_.transform(q_logits))
         return apply_lines(q_logits, self._lines, labels, self.alpha)
 
@@ -202,7 +223,9 @@ def check_pair(q_logits: np.ndarray, fp_logits: np.ndarray) -> tuple[np.ndarray,
     """Both as (N, C) float32 of one shape."""
     q_logits, fp_logits = check_logits("q_logits", q_logits), check_logits("fp_logits", fp_logits)
     if q_logits.shape != fp_logits.shape:
-        raise InputError(f"fp_logits must be of the shape of q_logits {q_logits.shape}, got {fp_logits.shape}")
+        raise InputError(
+            f"fp_logits must be of the shape of q_logits {q_logits.shape}, got {fp_logits.shape}"
+        )
     return q_logits, fp_logits
 
 

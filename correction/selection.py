@@ -1,7 +1,9 @@
-"""The grid of correction settings: fitted together, selected on held-out calibration logits, labels unseen.
+"""The grid of correction settings: fitted together, selected on held-out calibration logits, labels
+unseen.
 
-Letters: N samples, C classes. PCA is fitted once at the largest dimension (its leading components are those of any
-smaller one), KMeans and lines once per (clusters, dimension), and alpha costs nothing; no network is run.
+Letters: N samples, C classes. PCA is fitted once at the largest dimension (its leading components
+are those of any smaller one), KMeans and lines once per (clusters, dimension), and alpha costs
+nothing; no network is run.
 """
 
 from __future__ import annotations
@@ -45,11 +47,18 @@ class Setting:
     pca_dim: int
 
 
+GLOBAL_LINE = Setting(
+    alpha=1.0, num_clusters=1, pca_dim=1
+)  # with one cluster the projection plays no part
+
+
 @dataclass(frozen=True)
 class SettingResult:
-    """A correction and its mean KL divergence to the full-precision model on the held-out fitting samples.
+    """A correction and its mean KL divergence to the full-precision model on the held-out fitting
+    samples.
 
-    ``kind`` is identity, global_line, ridge_map or cluster_affine; only the last has a ``setting``.
+    ``kind`` is identity, global_line, ridge_map or cluster_affine. Identity and ridge map have no
+    ``setting``; the ridge map is shown for comparison and never selected.
     """
 
     kind: str
@@ -77,14 +86,17 @@ class GridShape:
     pca_dims: tuple[int, ...]
 
     def settings(self) -> list[Setting]:
-        return [Setting(a, k, d) for d in self.pca_dims for k in self.num_clusters for a in self.alphas]
+        return [
+            Setting(a, k, d) for d in self.pca_dims for k in self.num_clusters for a in self.alphas
+        ]
 
 
 def plan_grid(request: GridRequest, num_samples: int, num_classes: int) -> GridShape:
     """Check the values asked for and fill in the defaults.
 
     Raises:
-        InputError: alpha outside [0, 1], more clusters than fitting samples, more dimensions than classes or samples.
+        InputError: alpha outside [0, 1], more clusters than fitting samples, more dimensions than
+            classes or samples.
     """
     fitted = num_samples - holdout_size(num_samples)
     limit = min(num_classes, fitted)
@@ -108,7 +120,9 @@ def plan_grid(request: GridRequest, num_samples: int, num_classes: int) -> GridS
 
 
 def default_pca_dims(limit: int) -> list[int]:
-    """25, 50 and 100, or a quarter, half and all of the possible dimensions where there are fewer than 100."""
+    """25, 50 and 100, or a quarter, half and all of the possible dimensions where there are fewer
+    than 100.
+    """
     if limit >= DEFAULT_PCA_DIMS[-1]:
         return list(DEFAULT_PCA_DIMS)
     return [max(1, limit // 4), max(1, limit // 2), limit]
@@ -132,7 +146,9 @@ def holdout_size(num_samples: int) -> int:
 class _FittedGrid:
     """Every correction of the grid, fitted on one set of samples."""
 
-    def __init__(self, q_logits: np.ndarray, fp_logits: np.ndarray, shape: GridShape, request: GridRequest):
+    def __init__(
+        self, q_logits: np.ndarray, fp_logits: np.ndarray, shape: GridShape, request: GridRequest
+    ):
         self.shape = shape
         self.pca = fit_projection(q_logits, max(shape.pca_dims))
         projected = self.pca.transform(q_logits)
@@ -148,20 +164,31 @@ class _FittedGrid:
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[str, Setting | None, np.ndarray]]:
         """Kind, setting and corrected logits of every correction, baselines first."""
         yield "identity", None, q_logits
-        yield "global_line", None, apply_lines(q_logits, self.global_line, np.zeros(len(q_logits), dtype=int), 1.0)
+        one_cluster = np.zeros(len(q_logits), dtype=np.int64)
+        yield (
+            "global_line",
+            GLOBAL_LINE,
+            apply_lines(q_logits, self.global_line, one_cluster, GLOBAL_LINE.alpha),
+        )
         if self.ridge is not None:
             yield "ridge_map", None, self.ridge.transform(q_logits)
         projected = self.pca.transform(q_logits)
         for (k, dim), (kmeans, lines) in self.clusters.items():
             labels = kmeans.predict(projected[:, :dim])
             for alpha in self.shape.alphas:
-                yield "cluster_affine", Setting(alpha, k, dim), apply_lines(q_logits, lines, labels, alpha)
+                yield (
+                    "cluster_affine",
+                    Setting(alpha, k, dim),
+                    apply_lines(q_logits, lines, labels, alpha),
+                )
 
 
 def _fit_ridge(q_logits: np.ndarray, fp_logits: np.ndarray) -> RidgeMap | None:
     samples, classes = q_logits.shape
     if classes > MAX_RIDGE_CLASSES or samples < RIDGE_SAMPLES_PER_CLASS * classes:
-        logger.info("no ridge map: %d samples of %d classes are too few or too wide", samples, classes)
+        logger.info(
+            "no ridge map: %d samples of %d classes are too few or too wide", samples, classes
+        )
         return None
     return RidgeMap().fit(q_logits, fp_logits)
 
@@ -171,18 +198,21 @@ class CorrectionGrid:
 
     Attributes:
         results: baselines first, then the grid; in the order of ``corrected``.
-        selected: index of the selected one: identity or the setting with the least held-out KL divergence.
+        selected: index of the selected one: the least held-out KL divergence among all but the
+            ridge map.
     """
 
     def __init__(self, fitted: _FittedGrid, results: list[SettingResult]):
         self._fitted = fitted
         self.results = results
-        candidates = [i for i, result in enumerate(results) if result.kind in ("identity", "cluster_affine")]
+        candidates = [i for i, result in enumerate(results) if result.kind != "ridge_map"]
         self.selected = min(candidates, key=lambda i: results[i].heldout_kl)
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
         """Every correction with its (N, C) corrected logits, one after the other."""
-        for result, (_, _, logits) in zip(self.results, self._fitted.corrected(q_logits), strict=True):
+        for result, (_, _, logits) in zip(
+            self.results, self._fitted.corrected(q_logits), strict=True
+        ):
             yield result, logits
 
 
@@ -190,7 +220,8 @@ def fit_grid(q_logits: np.ndarray, fp_logits: np.ndarray, request: GridRequest) 
     """Fit all settings, measure each on a held-out fifth of the samples, then refit on all of them.
 
     Args:
-        q_logits, fp_logits: (N, C) logits of the same fitting samples, none of which is reported on.
+        q_logits, fp_logits: (N, C) logits of the same fitting samples, none of which is reported
+            on.
 
     Raises:
         InputError: as ``plan_grid``; or NaN, Inf or differing shapes.
@@ -200,12 +231,11 @@ def fit_grid(q_logits: np.ndarray, fp_logits: np.ndarray, request: GridRequest) 
     order = np.random.RandomState(request.random_state).permutation(len(q_logits))
     held, kept = np.split(order, [holdout_size(len(order))])
     trial = _FittedGrid(q_logits[kept], fp_logits[kept], shape, request)
-    kl_of = {
-        (kind, setting): kl_divergence(fp_logits[held], logits)
+    results = [
+        SettingResult(kind, setting, kl_divergence(fp_logits[held], logits))
         for kind, setting, logits in trial.corrected(q_logits[held])
-    }
+    ]
     final = _FittedGrid(q_logits, fp_logits, shape, request)
-    results = [SettingResult(kind, setting, value) for (kind, setting), value in kl_of.items()]
-    if final.ridge is not None and trial.ridge is None:
+    if trial.ridge is None:
         final.ridge = None
     return CorrectionGrid(final, results)

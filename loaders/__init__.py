@@ -29,9 +29,11 @@ DEFAULT_ROOT = Path("data")  # searched for CIFAR-100 when no data_path is given
 
 
 def resolve_dataset(name: str, data_path: Path | None) -> tuple[str, Path | None, str]:
-    """The data set that ``auto`` stands for, where it lies, and why; other names are checked and kept.
+    """The data set that ``auto`` stands for, where it lies, and why; other names are checked and
+    kept.
 
-    Without a path ``auto`` is CIFAR-100 where its files are below ``data``, else the embedded digits.
+    Without a path ``auto`` is CIFAR-100 where its files are below ``data``, else the embedded
+    digits.
 
     Raises:
         InputError: unknown name, or a folder in which no known layout is found.
@@ -52,7 +54,9 @@ def resolve_dataset(name: str, data_path: Path | None) -> tuple[str, Path | None
     if (data_path / "val").is_dir():
         return "imagenet", data_path, "found val/"
     folders = ", ".join(["val", *(layout.folder for layout in LAYOUTS.values())])
-    raise InputError(f"data_path must hold one of {folders}, got {str(data_path)!r} with none of them")
+    raise InputError(
+        f"data_path must hold one of {folders}, got {str(data_path)!r} with none of them"
+    )
 
 
 def load_dataset(

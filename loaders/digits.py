@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits, embedded in the package: 1,297 training and 500 evaluation images."""
+"""scikit-learn's handwritten digits, embedded in the package: 1,297 training and 500 evaluation
+images.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     50 images of each class, drawn with ``RandomState(0)``, evaluate.
     """
     generator = np.random.RandomState(0)
-    shuffled = [generator.permutation(np.flatnonzero(labels == label)) for label in range(NUM_CLASSES)]
+    shuffled = [
+        generator.permutation(np.flatnonzero(labels == label)) for label in range(NUM_CLASSES)
+    ]
     train = np.sort(np.concatenate([indices[EVALUATION_PER_CLASS:] for indices in shuffled]))
     evaluation = np.sort(np.concatenate([indices[:EVALUATION_PER_CLASS] for indices in shuffled]))
     return train, evaluation

@@ -27,15 +27,23 @@ def load_folder(root: Path, preprocess: Preprocess, skip_bad: bool, threads: int
     train = None
     if (root / "train").is_dir():
         if _class_names(root / "train") != classes:
-            raise InputError(f"classes of train and val must be the same, got {_difference(root, classes)}")
+            raise InputError(
+                f"classes of train and val must be the same, got {_difference(root, classes)}"
+            )
         train = _list_images(root, "train", classes, preprocess, skip_bad, threads)
     return Dataset("imagenet", classes, train, val)
 
 
 def _class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise InputError(f"data_path must hold {folder.name}/<class>/ folders, got no folder {str(folder)!r}")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        raise InputError(
+            f"data_path must hold {folder.name}/<class>/ folders, got no folder {str(folder)!r}"
+        )
+    names = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not names:
         raise InputError(f"{folder} must hold a folder per class, got none")
     return names
@@ -52,7 +60,9 @@ def _list_images(
     ids: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(path for path in (root / split / name).iterdir() if path.suffix.lower() in EXTENSIONS)
+        files = sorted(
+            path for path in (root / split / name).iterdir() if path.suffix.lower() in EXTENSIONS
+        )
         if not files:
             raise InputError(f"{root / split / name} must hold at least one image, got none")
         ids += [path.relative_to(root).as_posix() for path in files]

@@ -1,4 +1,5 @@
-"""Sets of labelled images: in memory as decoded pixels, or as files that are decoded while they are read.
+"""Sets of labelled images: in memory as decoded pixels, or as files that are decoded while they are
+read.
 
 Letters: N images, B images in a batch, H x W pixels.
 """
@@ -44,7 +45,7 @@ class ImageSet(ABC):
         return len(self.ids)
 
     @abstractmethod
-    def subset(self, indices: Sequence[int]) -> ImageSet:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at ``indices``, in that order."""
 
     @abstractmethod
@@ -81,7 +82,7 @@ class MemoryImages(ImageSet):
     crop_padding: int = 4
     flip: bool = True
 
-    def subset(self, indices: Sequence[int]) -> MemoryImages:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> MemoryImages:
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
@@ -95,7 +96,9 @@ class MemoryImages(ImageSet):
 
     def augmented(self, seed: int) -> MemoryImages:
         generator = torch.Generator().manual_seed(seed)
-        return replace(self, pixels=augment_small(self.pixels, self.crop_padding, self.flip, generator))
+        return replace(
+            self, pixels=augment_small(self.pixels, self.crop_padding, self.flip, generator)
+        )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         labels = torch.from_numpy(self.labels)
@@ -129,7 +132,7 @@ class FileImages(ImageSet):
     threads: int = 2
     augment_seed: int | None = None
 
-    def subset(self, indices: Sequence[int]) -> FileImages:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> FileImages:
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, labels=self.labels[chosen], ids=[self.ids[index] for index in chosen])
 
@@ -146,7 +149,9 @@ class FileImages(ImageSet):
             pixels[len(kept)] = self._same_size(image, pixels.shape[1:], index)
             kept.append(index)
         if pixels is None:
-            raise InputError(f"{self.root}: must hold at least one readable image among those asked for")
+            raise InputError(
+                f"{self.root}: must hold at least one readable image among those asked for"
+            )
         return MemoryImages(
             pixels[: len(kept)],
             self.labels[kept],
@@ -178,7 +183,9 @@ class FileImages(ImageSet):
         return digest.hexdigest()
 
     def _decoded(self, indices: range) -> Iterator[tuple[int, Tensor | None]]:
-        """Index and (3, H, W) uint8 pixels of each image in order; None for a bad one that is skipped."""
+        """Index and (3, H, W) uint8 pixels of each image in order; None for a bad one that is
+        skipped.
+        """
         if self.augment_seed is not None:
             yield from ((index, self._decode(index)) for index in indices)
             return

@@ -1,13 +1,13 @@
 """Which images calibrate, which fit the correction, and which are reported on.
 
-The evaluation images never overlap the others: whatever is taken from ``val`` leaves every reported figure.
+The evaluation images never overlap the others: whatever is taken from ``val`` leaves every reported
+    figure.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +49,17 @@ class DataPlan:
     correction_source: str
 
     def decoded(self) -> DataPlan:
-        """The same plan with every image in memory that fits there; unreadable files are found here.
+        """The same plan with every image in memory that fits there; unreadable files are found
+        here.
 
         Raises:
             InputError: an image cannot be read.
         """
         return DataPlan(
-            self.calibration.loaded(), self.correction.loaded(), self.evaluation.loaded(), self.correction_source
+            self.calibration.loaded(),
+            self.correction.loaded(),
+            self.evaluation.loaded(),
+            self.correction_source,
         )
 
 
@@ -83,21 +87,30 @@ def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) 
     """Choose the images of a run with generators that depend on the seed alone.
 
     Raises:
-        InputError: more images are asked for than there are, an id is unknown, or nothing is left to evaluate.
+        InputError: more images are asked for than there are, an id is unknown, or nothing is left
+            to evaluate.
     """
     source = request.correction_source or _default_source(dataset)
     kind, fraction = parse_source(source)
     if kind != "val" and dataset.train is None:
-        raise InputError(f"correction_source {source!r} must have a train folder, got a data set with val only")
+        raise InputError(
+            f"correction_source {source!r} must have a train folder, got a data set with val only"
+        )
     val_order = np.random.RandomState(request.seed).permutation(len(dataset.val))
     val_part = val_order[: round(fraction * len(dataset.val))]
     calibration, used_val = _choose_calibration(dataset, request, default_num_samples, val_part)
     correction = _choose_correction(dataset, request, kind, len(calibration), val_part)
     left = np.setdiff1d(np.arange(len(dataset.val)), np.union1d(val_part, used_val))
     if len(left) == 0:
-        raise InputError("evaluation set must keep at least one image, got all of val used for calibration")
+        raise InputError(
+            "evaluation set must keep at least one image, got all of val used for calibration"
+        )
     if len(left) < len(dataset.val):
-        logger.info("%d of %d val images are set aside and in no figure", len(dataset.val) - len(left), len(dataset.val))
+        logger.info(
+            "%d of %d val images are set aside and in no figure",
+            len(dataset.val) - len(left),
+            len(dataset.val),
+        )
     if kind == "train_aug":
         correction = correction.augmented(request.seed)
     return DataPlan(calibration, correction, dataset.val.subset(left), source)
@@ -115,14 +128,28 @@ def _choose_calibration(
 ) -> tuple[ImageSet, np.ndarray]:
     """The calibration images and the indices of those that come from val."""
     if request.calibration_list is not None:
-        return _listed_images(dataset, request)
+        return _listed_images(dataset, request.calibration_list, request.num_samples)
     if dataset.train is not None:
-        count = _count("num_samples", request.num_samples, default_num_samples, len(dataset.train), "training images")
+        count = _count(
+            "num_samples",
+            request.num_samples,
+            default_num_samples,
+            len(dataset.train),
+            "training images",
+        )
         order = np.random.RandomState(request.seed).permutation(len(dataset.train))
         return dataset.train.subset(order[:count]), np.empty(0, dtype=np.int64)
     if len(val_part) == 0:
-        raise InputError("calibration must have a train folder, --calibration_list or --correction_source val:FRACTION")
-    count = _count("num_samples", request.num_samples, default_num_samples, len(val_part), "val images set aside")
+        raise InputError(
+            "calibration must have a train folder, --calibration_list or --correction_source val:FRACTION"
+        )
+    count = _count(
+        "num_samples",
+        request.num_samples,
+        default_num_samples,
+        len(val_part),
+        "val images set aside",
+    )
     return dataset.val.subset(val_part[:count]), val_part
 
 
@@ -134,22 +161,24 @@ def _count(name: str, asked: int | None, default: int, available: int, what: str
     return min(asked or default, available)
 
 
-def _listed_images(dataset: Dataset, request: PlanRequest) -> tuple[ImageSet, np.ndarray]:
-    ids = read_id_list(request.calibration_list)
-    wanted = len(ids) if request.num_samples is None else request.num_samples
+def _listed_images(
+    dataset: Dataset, path: Path, num_samples: int | None
+) -> tuple[ImageSet, np.ndarray]:
+    ids = read_id_list(path)
+    wanted = len(ids) if num_samples is None else num_samples
     if wanted > len(ids):
-        raise InputError(f"num_samples must be at most {len(ids)} (the calibration list), got {wanted}")
+        raise InputError(f"num_samples must be at most {len(ids)} (the list {path}), got {wanted}")
     for part in (dataset.train, dataset.val):
         position = {name: index for index, name in enumerate(part.ids)} if part is not None else {}
         if part is None or ids[0] not in position:
             continue
         unknown = next((name for name in ids if name not in position), None)
         if unknown is not None:
-            raise InputError(f"{request.calibration_list}: ids must all be of one split, got {unknown!r}")
+            raise InputError(f"{path}: ids must all be of one split, got {unknown!r}")
         chosen = np.array([position[name] for name in ids[:wanted]], dtype=np.int64)
         used_val = chosen if part is dataset.val else np.empty(0, dtype=np.int64)
         return part.subset(chosen), used_val
-    raise InputError(f"{request.calibration_list}: ids must name images of the data set, got {ids[0]!r}")
+    raise InputError(f"{path}: ids must name images of the data set, got {ids[0]!r}")
 
 
 def read_id_list(path: Path) -> list[str]:
@@ -162,25 +191,39 @@ def read_id_list(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         ids = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"calibration_list must be a readable list of image ids, got {path}: {error}") from None
+        raise InputError(
+            f"calibration_list must be a readable list of image ids, got {path}: {error}"
+        ) from None
     ids = [str(name).strip() for name in ids if str(name).strip()]
     if not ids:
-        raise InputError(f"calibration_list must name at least one image, got an empty list in {path}")
+        raise InputError(
+            f"calibration_list must name at least one image, got an empty list in {path}"
+        )
     return ids
 
 
 def _choose_correction(
-    dataset: Dataset, request: PlanRequest, kind: str, calibrated: int, val_part: Sequence[int]
+    dataset: Dataset, request: PlanRequest, kind: str, calibrated: int, val_part: np.ndarray
 ) -> ImageSet:
-    """Images to fit the correction on; of the training images those that did not calibrate come first."""
+    """Images to fit the correction on; of the training images those that did not calibrate come
+    first.
+    """
     if kind == "val" or dataset.train is None:
         count = _count(
-            "correction_samples", request.correction_samples, len(val_part), len(val_part), "val images set aside"
+            "correction_samples",
+            request.correction_samples,
+            len(val_part),
+            len(val_part),
+            "val images set aside",
         )
         return dataset.val.subset(val_part[:count])
     available = len(dataset.train)
     count = _count(
-        "correction_samples", request.correction_samples, DEFAULT_CORRECTION_SAMPLES, available, "training images"
+        "correction_samples",
+        request.correction_samples,
+        DEFAULT_CORRECTION_SAMPLES,
+        available,
+        "training images",
     )
     order = np.roll(np.random.RandomState(request.seed).permutation(available), -calibrated)
     return dataset.train.subset(np.sort(order[:count]))

@@ -38,7 +38,9 @@ def load_torchvision_set(name: str, root: Path, preprocess: Preprocess, download
     """
     layout = LAYOUTS[name]
     if not download and not (root / layout.folder).is_dir():
-        raise InputError(f"{name} must be in {root / layout.folder} (--download fetches it), got no such folder")
+        raise InputError(
+            f"{name} must be in {root / layout.folder} (--download fetches it), got no such folder"
+        )
     source_class = getattr(import_torchvision().datasets, layout.class_name)
     parts = {}
     for split in ("train", "val"):
@@ -52,7 +54,11 @@ def load_torchvision_set(name: str, root: Path, preprocess: Preprocess, download
 
 def _in_memory(source, split: str, preprocess: Preprocess, flip: bool) -> MemoryImages:
     pixels = torch.as_tensor(source.data)  # (N, H, W, 3) or, grey, (N, H, W)
-    pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.dim() == 4 else pixels.unsqueeze(1).repeat(1, 3, 1, 1)
+    pixels = (
+        pixels.permute(0, 3, 1, 2).contiguous()
+        if pixels.dim() == 4
+        else pixels.unsqueeze(1).repeat(1, 3, 1, 1)
+    )
     labels = np.asarray(source.targets, dtype=np.int64)
     ids = [f"{split}/{index:06d}" for index in range(len(labels))]
     return MemoryImages(

@@ -1,4 +1,5 @@
-"""From decoded images to network input. The evaluation transform is fixed; augmentation is an option.
+"""From decoded images to network input. The evaluation transform is fixed; augmentation is an
+option.
 
 Letters: B images in a batch, H x W pixels.
 """
@@ -21,7 +22,8 @@ from common import import_torchvision
 class Preprocess:
     """What a network expects of its input; pixels are divided by their white value first.
 
-    ``resize`` (short side) and ``crop`` (centre) are in pixels; None leaves images at their own size.
+    ``resize`` (short side) and ``crop`` (centre) are in pixels; None leaves images at their own
+    size.
     """
 
     mean: tuple[float, float, float]
@@ -39,7 +41,9 @@ class Preprocess:
 
 @cache
 def image_transform(preprocess: Preprocess, augment: bool) -> Callable[[Any], Tensor]:
-    """PIL image to (3, crop, crop) uint8 pixels: resize and centre crop, or random resized crop and flip."""
+    """PIL image to (3, crop, crop) uint8 pixels: resize and centre crop, or random resized crop and
+    flip.
+    """
     transforms = import_torchvision().transforms
     mode = transforms.InterpolationMode(preprocess.interpolation)
     steps: list[Any] = []
@@ -57,7 +61,9 @@ def image_transform(preprocess: Preprocess, augment: bool) -> Callable[[Any], Te
 
 
 def augment_small(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crop of the zero-padded images and, if asked, horizontal flip: (B, 3, H, W) uint8 in and out."""
+    """Random crop of the zero-padded images and, if asked, horizontal flip: (B, 3, H, W) uint8 in
+    and out.
+    """
     count, _, height, width = pixels.shape
     padded = F.pad(pixels, (padding,) * 4)
     tops = torch.randint(2 * padding + 1, (count,), generator=generator)
@@ -68,4 +74,6 @@ def augment_small(pixels: Tensor, padding: int, flip: bool, generator: torch.Gen
         mirrored = torch.rand(count, generator=generator) < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     images = torch.arange(count)
-    return padded.permute(0, 2, 3, 1)[images[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded.permute(0, 2, 3, 1)[
+        images[:, None, None], rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)

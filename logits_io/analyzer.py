@@ -5,6 +5,7 @@ Letters: N samples, C classes.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from logits_io.naming import (
 from logits_io.tables import read_csv, read_records, write_csv, write_records
 
 DEFAULT_CHUNK_SIZE = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class LogitsAnalyzer:
         metadata: Mapping[str, Any],
         same_as: str | None = None,
     ) -> Path:
-        """Write a folder as a whole: it appears under its name only when every file in it is complete.
+        """Write a folder as a whole: it appears under its name only when every file in it is
+        complete.
 
         Args:
             folder: name below the root; replaced when it exists.
@@ -67,8 +71,8 @@ class LogitsAnalyzer:
             logits: kind (quantized, fullprecision, corrected) -> (N, C) float32.
             targets: (N,) int64.
             metadata: one row of plain values; samples, classes and chunking are added.
-            same_as: a folder below the root; kinds that it already holds are hard-linked from there, or copied where
-                the file system has no links, instead of being written again.
+            same_as: a folder below the root; kinds that it already holds are hard-linked from
+                there, or copied where the file system has no links, instead of being written again.
 
         Returns:
             The folder.
@@ -81,6 +85,9 @@ class LogitsAnalyzer:
         samples = len(targets)
         chunked = samples > self.chunk_size
         source = self.root / same_as if same_as else None
+        former = find_stem(self.root / folder)
+        if former not in (None, stem):
+            logger.warning("%s held %s, which is replaced", self.root / folder, former)
         with atomic_folder(self.root / folder) as part:
             chunks = []
             for kind, array in arrays.items():
@@ -99,7 +106,9 @@ class LogitsAnalyzer:
             write_records(part / metadata_file(stem), [row])
         return self.root / folder
 
-    def _save_logits_in_chunks(self, folder: Path, stem: str, kind: str, array: np.ndarray) -> list[dict[str, Any]]:
+    def _save_logits_in_chunks(
+        self, folder: Path, stem: str, kind: str, array: np.ndarray
+    ) -> list[dict[str, Any]]:
         """Write ``array`` in files of ``chunk_size`` rows and describe each."""
         count = -(-len(array) // self.chunk_size)
         rows = []
@@ -125,16 +134,21 @@ class LogitsAnalyzer:
         """Read a folder back; every float has the bits that were saved.
 
         Raises:
-            InputError: no such folder, no metadata, or a file is missing or has another shape than described.
+            InputError: no such folder, no metadata, or a file is missing or has another shape than
+                described.
         """
         path = self.root / folder
         stem = find_stem(path)
         if stem is None:
-            raise InputError(f"{path}: must be a folder with one logits_*_metadata.csv, got none or several")
+            raise InputError(
+                f"{path}: must be a folder with one logits_*_metadata.csv, got none or several"
+            )
         metadata = read_records(path / metadata_file(stem))[0]
         files = _files_by_kind(path, stem, metadata)
         shape = (metadata["samples"], metadata["classes"])
-        logits = {kind: _read_kind(path, names, shape) for kind, names in files.items() if kind != TARGETS}
+        logits = {
+            kind: _read_kind(path, names, shape) for kind, names in files.items() if kind != TARGETS
+        }
         targets = _read_kind(path, files[TARGETS], (metadata["samples"], 1), np.int64)[:, 0]
         return SavedLogits(logits, targets, metadata)
 
@@ -180,8 +194,12 @@ def _files_by_kind(folder: Path, stem: str, metadata: Mapping[str, Any]) -> dict
     return {kind: [row["file"] for row in rows if row["kind"] == kind] for kind in kinds}
 
 
-def _read_kind(folder: Path, names: list[str], shape: tuple[int, int], dtype: type = np.float32) -> np.ndarray:
+def _read_kind(
+    folder: Path, names: list[str], shape: tuple[int, int], dtype: type = np.float32
+) -> np.ndarray:
     array = np.concatenate([read_csv(folder / name, dtype) for name in names])
     if array.shape != shape:
-        raise InputError(f"{folder}: {names[0]} and following must hold {shape} values, got {array.shape}")
+        raise InputError(
+            f"{folder}: {names[0]} and following must hold {shape} values, got {array.shape}"
+        )
     return array

@@ -69,6 +69,12 @@ def chunk_metadata_file(stem: str) -> str:
 
 
 def find_stem(folder: Path) -> str | None:
-    """The stem of the files in a logits folder, read off its metadata file; None when there is none."""
-    names = [p.name for p in folder.glob("logits_*_metadata.csv") if not p.name.endswith("_chunked_metadata.csv")]
+    """The stem of the files in a logits folder, read off its metadata file; None when there is
+    none.
+    """
+    names = [
+        p.name
+        for p in folder.glob("logits_*_metadata.csv")
+        if not p.name.endswith("_chunked_metadata.csv")
+    ]
     return names[0].removesuffix("_metadata.csv") if len(names) == 1 else None

@@ -13,14 +13,19 @@ from common import InputError
 def write_csv(path: Path, array: np.ndarray) -> None:
     """Write a 1-d or 2-d array, a sample a row.
 
-    polars writes the shortest text that reads back as the same float32; where it is missing ``np.savetxt`` with nine
-    significant digits does, whose text differs and whose values do not.
+    polars writes the shortest text that reads back as the same float32; where it is missing
+    ``np.savetxt`` with nine significant digits does, whose text differs and whose values do not.
     """
     table = array.reshape(len(array), -1)
     try:
         import polars
     except ImportError:
-        np.savetxt(path, table, fmt="%d" if np.issubdtype(array.dtype, np.integer) else "%.9g", delimiter=",")
+        np.savetxt(
+            path,
+            table,
+            fmt="%d" if np.issubdtype(array.dtype, np.integer) else "%.9g",
+            delimiter=",",
+        )
         return
     polars.DataFrame(np.ascontiguousarray(table)).write_csv(path, include_header=False)
 
@@ -34,7 +39,9 @@ def read_csv(path: Path, dtype: type = np.float32) -> np.ndarray:
     try:
         return pd.read_csv(path, header=None, dtype=dtype).to_numpy()
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: must be a CSV file of numbers without header, got: {error}") from None
+        raise InputError(
+            f"{path}: must be a CSV file of numbers without header, got: {error}"
+        ) from None
 
 
 def write_records(path: Path, records: list[dict]) -> None:

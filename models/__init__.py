@@ -60,7 +60,10 @@ def list_archs() -> list[str]:
 
 
 def load_model(
-    arch: str, checkpoint: Path | None = None, weights: str | None = None, num_classes: int | None = None
+    arch: str,
+    checkpoint: Path | None = None,
+    weights: str | None = None,
+    num_classes: int | None = None,
 ) -> LoadedModel:
     """Build a network in evaluation mode and load its weights.
 
@@ -70,7 +73,8 @@ def load_model(
         num_classes: used when the network is left with random weights.
 
     Raises:
-        InputError: unknown architecture, both sources given, or weights that are unusable or do not fit.
+        InputError: unknown architecture, both sources given, or weights that are unusable or do not
+            fit.
     """
     entry = get_entry(arch)
     if checkpoint is not None and weights is not None:
@@ -95,9 +99,13 @@ def _published(entry: ModelEntry, weights: str) -> LoadedModel:
     if weights != "DEFAULT":
         raise InputError(f"weights must be DEFAULT, got {weights!r}")
     if entry.pretrained is None:
-        raise InputError(f"weights DEFAULT must be of a torchvision network, got arch {entry.arch!r}")
+        raise InputError(
+            f"weights DEFAULT must be of a torchvision network, got arch {entry.arch!r}"
+        )
     network = entry.pretrained().eval()
-    return LoadedModel(entry, network, entry.num_classes, "torchvision DEFAULT", state_digest(network))
+    return LoadedModel(
+        entry, network, entry.num_classes, "torchvision DEFAULT", state_digest(network)
+    )
 
 
 def load_quantized(path: Path) -> tuple[QuantModel, dict]:

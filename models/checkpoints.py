@@ -18,18 +18,26 @@ MAX_LISTED = 5
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, bare or under ``state_dict`` or ``model``, without a common ``module.``.
+    """The state dict in a checkpoint, bare or under ``state_dict`` or ``model``, without a common
+    ``module.``.
 
     Raises:
-        InputError: the file is damaged, must be unpickled, holds no state dict, or a value is NaN or infinite.
+        InputError: the file is damaged, must be unpickled, holds no state dict, or a value is NaN
+            or infinite.
     """
     content = read_torch_file(path)
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path}: must hold a state_dict (names to tensors), got {_describe(content)}")
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(v, Tensor) for v in content.values())
+    ):
+        raise InputError(
+            f"{path}: must hold a state_dict (names to tensors), got {_describe(content)}"
+        )
     if all(key.startswith(PARALLEL_PREFIX) for key in content):
         content = {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
     for key, value in content.items():
@@ -45,7 +53,9 @@ def _describe(content: object) -> str:
 
 
 def checkpoint_classes(entry: ModelEntry, state: Mapping[str, Tensor]) -> int:
-    """Number of classes of a checkpoint, read off the last layer; the entry's own number if that is missing."""
+    """Number of classes of a checkpoint, read off the last layer; the entry's own number if that is
+    missing.
+    """
     with torch.device("meta"):
         skeleton = entry.build(entry.num_classes)
     head = [key for key, value in skeleton.state_dict().items() if value.dim() > 1][-1]
@@ -71,7 +81,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     }
     texts = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
     if texts:
-        raise InputError(f"{source}: weights must fit {type(model).__name__}, got {'; '.join(texts)}")
+        raise InputError(
+            f"{source}: weights must fit {type(model).__name__}, got {'; '.join(texts)}"
+        )
     model.load_state_dict(dict(state), strict=True)
 
 

@@ -21,5 +21,8 @@ DIGITS_ENTRY = ModelEntry(
     num_classes=10,
     preprocess=Preprocess(mean=(0.3053,) * 3, std=(0.3760,) * 3),
     shipped_weights=DIGITS_WEIGHTS,
-    method_defaults={"iters_w": 1000, "lr_round": 3e-3},  # a demonstration: seconds, not the papers' hour
+    method_defaults={
+        "iters_w": 1000,
+        "lr_round": 3e-3,
+    },  # a demonstration: seconds, not the papers' hour
 )

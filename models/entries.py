@@ -1,4 +1,6 @@
-"""What the suite knows of a network beyond its code: input, class count, weights and published settings."""
+"""What the suite knows of a network beyond its code: input, class count, weights and published
+settings.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class ModelEntry:
     Attributes:
         build: number of classes -> network with random weights.
         num_classes: of the published weights; used where neither a checkpoint nor the data tells.
-        shipped_weights: a checkpoint in this repository, loaded when no other weights are asked for.
+        shipped_weights: a checkpoint in this repository, loaded when no other weights are asked
+            for.
         method_defaults: method settings whose default differs for this architecture.
         pretrained: downloads the published weights and returns the network.
         pretrained_preprocess: the input that those weights expect.

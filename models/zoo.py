@@ -13,7 +13,11 @@ from loaders.transforms import Preprocess
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
 NOT_CNN = ("vit_", "swin_", "maxvit")
-ALIASES = {"mobilenetv2": "mobilenet_v2", "mnasnet": "mnasnet1_0", "regnetx_3200m": "regnet_x_3_2gf"}
+ALIASES = {
+    "mobilenetv2": "mobilenet_v2",
+    "mnasnet": "mnasnet1_0",
+    "regnetx_3200m": "regnet_x_3_2gf",
+}
 REGNETX_600M = "regnetx_600m"
 
 # Rounding penalty of the QDrop and PD-Quant code: 0.01 unless said otherwise.
@@ -44,19 +48,25 @@ def zoo_entry(arch: str) -> ModelEntry:
         preprocess=_preprocess_of(weights[0]),
         method_defaults=METHOD_DEFAULTS.get(name, {}),
         pretrained=partial(_download, name),
-        pretrained_preprocess=_preprocess_of(import_torchvision().models.get_model_weights(name).DEFAULT),
+        pretrained_preprocess=_preprocess_of(
+            import_torchvision().models.get_model_weights(name).DEFAULT
+        ),
     )
 
 
 def _build(name: str, num_classes: int) -> nn.Module:
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return import_torchvision().models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    return import_torchvision().models.get_model(
+        name, weights=None, num_classes=num_classes, **extra
+    )
 
 
 def _regnetx_600m(num_classes: int) -> nn.Module:
     """RegNetX-600MF from its block parameters (Radosavovic et al., CVPR 2020, arXiv:2003.13678)."""
     regnet = import_torchvision().models.regnet
-    blocks = regnet.BlockParams.from_init_params(depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24)
+    blocks = regnet.BlockParams.from_init_params(
+        depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24
+    )
     return regnet.RegNet(blocks, num_classes=num_classes)
 
 
@@ -78,4 +88,6 @@ def _download(name: str) -> nn.Module:
     try:
         return models.get_model(name, weights=weights)
     except OSError as error:
-        raise InputError(f"weights of {name} must be downloadable from {weights.url}, got: {error}") from error
+        raise InputError(
+            f"weights of {name} must be downloadable from {weights.url}, got: {error}"
+        ) from error

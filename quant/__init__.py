@@ -1,4 +1,5 @@
-"""Post-training quantization of image classifiers: quantizers, the chain of units, and the methods by name.
+"""Post-training quantization of image classifiers: quantizers, the chain of units, and the methods
+by name.
 
 Knows torch; knows nothing of files of logits, data sets or corrections.
 """

@@ -30,7 +30,8 @@ def setting(
     choices: Sequence[Any] | None = None,
     must: str | None = None,
 ) -> Any:
-    """A dataclass field with its help text and what its value must be; the CLI flags are made from these.
+    """A dataclass field with its help text and what its value must be; the CLI flags are made from
+    these.
 
     Args:
         low, high: inclusive bounds.
@@ -56,7 +57,9 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
     too_low = low is not None and not value >= low
     too_high = high is not None and not value <= high
     if too_low or too_high or (choices is not None and value not in choices):
-        raise InputError(f"{field.name} must be {rules['must'] or _requirement(rules)}, got {value!r}")
+        raise InputError(
+            f"{field.name} must be {rules['must'] or _requirement(rules)}, got {value!r}"
+        )
     return value
 
 
@@ -71,7 +74,10 @@ def _requirement(rules: Any) -> str:
     return f"between {low:g} and {high:g}"
 
 
-_BITS = {"choices": (*range(1, 17), NOT_QUANTIZED), "must": "between 1 and 16, or 32 (not quantized)"}
+_BITS: dict[str, Any] = {
+    "choices": (*range(1, 17), NOT_QUANTIZED),
+    "must": "between 1 and 16, or 32 (not quantized)",
+}
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,18 @@ class MethodSettings:
     """Settings that all methods share.
 
     Raises:
-        InputError: a value is of the wrong type or out of range; the text names setting, requirement and value.
+        InputError: a value is of the wrong type or out of range; the text names setting,
+            requirement and value.
     """
 
     n_bits_w: int = setting(4, "bits of the weights, 1..16, or 32 for float", **_BITS)
     n_bits_a: int = setting(4, "bits of the activations, 1..16, or 32 for float", **_BITS)
-    channel_wise: bool = setting(True, "one weight scale per output channel instead of one per layer")
-    disable_8bit_head_stem: bool = setting(False, "first and last layer at n_bits_w and n_bits_a instead of 8")
+    channel_wise: bool = setting(
+        True, "one weight scale per output channel instead of one per layer"
+    )
+    disable_8bit_head_stem: bool = setting(
+        False, "first and last layer at n_bits_w and n_bits_a instead of 8"
+    )
     num_samples: int = setting(1024, "calibration images", low=1)
     init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
     init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
@@ -98,14 +109,16 @@ class MethodSettings:
 
     @property
     def spec(self) -> QuantSpec:
-        return QuantSpec(self.n_bits_w, self.n_bits_a, self.channel_wise, not self.disable_8bit_head_stem)
+        return QuantSpec(
+            self.n_bits_w, self.n_bits_a, self.channel_wise, not self.disable_8bit_head_stem
+        )
 
 
 class BaseQuantizationMethod(ABC):
     """One quantization method with its settings.
 
-    A new method is one file: a subclass with ``name``, ``summary`` and ``settings_class``, ``_quantize``, and the
-    ``register_method`` decorator.
+    A new method is one file: a subclass with ``name``, ``summary`` and ``settings_class``,
+    ``_quantize``, and the ``register_method`` decorator.
     """
 
     name: ClassVar[str]
@@ -137,8 +150,8 @@ class BaseQuantizationMethod(ABC):
         Args:
             model: trained float network; the work happens on its device.
             fp_model: the float network whose outputs are the target; None means ``model`` itself.
-            train_loader: gives (images, labels, ...) batches or image tensors; the first ``num_samples``
-                images calibrate, labels are not looked at.
+            train_loader: gives (images, labels, ...) batches or image tensors; the first
+                ``num_samples`` images calibrate, labels are not looked at.
             on_unit: called after each unit with its report.
 
         Raises:
@@ -161,9 +174,13 @@ class BaseQuantizationMethod(ABC):
         images: Tensor,
         on_unit: Callable[[UnitReport], None] | None,
     ) -> None:
-        """Quantize ``model`` in place; ``reference`` is the float chain, ``images`` (N, channels, H, W)."""
+        """Quantize ``model`` in place; ``reference`` is the float chain, ``images`` (N, channels,
+        H, W).
+        """
 
 
 def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """A generator that depends on the seed and the unit alone, so that any unit can be redone by itself."""
+    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
+    itself.
+    """
     return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)

@@ -1,7 +1,9 @@
-"""Walking the chain of units with cached activations: every unit is run once per visit, never its prefix.
+"""Walking the chain of units with cached activations: every unit is run once per visit, never its
+prefix.
 
-``N`` is the number of calibration images. The input of unit i + 1 is the output of unit i, so a whole calibration
-costs one float and one quantized forward of the network on top of what the visited method does.
+``N`` is the number of calibration images. The input of unit i + 1 is the output of unit i, so a
+whole calibration costs one float and one quantized forward of the network on top of what the
+visited method does.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from common import InputError
 from quant.layers import ActivationQuantizer
-from quant.model import QuantModel, activation_quantizers, quant_layers, set_state
+from quant.model import QuantModel, activation_quantizers, quant_layers
 from quant.ranges import activation_qparams
 
 FORWARD_BATCH = 64
@@ -27,11 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class UnitData:
-    """One unit and its cached activations on the calibration images; tensors are (N, ...) float32."""
+    """One unit and its cached activations on the calibration images; tensors are (N, ...)
+    float32.
+    """
 
     index: int
     name: str
-    unit: fx.GraphModule
+    unit: nn.Module
     float_input: Tensor  # output of the float prefix
     quant_input: Tensor  # output of the quantized prefix
     target: Tensor  # output of the float unit on the float input
@@ -40,7 +44,9 @@ class UnitData:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What the quantization of a unit came to; losses are ``reconstruction_loss`` over the calibration images."""
+    """What the quantization of a unit came to; losses are ``reconstruction_loss`` over the
+    calibration images.
+    """
 
     index: int
     name: str
@@ -51,10 +57,12 @@ class UnitReport:
 
 
 def collect_images(loader: Iterable, num_samples: int) -> Tensor:
-    """The first ``num_samples`` images of a loader of (images, labels, ...) batches or of image tensors.
+    """The first ``num_samples`` images of a loader of (images, labels, ...) batches or of image
+    tensors.
 
     Returns:
-        (N, channels, height, width) float tensor; N is smaller when the loader ends early, which is logged.
+        (N, channels, height, width) float tensor; N is smaller when the loader ends early, which is
+        logged.
 
     Raises:
         InputError: the loader gives no image.
@@ -87,7 +95,8 @@ def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
 
 
 def initialise_unit(data: UnitData, weight_mode: str, activation_mode: str) -> None:
-    """Round the weights to nearest, then choose each activation's range with everything before it quantized.
+    """Round the weights to nearest, then choose each activation's range with everything before it
+    quantized.
 
     The ranges come from the first ``RANGE_SAMPLES`` images, as in PD-Quant.
     """
@@ -96,7 +105,9 @@ def initialise_unit(data: UnitData, weight_mode: str, activation_mode: str) -> N
     inputs = data.quant_input[:RANGE_SAMPLES]
     for quantizer in activation_quantizers(data.unit).values():
         batches = _inputs_of(quantizer, data, inputs)
-        quantizer.scale, quantizer.zero_point = activation_qparams(batches, quantizer.num_bits, activation_mode)
+        quantizer.scale, quantizer.zero_point = activation_qparams(
+            batches, quantizer.num_bits, activation_mode
+        )
         quantizer.quantized = True
 
 
@@ -120,14 +131,16 @@ def walk_chain(
     refine: Callable[[UnitData], None] | None = None,
     on_unit: Callable[[UnitReport], None] | None = None,
 ) -> None:
-    """Quantize every unit in order: round to nearest, choose the activation ranges, then ``refine`` it.
+    """Quantize every unit in order: round to nearest, choose the activation ranges, then ``refine``
+    it.
 
     Args:
         model: in full-precision state; quantized in place.
         reference: the float network, cut in the same way.
         images: (N, channels, height, width), on the device on which the activations shall be kept.
         modes: range modes of weights and activations (quant.ranges.RANGE_MODES).
-        refine: improves the nearest-rounded unit in place; without it the result is round-to-nearest.
+        refine: improves the nearest-rounded unit in place; without it the result is
+            round-to-nearest.
         on_unit: told after each unit what came out.
     """
     if model.unit_names != reference.unit_names:
@@ -163,12 +176,16 @@ def walk_chain(
 
 
 def _loss(output: Tensor, target: Tensor) -> float:
-    """``reconstruction_loss`` over all images, in batches so that no temporary is as large as the cache."""
+    """``reconstruction_loss`` over all images, in batches so that no temporary is as large as the
+    cache.
+    """
     pairs = zip(output.split(FORWARD_BATCH), target.split(FORWARD_BATCH), strict=True)
     total = sum(float(reconstruction_loss(out, aim)) * len(out) for out, aim in pairs)
     return total / len(output)
 
 
 def _changed_share(unit: nn.Module, codes: dict[str, Tensor]) -> float:
-    changed = sum(int((layer.codes != codes[key]).sum()) for key, layer in quant_layers(unit).items())
+    changed = sum(
+        int((layer.codes != codes[key]).sum()) for key, layer in quant_layers(unit).items()
+    )
     return changed / max(1, sum(value.numel() for value in codes.values()))

@@ -1,7 +1,8 @@
 """From a float network to a traced one that is ready for quantization: torch.fx, no per-model code.
 
-The traced network has its batch norms folded, its identities removed and its in-place operations made functional.
-``insert_quantizers_`` then replaces convolutions and linear layers and places the activation quantizers.
+The traced network has its batch norms folded, its identities removed and its in-place operations
+made functional. ``insert_quantizers_`` then replaces convolutions and linear layers and places the
+activation quantizers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ HEAD_STEM_BITS = 8
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+DROPPED_FUNCTIONS = ("dropout", "stochastic_depth")
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 POOLING_MODULES = (
@@ -68,6 +70,7 @@ POOLING_METHODS = {
     "split",
     "mean",
 }
+INPLACE_METHODS = ("add_", "sub_", "mul_", "div_", "relu_", "clamp_", "sigmoid_", "tanh_")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
@@ -75,8 +78,8 @@ OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
 class QuantSpec:
     """What is quantized to how many bits; 32 bits means that it is left in float.
 
-    The weights of the layers fed by the image (stem) and of the last layer (head), and the tensor that feeds the
-    head, take at least 8 bits while ``head_stem_8bit`` holds.
+    The weights of the layers fed by the image (stem) and of the last layer (head), and the tensor
+    that feeds the head, take at least 8 bits while ``head_stem_8bit`` holds.
     """
 
     n_bits_w: int
@@ -86,18 +89,25 @@ class QuantSpec:
 
     def weight_bits(self, is_end: bool) -> int:
         """Bits of a weight; ``is_end``: it belongs to the stem or the head."""
-        return max(self.n_bits_w, HEAD_STEM_BITS) if is_end and self.head_stem_8bit else self.n_bits_w
+        return (
+            max(self.n_bits_w, HEAD_STEM_BITS) if is_end and self.head_stem_8bit else self.n_bits_w
+        )
 
     def activation_bits(self, feeds_head: bool) -> int:
-        return max(self.n_bits_a, HEAD_STEM_BITS) if feeds_head and self.head_stem_8bit else self.n_bits_a
+        return (
+            max(self.n_bits_a, HEAD_STEM_BITS)
+            if feeds_head and self.head_stem_8bit
+            else self.n_bits_a
+        )
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a copy of ``model`` in evaluation mode; fold batch norms, drop identities, undo in-place operations.
+    """Trace a copy of ``model`` in evaluation mode; fold batch norms, drop identities, undo
+    in-place operations.
 
     Raises:
-        InputError: the network cannot be traced, uses a layer twice, or has weights in a module that is neither
-            a 2-d convolution nor a linear layer nor a normalisation.
+        InputError: the network cannot be traced, uses a layer twice, or has weights in a module
+            that is neither a 2-d convolution nor a linear layer nor a normalisation.
     """
     model = copy.deepcopy(model).eval()
     try:
@@ -126,7 +136,9 @@ def is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_pooling_or_shape(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node only moves, selects or pools values, so that its input is quantized in its stead."""
+    """Whether the node only moves, selects or pools values, so that its input is quantized in its
+    stead.
+    """
     if node.op == "call_module":
         return isinstance(called_module(network, node), POOLING_MODULES)
     if node.op == "call_method":
@@ -151,18 +163,20 @@ def _refuse_unsupported(network: fx.GraphModule) -> None:
                 f"weights must be in Conv2d or Linear layers, got module {node.target!r} ({type(module).__name__})"
             )
         if isinstance(module, LAYERS) and calls[node.target] > 1:
-            raise InputError(f"a layer must be used once per forward, got module {node.target!r} used again")
+            raise InputError(
+                f"a layer must be used once per forward, got module {node.target!r} used again"
+            )
 
 
 def _undo_inplace(network: fx.GraphModule) -> None:
     for module in network.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010  (the type of module does not declare it)
     for node in network.graph.nodes:
         if node.op == "call_function" and node.target in OUT_OF_PLACE:
             node.target = OUT_OF_PLACE[node.target]
-        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            node.target = node.target[:-1]
+        elif node.op == "call_method" and node.target in INPLACE_METHODS:
+            node.target = node.target.removesuffix("_")
         if "inplace" in node.kwargs:
             node.kwargs = {**node.kwargs, "inplace": False}
 
@@ -170,7 +184,8 @@ def _undo_inplace(network: fx.GraphModule) -> None:
 def _drop_identities(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         function_name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-        if isinstance(called_module(network, node), DROPPED) or function_name in ("dropout", "stochastic_depth"):
+        is_dropped_module = isinstance(called_module(network, node), DROPPED)
+        if is_dropped_module or function_name in DROPPED_FUNCTIONS:
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
 
@@ -184,14 +199,21 @@ def _fold_norms(network: fx.GraphModule) -> None:
         layer = called_module(network, before)
         if not isinstance(layer, LAYERS) or len(before.users) > 1:
             continue
-        fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-        network.set_submodule(str(before.target), fuse(layer, norm))
+        network.set_submodule(str(before.target), _fused(layer, norm))
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)
 
 
+def _fused(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return fuse_conv_bn_eval(layer, norm)
+    return fuse_linear_bn_eval(layer, norm)
+
+
 def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
-    """Replace the layers by quantized ones and quantize each tensor that feeds one, once, where it is produced."""
+    """Replace the layers by quantized ones and quantize each tensor that feeds one, once, where it
+    is produced.
+    """
     layers = [node for node in network.graph.nodes if is_layer(network, node)]
     if not layers:
         raise InputError("network must have at least one Conv2d or Linear layer, got none")
@@ -202,7 +224,9 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
     for producer, consumers in producers.items():
         is_image = producer.op == "placeholder"
         for node in consumers:
-            _replace_layer(network, node, spec.weight_bits(is_image or node is head), spec.channel_wise)
+            _replace_layer(
+                network, node, spec.weight_bits(is_image or node is head), spec.channel_wise
+            )
         bits = spec.activation_bits(head in consumers)
         if not is_image and bits != NOT_QUANTIZED:
             _insert_activation_quantizer(network, producer, bits)
@@ -211,9 +235,11 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
 
 
 def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The node that computes the values of ``node``, looking through shape-only operations and pooling."""
+    """The node that computes the values of ``node``, looking through shape-only operations and
+    pooling.
+    """
     while is_pooling_or_shape(network, node):
-        node = node.args[0]
+        node = node.all_input_nodes[0]
     return node
 
 
@@ -221,8 +247,10 @@ def _replace_layer(network: fx.GraphModule, node: fx.Node, bits: int, per_channe
     if bits == NOT_QUANTIZED:
         return
     layer = called_module(network, node)
-    kind = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
-    network.set_submodule(str(node.target), kind(layer, bits, per_channel))
+    if isinstance(layer, nn.Conv2d):
+        network.set_submodule(str(node.target), QuantConv2d(layer, bits, per_channel))
+    elif isinstance(layer, nn.Linear):
+        network.set_submodule(str(node.target), QuantLinear(layer, bits, per_channel))
 
 
 def _insert_activation_quantizer(network: fx.GraphModule, producer: fx.Node, bits: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from common import InputError, atomic_file, read_torch_file
 from quant.graph import NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class QuantModel(nn.Module):
     """A chain of units made from a float network, which stays unchanged.
 
-    A new QuantModel computes in full precision until ``set_state`` or a method says otherwise. It is always in
-    evaluation mode: batch norms that could not be folded use their stored statistics.
+    A new QuantModel computes in full precision until ``set_state`` or a method says otherwise. It
+    is in evaluation mode: batch norms that could not be folded use their stored statistics.
     """
 
     def __init__(self, model: nn.Module, spec: QuantSpec):
@@ -49,14 +49,16 @@ class QuantModel(nn.Module):
     def device(self) -> torch.device:
         return next(tensor.device for tensor in self.state_dict().values())
 
-    def named_units(self) -> list[tuple[str, fx.GraphModule]]:
+    def named_units(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.unit_names, self.units, strict=True))
 
     def save(self, path: Path, metadata: dict[str, Any]) -> None:
-        """Write codes, scales and everything else that the quantized model is, with ``metadata`` beside them.
+        """Write codes, scales and everything else that the quantized model is, with ``metadata``
+        beside them.
 
         Args:
-            metadata: plain values (str, int, float, bool, lists, dicts) that tell how to rebuild the network.
+            metadata: plain values (str, int, float, bool, lists, dicts) that tell how to rebuild
+                the network.
         """
         content = {
             "format": FILE_FORMAT,
@@ -84,7 +86,8 @@ def read_quantized_file(path: Path) -> dict[str, Any]:
 
 
 def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:
-    """Rebuild the quantized model from ``read_quantized_file`` and a network of the same architecture.
+    """Rebuild the quantized model from ``read_quantized_file`` and a network of the same
+    architecture.
 
     Raises:
         InputError: the saved tensors do not fit the network.
@@ -116,4 +119,8 @@ def quant_layers(module: nn.Module) -> dict[str, QuantLayer]:
 
 def activation_quantizers(module: nn.Module) -> dict[str, ActivationQuantizer]:
     """The activation quantizers of a model or a unit by name, in the order of the network."""
-    return {name: child for name, child in module.named_modules() if isinstance(child, ActivationQuantizer)}
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, ActivationQuantizer)
+    }

@@ -1,8 +1,9 @@
 """The engine that optimises a unit: learned rounding and learned activation steps, jointly.
 
-Published form: BRECQ (Li et al., ICLR 2021, arXiv:2102.05426, section 3.2) for the blocks, AdaRound for the rounding,
-LSQ (Esser et al., ICLR 2020, arXiv:1902.08153) for the steps, QDrop (Wei et al., ICLR 2022, arXiv:2203.05740) for the
-joint loop and the mixing. Compared with the code of QDrop and PD-Quant; where it departs from them:
+Published form: BRECQ (Li et al., ICLR 2021, arXiv:2102.05426, section 3.2) for the blocks, AdaRound
+for the rounding, LSQ (Esser et al., ICLR 2020, arXiv:1902.08153) for the steps, QDrop (Wei et al.,
+ICLR 2022, arXiv:2203.05740) for the joint loop and the mixing. Compared with the code of QDrop and
+PD-Quant; where it departs from them:
 
 * Inputs and targets are cached unit by unit, so no prefix is ever run again.
 * Scales of activations are kept positive after every step (as in QDrop, unlike PD-Quant).
@@ -25,14 +26,18 @@ from quant.model import activation_quantizers, quant_layers
 from quant.primitives import MIN_SCALE
 from quant.rounding import SoftRounding
 
-MIN_TRAVEL = 3.0  # learning rate times iterations below which some rounding variables cannot saturate
+MIN_TRAVEL = (
+    3.0  # learning rate times iterations below which some rounding variables cannot saturate
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReconstructionSettings(MethodSettings):
-    """Settings of the joint reconstruction; defaults of the QDrop code except for the probabilities."""
+    """Settings of the joint reconstruction; defaults of the QDrop code except for the
+    probabilities.
+    """
 
     iters_w: int = setting(20000, "optimisation steps per unit", low=0)
     batch_size_recon: int = setting(32, "images per optimisation step", low=1)
@@ -61,7 +66,9 @@ class ReconstructionSettings(MethodSettings):
 
 
 def reconstruct_unit(data: UnitData, settings: ReconstructionSettings) -> None:
-    """Optimise the roundings and activation steps of a nearest-rounded unit in place, then round hard."""
+    """Optimise the roundings and activation steps of a nearest-rounded unit in place, then round
+    hard.
+    """
     layers = list(quant_layers(data.unit).values())
     quantizers = list(activation_quantizers(data.unit).values())
     if settings.iters_w == 0 or not layers + quantizers:
@@ -75,7 +82,10 @@ def reconstruct_unit(data: UnitData, settings: ReconstructionSettings) -> None:
 
 
 def _start(
-    layers: list[QuantLayer], quantizers: list[ActivationQuantizer], prob: float, generator: torch.Generator
+    layers: list[QuantLayer],
+    quantizers: list[ActivationQuantizer],
+    prob: float,
+    generator: torch.Generator,
 ) -> None:
     for layer in layers:
         weight = layer.full_precision_weight()
@@ -107,7 +117,9 @@ def _optimise(
     scales = [quantizer.scale for quantizer in quantizers]
     optimizers: list[torch.optim.Optimizer] = []
     if roundings:
-        optimizers.append(torch.optim.Adam([rounding.logits for rounding in roundings], lr=settings.lr_round))
+        optimizers.append(
+            torch.optim.Adam([rounding.logits for rounding in roundings], lr=settings.lr_round)
+        )
     schedule = None
     if scales:
         optimizers.append(torch.optim.Adam(scales, lr=settings.lr))
@@ -131,13 +143,17 @@ def _optimise(
 
 
 def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:
-    """The exponent falls linearly from ``b_start`` at the end of the warm-up to ``b_end`` at the last step."""
+    """The exponent falls linearly from ``b_start`` at the end of the warm-up to ``b_end`` at the
+    last step.
+    """
     start = settings.warmup * settings.iters_w
     left = 1.0 - (step - start) / max(settings.iters_w - start, 1.0)
     return settings.b_end + (settings.b_start - settings.b_end) * max(0.0, left)
 
 
-def _draw_batches(data: UnitData, settings: ReconstructionSettings, generator: torch.Generator) -> Tensor:
+def _draw_batches(
+    data: UnitData, settings: ReconstructionSettings, generator: torch.Generator
+) -> Tensor:
     """Image indices of every step, with replacement: (steps, batch), where the cache lies."""
     shape = (settings.iters_w, settings.batch_size_recon)
     count = len(data.quant_input)
@@ -148,7 +164,9 @@ def _draw_batches(data: UnitData, settings: ReconstructionSettings, generator: t
 def _batch(
     data: UnitData, pick: Tensor, input_prob: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Input and target of one step; the input mixes quantized and float prefix element by element."""
+    """Input and target of one step; the input mixes quantized and float prefix element by
+    element.
+    """
     batch = data.quant_input[pick].to(data.device)
     if input_prob < 1.0:
         batch = mix(batch, data.float_input[pick].to(data.device), input_prob, generator)

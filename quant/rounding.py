@@ -1,5 +1,5 @@
-"""AdaRound's learned rounding: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization",
-ICML 2020, arXiv:2004.10568, section 3.3.
+"""AdaRound's learned rounding: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training
+Quantization", ICML 2020, arXiv:2004.10568, section 3.3.
 
     h(v) = clamp(sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0, 1)
     what = (clamp(floor(w / scale) + h(v) + zero_point, 0, 2^bits - 1) - zero_point) * scale
@@ -41,7 +41,9 @@ class SoftRounding:
         return (codes - self.zero_point) * self.scale
 
     def penalty(self, exponent: float) -> Tensor:
-        """The rounding penalty at the h(v) of the last ``weight()``: 0 when all are fully up or down."""
+        """The rounding penalty at the h(v) of the last ``weight()``: 0 when all are fully up or
+        down.
+        """
         return (1.0 - (2.0 * self._soft - 1.0).abs().pow(exponent)).sum()
 
     def hard_codes(self) -> Tensor:

@@ -1,8 +1,10 @@
-"""Cutting a traced network into a chain of units: the blocks that reconstruction optimises one after the other.
+"""Cutting a traced network into a chain of units: the blocks that reconstruction optimises one
+after the other.
 
-A node is a cut point when its output is the only value still alive after it. Neighbouring pieces that belong to the
-same block module are merged, pieces without weights join their predecessor; only the pooling that feeds the head
-goes with the head, so that the last block is reconstructed before its outputs are averaged.
+A node is a cut point when its output is the only value still alive after it. Neighbouring pieces
+that belong to the same block module are merged, pieces without weights join their predecessor; only
+the pooling that feeds the head goes with the head, so that the last block is reconstructed before
+its outputs are averaged.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def cut_into_units(network: fx.GraphModule, model: nn.Module) -> list[tuple[str,
     if len(pieces) == 1 and layers > 1:
         raise InputError(_no_cut_text(network))
     merged = _merge(_pooling_to_head(network, pieces))
-    return [(piece.block or piece.nodes[-1].name, _subgraph(network, piece.nodes)) for piece in merged]
+    return [
+        (piece.block or piece.nodes[-1].name, _subgraph(network, piece.nodes)) for piece in merged
+    ]
 
 
 def _operations(network: fx.GraphModule) -> list[fx.Node]:

@@ -1,7 +1,7 @@
 """Train the network that ships for the embedded digits.
 
-    python -m tools.train_digits
-        writes models/weights/digits_resnet.pt, about a minute on two cores
+python -m tools.train_digits
+    writes models/weights/digits_resnet.pt, about a minute on two cores
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(images: MemoryImages, epochs: int, seed: int) -> torch.nn.Module:
-    """SGD with a cosine schedule on randomly cropped images; returns the network in evaluation mode."""
+    """SGD with a cosine schedule on randomly cropped images; returns the network in evaluation
+    mode.
+    """
     seed_all(seed)
     network = DIGITS_ENTRY.build(DIGITS_ENTRY.num_classes)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
