@@ -148,7 +148,10 @@ def random_mask(like: Tensor, prob: float, generator: torch.Generator | None) ->
     Cut from 64-bit draws and kept in floats: a tenth of the time of ``bernoulli_`` and
     ``torch.where``.
     """
+    threshold = round(prob * 65536) - 32768
+    if threshold > torch.iinfo(torch.int16).max:
+        return torch.ones_like(like)
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     words.random_(-(2**63), 2**63 - 1, generator=generator)
     draws = words.view(torch.int16)[: like.numel()].view(like.shape)
-    return (draws < round(prob * 65536) - 32768).to(like.dtype)
+    return (draws < threshold).to(like.dtype)

@@ -49,11 +49,6 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes.to(scale.dtype) - zero_point) * scale
 
 
-def round_ste(x: Tensor) -> Tensor:
-    """Round to nearest; the gradient passes straight through."""
-    return x + (x.round() - x).detach()
-
-
 class _FakeQuantize(torch.autograd.Function):
     """Quantize and dequantize with the straight-through gradient in x and the LSQ gradient in the
     scale.

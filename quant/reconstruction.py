@@ -105,6 +105,7 @@ def _finish(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> 
         quantizer.keep_prob, quantizer.generator = 1.0, None
 
 
+@torch.enable_grad()
 def _optimise(
     data: UnitData,
     settings: ReconstructionSettings,

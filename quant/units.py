@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from common import InputError
-from quant.graph import called_module, is_layer, is_pooling_or_shape
+from quant.graph import is_layer, is_pooling_or_shape
 
 
 @dataclass
@@ -44,10 +44,6 @@ def cut_into_units(network: fx.GraphModule, model: nn.Module) -> list[tuple[str,
     return [
         (piece.block or piece.nodes[-1].name, _subgraph(network, piece.nodes)) for piece in merged
     ]
-
-
-def _operations(network: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in network.graph.nodes if node.op.startswith("call_")]
 
 
 def _last_uses(network: fx.GraphModule) -> dict[fx.Node, int]:
@@ -139,11 +135,15 @@ def _subgraph(network: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
 
 
 def _no_cut_text(network: fx.GraphModule) -> str:
+    """Name the operation that reaches back furthest, and what it reaches for."""
+    nodes = list(network.graph.nodes)
     last = _last_uses(network)
-    operations = _operations(network)
-    longest = max(operations[:-1], key=lambda node: last.get(node, -1))
-    stack = longest.meta.get("nn_module_stack") or {}
-    where = next(reversed(stack), "the network itself")
-    module = called_module(network, longest)
-    what = type(module).__name__ if module is not None else longest.name
-    return f"network must be a chain of blocks, got operation {what!r} in module {where!r} used until the end"
+    values = [node for node in nodes if node.op not in ("get_attr", "output") and node in last]
+    held = max(values, key=lambda node: last[node] - nodes.index(node))
+    user = nodes[last[held]]
+    stack = user.meta.get("nn_module_stack") or {}
+    where = next(reversed(stack), type(network).__name__)
+    return (
+        f"network must be a chain of blocks, got operation {user.name!r} in module {where!r}, "
+        f"which needs {held.name!r} up to there"
+    )

@@ -1,0 +1,104 @@
+"""Fakes that need no data and no network, and the shared files for the tests marked ``data``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import quant  # noqa: F401  (registers the methods)
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)  # two test processes share two cores
+
+
+class TinyResNet(nn.Module):
+    """Stem, a block with an identity path, a block with a projection, pooling and a head."""
+
+    def __init__(self, classes: int = 5):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        )
+        self.first = Block(8, 8, 1)
+        self.second = Block(8, 12, 2)
+        self.head = nn.Linear(12, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.project = None
+        if stride != 1 or inputs != outputs:
+            self.project = nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out += x if self.project is None else self.project(x)
+        return F.relu(out, inplace=True)
+
+
+def settle_norms(network: nn.Module) -> None:
+    """Give the batch norms statistics and weights other than their start, so that folding shows."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+
+
+@pytest.fixture
+def tiny_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = TinyResNet()
+    settle_norms(network)
+    return network.eval()
+
+
+@pytest.fixture
+def tiny_images() -> Tensor:
+    return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def toy_logits() -> tuple[np.ndarray, np.ndarray]:
+    """Quantized and full-precision logits of 400 samples and 6 classes."""
+    random = np.random.RandomState(0)
+    fp = random.normal(0, 3, (400, 6)).astype(np.float32)
+    q = (0.8 * fp + 0.3 + random.normal(0, 0.4, fp.shape)).astype(np.float32)
+    return q, fp
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared images and networks; the test is skipped where there is none."""
+    folder = Path(os.environ.get("PTQ_SHARED", PROJECT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("no shared data: set PTQ_SHARED to the folder that holds them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked CIFAR-10 JPEG folder."""
+    import tarfile
+
+    target = tmp_path_factory.mktemp("data")
+    with tarfile.open(shared / "data" / "cifar10_jpeg.tar.xz") as archive:
+        archive.extractall(target, filter="data")
+    return target / "cifar10_jpeg"

@@ -1,0 +1,248 @@
+"""Tracing, folding, cutting and placing quantizers, on our networks and on torchvision's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from common import InputError
+from models import get_entry
+from quant.graph import QuantSpec, insert_quantizers_, trace
+from quant.layers import ActivationQuantizer, QuantLayer
+from quant.model import QuantModel, activation_quantizers, quant_layers, set_state
+from quant.units import cut_into_units
+from tests.conftest import settle_norms
+
+UNITS = {
+    "resnet18": 10,
+    "mobilenet_v2": 20,
+    "regnet_x_3_2gf": 27,
+    "efficientnet_b0": 19,
+    "googlenet": 13,
+    "convnext_tiny": 23,
+    "shufflenet_v2_x0_5": 19,
+    "squeezenet1_1": 10,
+}
+W4A4 = QuantSpec(4, 4)
+
+
+def torchvision_network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = get_entry(name).build(100).eval()
+    settle_norms(network)
+    return network
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_chain_equals_the_network_on_torchvision(name):
+    network = torchvision_network(name)
+    chain = QuantModel(network, W4A4)
+    images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = network(images), chain(images)
+    assert len(chain.units) == UNITS[name]
+    assert (expected - got).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+
+
+def test_every_layer_of_a_network_is_quantized_once():
+    network = torchvision_network("mobilenet_v2")
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(quant_layers(QuantModel(network, W4A4))) == len(layers)
+
+
+def test_cifar_resnet20_has_eleven_units_named_after_its_blocks():
+    chain = QuantModel(get_entry("cifar_resnet20").build(10), W4A4)
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
+    assert chain.unit_names == ["conv1", *blocks, "linear"]
+
+
+def test_the_pooling_before_the_head_belongs_to_the_head():
+    chain = QuantModel(torchvision.models.resnet18(), W4A4)
+    operations = [node.name for node in chain.units[-1].graph.nodes]
+    assert operations == ["x", "avgpool", "flatten", "fc", "output"]
+
+
+def test_stem_head_and_the_tensor_that_feeds_the_head_take_eight_bits(tiny_network):
+    chain = QuantModel(tiny_network, QuantSpec(3, 2))
+    bits = {
+        name.split(".", 1)[1]: int(layer.bits) for name, layer in quant_layers(chain.units).items()
+    }
+    assert bits["stem.0"] == bits["head"] == 8
+    assert {bits[name] for name in bits if name not in ("stem.0", "head")} == {3}
+    names = list(activation_quantizers(chain.units).values())
+    assert [q.num_bits for q in names] == [2, 2, 2, 2, 8]
+    everywhere = QuantModel(tiny_network, QuantSpec(3, 2, head_stem_8bit=False))
+    assert {int(layer.bits) for layer in quant_layers(everywhere).values()} == {3}
+    assert {q.num_bits for q in activation_quantizers(everywhere).values()} == {2}
+
+
+def test_more_than_eight_bits_are_not_lowered_at_the_ends():
+    assert QuantSpec(12, 16).weight_bits(True) == 12
+    assert QuantSpec(12, 16).activation_bits(True) == 16
+
+
+def test_32_bits_leave_weights_or_activations_in_float(tiny_network):
+    weights_only = QuantModel(tiny_network, QuantSpec(4, 32))
+    assert not activation_quantizers(weights_only)
+    assert len(quant_layers(weights_only)) == 7
+    activations_only = QuantModel(tiny_network, QuantSpec(32, 4))
+    assert not quant_layers(activations_only)
+    assert len(activation_quantizers(activations_only)) == 5
+
+
+def test_a_tensor_used_by_block_and_shortcut_has_one_quantizer(tiny_network):
+    network = trace(tiny_network)
+    insert_quantizers_(network, W4A4)
+    quantizers = [
+        node
+        for node in network.graph.nodes
+        if node.op == "call_module"
+        and isinstance(network.get_submodule(node.target), ActivationQuantizer)
+    ]
+    consumers = [sorted(user.name for user in node.users) for node in quantizers]
+    assert consumers[0] == ["add", "first_conv1"]
+    assert consumers[2] == ["second_conv1", "second_project"]
+
+
+def test_the_image_and_the_logits_are_not_quantized(tiny_network):
+    network = trace(tiny_network)
+    insert_quantizers_(network, W4A4)
+    nodes = list(network.graph.nodes)
+    assert nodes[1].name == "stem_0"
+    assert nodes[-2].name == "head"
+
+
+def test_concatenated_and_shuffled_tensors_are_quantized_where_they_are_produced():
+    network = trace(torchvision_network("shufflenet_v2_x0_5"))
+    insert_quantizers_(network, W4A4)
+    producers = {
+        node.args[0].name.rstrip("_0123456789")
+        for node in network.graph.nodes
+        if node.op == "call_module" and str(node.target).startswith("quantizer_")
+    }
+    assert "cat" in producers
+    assert not producers & {"getitem", "chunk", "view", "transpose", "maxpool"}
+
+
+def test_norms_are_folded_and_the_given_network_is_left_alone(tiny_network):
+    before = copy.deepcopy(tiny_network.state_dict())
+    network = trace(tiny_network)
+    assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    after = tiny_network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert tiny_network.stem[2].inplace
+
+
+def test_a_pre_activation_norm_is_kept():
+    chain = QuantModel(get_entry("densenet121").build(10), W4A4)
+    assert [m for m in chain.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_units_compose_to_the_network_when_values_cross_several_operations(
+    tiny_network, tiny_images
+):
+    network = trace(tiny_network)
+    insert_quantizers_(network, W4A4)
+    x = tiny_images
+    with torch.no_grad():
+        for _, unit in cut_into_units(network, tiny_network):
+            x = unit(x)
+        assert torch.allclose(x, tiny_network(tiny_images), atol=1e-5)
+
+
+def test_states_switch_weights_and_activations_separately(tiny_network, tiny_images):
+    chain = QuantModel(tiny_network, QuantSpec(2, 2))
+    for layer in quant_layers(chain).values():
+        layer.quantize_to_nearest("minmax")
+    outputs = []
+    with torch.no_grad():
+        for weights, activations in ((False, False), (True, False), (False, True)):
+            set_state(chain, weights=weights, activations=activations)
+            outputs.append(chain(tiny_images))
+        expected = tiny_network(tiny_images)
+    assert torch.allclose(outputs[0], expected, atol=1e-5)
+    assert not torch.allclose(outputs[1], expected, atol=1e-2)
+    assert not torch.allclose(outputs[2], expected, atol=1e-2)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.conv(x)
+        return x
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(self.conv(x))
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 3, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class Dense(nn.Module):
+    """The input stays alive to the end, so that there is no place to cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.second = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x)) + x
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        (Branching(), "network must be traceable by torch.fx, got Branching"),
+        (Shared(), "a layer must be used once per forward, got module 'conv' used again"),
+        (Functional(), "layers must be nn.Conv2d or nn.Linear modules, got a call of conv2d"),
+        (Dense(), "got operation 'add' in module 'Dense', which needs 'x' up to there"),
+        (nn.Sequential(nn.Conv1d(3, 3, 1)), r"got module '0' \(Conv1d\)"),
+        (nn.Sequential(nn.ReLU()), "at least one Conv2d or Linear layer, got none"),
+    ],
+)
+def test_a_network_that_cannot_be_quantized_is_refused_with_its_reason(network, text):
+    with pytest.raises(InputError, match=text):
+        QuantModel(network, W4A4)
+
+
+def test_vision_transformers_are_refused_by_the_module_that_stands_in_the_way():
+    network = torchvision.models.vit_b_32()
+    with pytest.raises(InputError, match=r"self_attention' \(MultiheadAttention\)"):
+        QuantModel(network, W4A4)
+
+
+def test_conv_variants_compute_what_torch_computes():
+    images = torch.randn(2, 4, 9, 9)
+    for options in (
+        {"stride": 2, "padding": 1},
+        {"groups": 2, "dilation": 2},
+        {"padding": "same"},
+        {"padding": 2, "padding_mode": "reflect"},
+        {"padding": (1, 2), "padding_mode": "circular", "bias": False},
+    ):
+        conv = nn.Conv2d(4, 6, 3, **options)
+        chain = QuantModel(nn.Sequential(conv), W4A4)
+        assert isinstance(next(iter(quant_layers(chain).values())), QuantLayer)
+        assert torch.allclose(chain(images), conv(images), atol=1e-6)
