@@ -163,6 +163,7 @@ def read_torch_file(path: Path) -> Any:
         InputError: missing, damaged, or it would have to be unpickled.
     """
     import pickle
+    import warnings
     import zipfile
 
     import torch
@@ -170,16 +171,17 @@ def read_torch_file(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: must be an existing file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what the error below says
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: must hold tensors and plain values only (torch.save of a state_dict), "
             "got pickled objects or another format"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: must be a whole torch.save file, got {str(error).splitlines()[0]}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole torch.save file, got: {reason}") from None
 
 
 def import_torchvision() -> Any:

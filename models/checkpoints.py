@@ -14,6 +14,7 @@ from models.entries import ModelEntry
 
 WRAPPERS = ("state_dict", "model")
 PARALLEL_PREFIX = "module."
+STEP_COUNTER = "num_batches_tracked"
 MAX_LISTED = 5
 
 
@@ -65,13 +66,16 @@ def checkpoint_classes(entry: ModelEntry, state: Mapping[str, Tensor]) -> int:
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load ``state`` into ``model``; every name and shape must fit.
 
+    Only the batch norms' counter of training steps, which plays no part in evaluation and which old
+    versions of torch did not save, may be missing.
+
     Raises:
         InputError: they do not; the text lists the missing, unexpected and misshapen names.
     """
     own = model.state_dict()
     shared = [key for key in own if key in state]
     problems = {
-        "missing": [key for key in own if key not in state],
+        "missing": [k for k in own if k not in state and not k.endswith(STEP_COUNTER)],
         "unexpected": [key for key in state if key not in own],
         "misshapen": [
             f"{key} (must be {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
@@ -84,7 +88,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         raise InputError(
             f"{source}: weights must fit {type(model).__name__}, got {'; '.join(texts)}"
         )
-    model.load_state_dict(dict(state), strict=True)
+    counters = {key: value for key, value in own.items() if key.endswith(STEP_COUNTER)}
+    model.load_state_dict({**counters, **state}, strict=True)
 
 
 def _listed(names: list[str]) -> str:
