@@ -47,7 +47,7 @@ class LogitsAnalyzer:
         chunk_size: rows per file; a folder of more samples is written in chunks.
     """
 
-    def __init__(self, root: Path, chunk_size: int = DEFAULT_CHUNK_SIZE):
+    def __init__(self, root: str | Path, chunk_size: int = DEFAULT_CHUNK_SIZE):
         if chunk_size < 1:
             raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
         self.root = Path(root)

@@ -61,7 +61,7 @@ def list_archs() -> list[str]:
 
 def load_model(
     arch: str,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
 ) -> LoadedModel:
@@ -87,7 +87,7 @@ def load_model(
         classes = num_classes or entry.num_classes
         network, source = entry.build(classes), "random"
     else:
-        state = read_state_dict(path)
+        state = read_state_dict(Path(path))
         classes = checkpoint_classes(entry, state)
         network, source = entry.build(classes), str(path)
         load_strictly(network, state, source)
@@ -108,13 +108,13 @@ def _published(entry: ModelEntry, weights: str) -> LoadedModel:
     )
 
 
-def load_quantized(path: Path) -> tuple[QuantModel, dict]:
+def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
     """The quantized model saved by ``main_imagenet.py``, ready to run, and its metadata.
 
     Raises:
         InputError: no such file, another format, or an architecture that is unknown here.
     """
-    content = read_quantized_file(path)
+    content = read_quantized_file(Path(path))
     metadata = content["metadata"]
     network = get_entry(metadata["arch"]).build(metadata["num_classes"])
     return restore_quantized(content, network), metadata

@@ -52,7 +52,7 @@ class QuantModel(nn.Module):
     def named_units(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.unit_names, self.units, strict=True))
 
-    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+    def save(self, path: str | Path, metadata: dict[str, Any]) -> None:
         """Write codes, scales and everything else that the quantized model is, with ``metadata``
         beside them.
 
@@ -67,7 +67,7 @@ class QuantModel(nn.Module):
             "metadata": metadata,
             "state_dict": self.state_dict(),
         }
-        with atomic_file(path) as part:
+        with atomic_file(Path(path)) as part:
             torch.save(content, part)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -102,3 +103,12 @@ def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(shared / "data" / "cifar10_jpeg.tar.xz") as archive:
         archive.extractall(target, filter="data")
     return target / "cifar10_jpeg"
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    """A script sets the handlers of the root logger; the next test shall not write to its stream."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level

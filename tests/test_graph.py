@@ -12,6 +12,7 @@ from torch import nn
 
 from common import InputError
 from models import get_entry
+from models.zoo import list_zoo
 from quant.graph import QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import QuantModel, activation_quantizers, quant_layers, set_state
@@ -246,3 +247,14 @@ def test_conv_variants_compute_what_torch_computes():
         chain = QuantModel(nn.Sequential(conv), W4A4)
         assert isinstance(next(iter(quant_layers(chain).values())), QuantLayer)
         assert torch.allclose(chain(images), conv(images), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_zoo())
+def test_every_listed_network_can_be_cut(name):
+    network = get_entry(name).build(10)
+    chain = QuantModel(network, W4A4)
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    unused = {"googlenet": 6, "inception_v3": 3}.get(name, 0)  # auxiliary heads, for training only
+    assert len(quant_layers(chain)) == len(layers) - unused
+    assert len(chain.units) > 5

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import sys
+
+import pytest
+import torch
+
+import common
+from common import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    InputError,
+    SaveLog,
+    StageClock,
+    atomic_file,
+    atomic_folder,
+    pick_device,
+    provenance,
+    require_known,
+    require_writable,
+    run_main,
+    seed_all,
+    sha256_file,
+    write_json,
+)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with atomic_file(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "out"
+    for name in ("first", "second"):
+        with atomic_folder(path) as part:
+            (part / name).touch()
+    assert [p.name for p in path.iterdir()] == ["second"]
+    with pytest.raises(RuntimeError), atomic_folder(path) as part:
+        (part / "third").touch()
+        raise RuntimeError
+    assert [p.name for p in path.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    path = tmp_path / "out"
+    with atomic_folder(path) as part:
+        (part / "first").touch()
+    path.rename(tmp_path / ".out.old")
+    (tmp_path / ".out.part").mkdir()
+    with pytest.raises(RuntimeError), atomic_folder(path):
+        raise RuntimeError
+    assert [p.name for p in path.iterdir()] == ["first"]
+
+
+def test_json_is_written_as_readable_text(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "größe", "n": 1.5})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["name"] == "größe"
+    assert "größe" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_sha256_of_a_known_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_file(tmp_path / "a") == expected
+
+
+def test_an_unknown_name_is_answered_with_the_closest_and_the_others_when_few():
+    with pytest.raises(InputError) as caught:
+        require_known("arch", "resnet81", ["resnet18", "vgg"])
+    assert str(caught.value) == (
+        "arch must be a known name, got 'resnet81'; closest: resnet18; known: resnet18, vgg"
+    )
+    with pytest.raises(InputError) as caught:
+        require_known("n", "x1", [f"x{i}" for i in range(10, 40)])
+    assert "known:" not in str(caught.value)
+    assert require_known("n", "b", ["a", "b"]) == "b"
+
+
+def test_input_errors_are_one_line_and_status_2(capsys):
+    def body():
+        raise InputError("alpha must be between 0 and 1, got 3")
+
+    assert run_main(body) == EXIT_USAGE == 2
+    assert capsys.readouterr().err == "error: alpha must be between 0 and 1, got 3\n"
+
+
+def test_an_interrupt_is_status_130(capsys):
+    def body():
+        raise KeyboardInterrupt
+
+    assert run_main(body) == EXIT_INTERRUPTED == 130
+    assert "stay valid" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 // 0)
+
+
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for name in ("gpu", "meta", "cuda:x"):
+        with pytest.raises(
+            InputError, match=f"device must be auto, cpu, cuda or cuda:i, got '{name}'"
+        ):
+            pick_device(name)
+    with pytest.raises(InputError, match="device 'cuda:99' must be one of the"):
+        pick_device("cuda:99")
+
+
+def test_seeds_reach_every_global_generator():
+    import random
+
+    import numpy as np
+
+    draws = []
+    for _ in range(2):
+        seed_all(4)
+        draws.append((random.random(), np.random.random(), torch.rand(1).item()))
+    assert draws[0] == draws[1]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_without_being_made(tmp_path, monkeypatch):
+    require_writable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="output folder must be writable, got"):
+        require_writable(tmp_path / "file" / "sub")
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    with pytest.raises(InputError, match="output folder must be writable"):
+        require_writable(tmp_path / "x")
+
+
+def test_a_failed_save_is_logged_and_remembered(caplog):
+    saves = SaveLog()
+    with saves.attempt("the table"):
+        raise OSError("disk full")
+    with saves.attempt("the model"):
+        pass
+    assert saves.failures == ["the table"]
+    assert "could not save the table" in caplog.text
+    assert "OSError: disk full" in caplog.text
+    with pytest.raises(ValueError, match="bug"), saves.attempt("x"):
+        raise ValueError("bug")
+
+
+def test_stages_are_timed_in_order(caplog):
+    clock = StageClock()
+    with caplog.at_level(logging.INFO), clock("first"):
+        pass
+    with clock("second"):
+        pass
+    assert list(clock.seconds) == ["first", "second"]
+    assert all(0 <= value < 1 for value in clock.seconds.values())
+    assert "first: 0.0 s" in caplog.text
+
+
+def test_provenance_names_command_commit_and_versions():
+    record = provenance(["--n_bits_w", "4"])
+    assert record["argv"] == ["--n_bits_w", "4"]
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert record["versions"]["python"].startswith(f"{sys.version_info.major}.")
+    assert len(record["commit"]) == 40
+
+
+def test_outside_a_repository_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "common.py"))
+    assert provenance([])["commit"] is None
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_explained(monkeypatch):
+    original = builtins.__import__
+
+    def broken(name, *arguments, **options):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return original(name, *arguments, **options)
+
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(
+        InputError, match=r"built for the installed torch.*nms does not exist.*pip install"
+    ):
+        common.import_torchvision()
