@@ -104,9 +104,8 @@ class _Search:
         picks = [self.rows.topk(tails, dim=1, largest=largest).indices for largest in (True, False)]
         index = torch.cat(picks, dim=1)  # the extremes, which pay first for a narrow range
         self.tails = self.rows.gather(1, index)
-        self.tail_counts = None if self.counts is None else self.counts[index] / 2
-        if self.counts is None:
-            self.tail_counts = torch.full_like(self.tails, 0.5)  # an element may be in both tails
+        counts = torch.ones_like(self.tails) if self.counts is None else self.counts[index]
+        self.tail_counts = counts / 2  # halved, for an element may be in both tails
 
     def offer(self, width: Tensor, zero: Tensor) -> None:
         """Try one candidate per row; rows whose extremes alone cost too much are not evaluated."""
@@ -141,8 +140,8 @@ def _search_range(rows: Tensor, counts: Tensor | None, bits: int) -> tuple[Tenso
     else:
         zeros = list(range(0, quant_max(bits) + 1, _zero_stride(bits)))
     for i in range(NUM_WIDTHS, 0, -1):
-        for zero in reversed(zeros):
-            search.offer(torch.full_like(search.reach, i), torch.full_like(search.reach, zero))
+        for code in reversed(zeros):
+            search.offer(torch.full_like(search.reach, i), torch.full_like(search.reach, code))
     stride = _zero_stride(bits) if len(zeros) > 1 else 1
     while stride > 1:
         for width, zero in _refinements(search.width, search.zero, stride, bits):
