@@ -289,6 +289,11 @@ def _git(*arguments: str) -> str:
         return ""
 
 
+def current_commit() -> str | None:
+    """The commit of this project's code, None outside a repository."""
+    return _git("rev-parse", "HEAD") or None
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
@@ -304,7 +309,7 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
     """What a number needs to be traced: command, commit, versions, machine."""
     return {
         "argv": list(argv),
-        "commit": _git("rev-parse", "HEAD") or None,
+        "commit": current_commit(),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": versions(),
         "platform": platform.platform(),

@@ -25,8 +25,10 @@ from common import (
     StageClock,
     atomic_file,
     atomic_folder,
+    current_commit,
     log_to_file,
     pick_device,
+    progress,
     provenance,
     require_writable,
     seed_all,
@@ -254,7 +256,6 @@ class _Run:
         does.
         """
         settings = self.job.method.settings
-        commit = provenance([])["commit"] or "unknown"
         return {
             "arch": self.job.name.arch,
             "method": self.job.method.name,
@@ -264,7 +265,7 @@ class _Run:
             "dataset": self.job.dataset.name,
             "data_digest": self.plan.evaluation.digest(),
             "weights_digest": self.job.model.digest,
-            "commit": commit,
+            "commit": current_commit() or "unknown",
             "versions": " ".join(f"{name}={number}" for name, number in versions().items()),
         }
 
@@ -284,7 +285,9 @@ class _Run:
             )
         rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], evaluation)]
         with self.clock("apply and save corrections"):
-            for index, (result, logits) in enumerate(grid.corrected(evaluation.logits[QUANTIZED])):
+            corrected = grid.corrected(evaluation.logits[QUANTIZED])
+            bar = progress(corrected, "corrections", len(grid.results))
+            for index, (result, logits) in enumerate(bar):
                 rows.append(
                     score(result.kind, logits, evaluation, result.setting, result.heldout_kl)
                 )

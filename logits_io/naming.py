@@ -43,7 +43,7 @@ class RunName:
         return f"logits_summary_{self.tag}"
 
     def results_folder(self, alpha: float, num_clusters: int, pca_dim: int) -> str:
-        return f"results_alpha{alpha:g}_clusters{num_clusters}_pca{pca_dim}_{self.arch}_{self.bits}"
+        return f"results_alpha{alpha}_clusters{num_clusters}_pca{pca_dim}_{self.arch}_{self.bits}"
 
     @property
     def file_stem(self) -> str:

@@ -78,7 +78,7 @@ def collect_images(loader: Iterable, num_samples: int) -> Tensor:
     if count == 0:
         raise InputError("calibration set must hold at least one image, got an empty loader")
     if count < num_samples:
-        logger.warning("calibration set has %d images, num_samples asks for %d", count, num_samples)
+        logger.info("calibration set: %d images, fewer than num_samples = %d", count, num_samples)
     return torch.cat(batches)
 
 

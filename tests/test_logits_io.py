@@ -74,7 +74,7 @@ def test_names_are_those_given():
     assert (
         NAME.results_folder(0.4, 64, 50) == "results_alpha0.4_clusters64_pca50_resnet18_w4bit_a2bit"
     )
-    assert NAME.results_folder(1.0, 8, 5).startswith("results_alpha1_clusters8_pca5_")
+    assert NAME.results_folder(1.0, 8, 5).startswith("results_alpha1.0_clusters8_pca5_")
     assert NAME.file_stem == STEM
 
 

@@ -57,7 +57,7 @@ def test_a_run_writes_the_folders_given(finished):
     names = sorted(path.name for path in root.iterdir())
     results = [
         f"results_alpha{a}_clusters{k}_pca{d}_digits_resnet_w4bit_a4bit"
-        for a, k, d in (("0.5", 4, 2), ("0.5", 4, 5), ("1", 1, 1), ("1", 4, 2), ("1", 4, 5))
+        for a, k, d in (("0.5", 4, 2), ("0.5", 4, 5), ("1.0", 1, 1), ("1.0", 4, 2), ("1.0", 4, 5))
     ]
     assert names == sorted(
         [f"initial_logits_{TAG}", f"logits_summary_{TAG}", f"run_{TAG}", "run.json", *results]
@@ -87,7 +87,7 @@ def test_the_summary_agrees_with_the_saved_logits(finished):
     kinds = ["fullprecision", "identity", "global_line", "ridge_map", *["cluster_affine"] * 4]
     assert table.logits.tolist() == kinds
     assert table.selected.sum() == table.oracle.sum() == 1
-    saved = LogitsAnalyzer(root).load("results_alpha1_clusters4_pca5_digits_resnet_w4bit_a4bit")
+    saved = LogitsAnalyzer(root).load("results_alpha1.0_clusters4_pca5_digits_resnet_w4bit_a4bit")
     row = table[(table.alpha == 1) & (table.num_clusters == 4) & (table.pca_dim == 5)].iloc[0]
     top1 = 100 * (saved.logits["corrected"].argmax(1) == saved.targets).mean()
     assert row.top1_pct == pytest.approx(top1)
@@ -275,14 +275,14 @@ def test_what_cannot_be_saved_is_reported_and_the_run_goes_on(tmp_path, monkeypa
     original = LogitsAnalyzer.save_logits_to_csv
 
     def full(self, folder, *arguments, **options):
-        if folder.startswith("results_alpha1_clusters4_pca5"):
+        if folder.startswith("results_alpha1.0_clusters4_pca5"):
             raise OSError("disk full")
         return original(self, folder, *arguments, **options)
 
     monkeypatch.setattr(LogitsAnalyzer, "save_logits_to_csv", full)
     assert main([*QUICK, "--output_dir", str(tmp_path)]) == 3
     captured = capsys.readouterr()
-    assert "could not save results_alpha1_clusters4_pca5" in captured.err
+    assert "could not save results_alpha1.0_clusters4_pca5" in captured.err
     assert "Traceback" in captured.err
     assert "fullprecision" in captured.out
     record = json.loads((tmp_path / "rtn" / "run.json").read_text())

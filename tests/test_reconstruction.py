@@ -129,9 +129,14 @@ def test_mixing_probabilities_change_the_result_and_one_means_off(
 
 
 @pytest.mark.parametrize(
-    "name", ["weight", "warmup", "b_start", "b_end", "lr_round", "iters_w", "seed"]
+    "name",
+    [
+        *("weight", "warmup", "b_start", "b_end", "lr_round", "iters_w", "seed", "lr"),
+        *("batch_size_recon", "num_samples", "init_wmode", "init_amode", "channel_wise"),
+        "disable_8bit_head_stem",
+    ],
 )
-def test_every_setting_of_the_optimisation_changes_the_result(tiny_network, tiny_images, name):
+def test_every_setting_changes_the_result(tiny_network, tiny_images, name):
     base = {"n_bits_w": 2, "n_bits_a": 2, "weight": 0.05, **QUICK}
     other = {
         "weight": 0.0,
@@ -141,10 +146,24 @@ def test_every_setting_of_the_optimisation_changes_the_result(tiny_network, tiny
         "lr_round": 1e-2,
         "iters_w": 60,
         "seed": 3,
+        "lr": 1e-2,
+        "batch_size_recon": 8,
+        "num_samples": 40,
+        "init_wmode": "minmax",
+        "init_amode": "minmax_scale",
+        "channel_wise": False,
+        "disable_8bit_head_stem": True,
     }
     first = quantized(tiny_network, tiny_images, **base).state_dict()
     second = quantized(tiny_network, tiny_images, **{**base, name: other[name]}).state_dict()
     assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_where_the_cache_lies_changes_nothing(tiny_network, tiny_images):
+    first = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, **QUICK)
+    second = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, keep_cpu=True, **QUICK)
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_penalty_decides_the_roundings_by_the_end(tiny_network, tiny_images, monkeypatch):
@@ -233,9 +252,9 @@ def test_images_are_collected_from_batches_or_pairs_up_to_the_number(caplog):
     assert torch.equal(collect_images([images[:4], images[4:]], 7), images[:7])
     pairs = [(images[:4], torch.zeros(4)), (images[4:], torch.zeros(6))]
     assert torch.equal(collect_images(pairs, 10), images)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert len(collect_images([images], 12)) == 10
-    assert "10 images, num_samples asks for 12" in caplog.text
+    assert "10 images, fewer than num_samples = 12" in caplog.text
     with pytest.raises(InputError, match="calibration set must hold at least one image"):
         collect_images([], 5)
 
