@@ -73,7 +73,7 @@ class FlagParser(argparse.ArgumentParser):
         return argument
 
     def _config_path(self, arguments: list[str]) -> Path | None:
-        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder = FlagParser(add_help=False)
         finder.add_argument("--config", type=Path)
         return finder.parse_known_args(arguments)[0].config
 

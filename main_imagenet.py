@@ -31,14 +31,15 @@ from loaders import DATASETS
 from models import get_entry
 from pipeline import Record, prepare
 from quant import BaseQuantizationMethod, QuantizationManager
+from quant.base import setting_type
 from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"
 NOT_YET_USED = {
-    "lamb_r": (float, "divisor of the prediction difference (PD-Quant)"),
-    "T": (float, "temperature of the prediction difference (PD-Quant)"),
-    "bn_lr": (float, "learning rate of the distribution correction (PD-Quant)"),
-    "lamb_c": (float, "divisor of the distribution correction's anchor (PD-Quant)"),
+    "lamb_r": "divisor of the prediction difference (PD-Quant)",
+    "T": "temperature of the prediction difference (PD-Quant)",
+    "bn_lr": "learning rate of the distribution correction (PD-Quant)",
+    "lamb_c": "divisor of the distribution correction's anchor (PD-Quant)",
 }
 ONE_TIME_FLAGS = ("config", "print_config", "dry_run", "help")
 
@@ -84,43 +85,32 @@ def _add_data_flags(parser: FlagParser) -> None:
     model.add_argument("--weights", help="DEFAULT: torchvision's published weights")
 
 
-def _add_quantization_flags(parser: FlagParser) -> None:
+def method_fields() -> dict[str, tuple[dataclasses.Field, list[str]]]:
+    """Every setting of every method: name -> its field and the methods that have it."""
     manager = QuantizationManager()
-    group = parser.add_argument_group("quantization")
-    names = ", ".join(manager.list_available_methods())
-    group.add_argument("--quant_method", default="adaround", help=f"{names} (default adaround)")
-    users: dict[str, list[str]] = {}
-    fields: dict[str, dataclasses.Field] = {}
+    found: dict[str, tuple[dataclasses.Field, list[str]]] = {}
     for method in manager.list_available_methods():
         for field in dataclasses.fields(manager.get_method_class(method).settings_class):
-            users.setdefault(field.name, []).append(method)
-            fields.setdefault(field.name, field)
-    for name, field in fields.items():
-        text = (
-            f"{field.metadata['help']} (default {field.default}; {', '.join(users[name])})".replace(
-                "%", "%%"
-            )
-        )
-        if str(field.type) == "bool":
-            group.add_argument(
-                f"--{name}",
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
+            found.setdefault(field.name, (field, []))[1].append(method)
+    return found
+
+
+def _add_quantization_flags(parser: FlagParser) -> None:
+    group = parser.add_argument_group("quantization")
+    names = ", ".join(QuantizationManager().list_available_methods())
+    group.add_argument("--quant_method", default="adaround", help=f"{names} (default adaround)")
+    options: dict[str, Any]
+    for name, (field, users) in method_fields().items():
+        kind = setting_type(field)
+        text = f"{field.metadata['help']} (default {field.default}; {', '.join(users)})"
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
         else:
-            kind = {"int": int, "float": float, "str": str}[str(field.type)]
-            group.add_argument(
-                f"--{name}",
-                type=kind,
-                default=argparse.SUPPRESS,
-                metavar=kind.__name__.upper(),
-                help=text,
-            )
-    for name, (kind, text) in NOT_YET_USED.items():
-        group.add_argument(
-            f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"{text}; no method uses it yet"
-        )
+            options = {"type": kind, "metavar": kind.__name__.upper()}
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **options)
+    for name, text in NOT_YET_USED.items():
+        text += "; no method uses it yet"
+        group.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help=text)
 
 
 def _add_correction_flags(parser: FlagParser) -> None:
@@ -193,23 +183,14 @@ def make_method(options: argparse.Namespace) -> BaseQuantizationMethod:
     Raises:
         InputError: unknown method, a flag that it does not use, or a value out of range.
     """
-    manager = QuantizationManager()
-    cls = manager.get_method_class(options.quant_method)
+    cls = QuantizationManager().get_method_class(options.quant_method)
     own = {field.name for field in dataclasses.fields(cls.settings_class)}
-    all_settings = {
-        field.name
-        for name in manager.list_available_methods()
-        for field in dataclasses.fields(manager.get_method_class(name).settings_class)
-    }
-    given = {
-        key: value
-        for key, value in vars(options).items()
-        if key in all_settings | set(NOT_YET_USED)
-    }
-    for key in given:
+    known = {*method_fields(), *NOT_YET_USED}
+    given = {key: value for key, value in vars(options).items() if key in known}
+    for key, value in given.items():
         if key not in own:
             raise InputError(
-                f"--{key} must be left out for {cls.name}, which does not use it, got {given[key]}"
+                f"--{key} must be left out for {cls.name}, which does not use it, got {value}"
             )
     arch_defaults = {
         key: value for key, value in get_entry(options.arch).method_defaults.items() if key in own

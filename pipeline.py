@@ -194,6 +194,7 @@ class _Run:
     def all_stages(self) -> Outcome:
         with self.clock("decode images"):
             self.plan = self.job.plan.decoded()
+        plan_grid(self.job.grid, len(self.plan.correction), self.job.model.num_classes)
         seed_all(self.job.method.settings.seed)
         self._open_folder()
         with log_to_file(self.job.folder / LOG_FILE):

@@ -106,7 +106,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     numbers = (row.alpha, row.num_clusters, row.pca_dim)
     shares = (row.top1_pct, row.top5_pct, row.agreement_pct)
     return (
-        row.logits,
+        "quantized (identity)" if row.logits == "identity" else row.logits,
         *("-" if value is None else f"{value:g}" for value in numbers),
         *(f"{value:.2f}" for value in shares),
         f"{row.kl_to_fp:.4f}",

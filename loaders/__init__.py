@@ -81,6 +81,14 @@ def load_dataset(
         InputError: unknown name, missing or empty folder, damaged files.
     """
     require_known("dataset", name, DATASETS)
+    unused = {
+        "data_path": data_path is not None and name == "digits",
+        "download": download and name not in LAYOUTS,
+        "skip_bad_images": skip_bad and name != "imagenet",
+    }
+    for flag, is_unused in unused.items():
+        if is_unused:
+            raise InputError(f"{flag} must be left out for dataset {name}, which does not use it")
     if name == "digits":
         return load_digits_data(preprocess)
     if data_path is None:

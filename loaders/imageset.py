@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ class FileImages(ImageSet):
                 continue
             if pixels is None:
                 if image.numel() * len(self) > MEMORY_LIMIT:
-                    return self
+                    return self._with_readable_headers()
                 pixels = torch.empty((len(self), *image.shape), dtype=torch.uint8)
             pixels[len(kept)] = self._same_size(image, pixels.shape[1:], index)
             kept.append(index)
@@ -195,20 +196,36 @@ class FileImages(ImageSet):
                 part = range(start, min(start + window, indices.stop))
                 yield from zip(part, pool.map(self._decode, part), strict=True)
 
-    def _decode(self, index: int) -> Tensor | None:
+    def _with_readable_headers(self) -> FileImages:
+        """Find files that are no images now rather than in the middle of a run; a damaged body is
+        found when it is read.
+        """
+        with ThreadPoolExecutor(self.threads) as pool:
+            checks = pool.map(lambda index: self._open(index, header_only=True), range(len(self)))
+            opened = list(progress(checks, "checking files", len(self)))
+        return self.subset([index for index, image in enumerate(opened) if image is not None])
+
+    def _open(self, index: int, header_only: bool = False) -> Any:
+        """The image as PIL's RGB picture, or None for a bad one that is skipped."""
         from PIL import Image
 
         path = self.root / self.ids[index]
         try:
             with Image.open(path) as image:
-                picture = image.convert("RGB")
+                return image.size if header_only else image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if self.skip_bad:
                 logger.warning("skipped unreadable image %s: %s", path, error)
                 return None
             raise InputError(
-                f"{path}: must be a readable image, got {type(error).__name__}: {error} (--skip_bad_images goes on)"
+                f"{path}: must be a readable image, got {type(error).__name__}: {error} "
+                "(--skip_bad_images goes on)"
             ) from None
+
+    def _decode(self, index: int) -> Tensor | None:
+        picture = self._open(index)
+        if picture is None:
+            return None
         if self.augment_seed is None:
             return image_transform(self.preprocess, False)(picture)
         with torch.random.fork_rng(devices=[]):

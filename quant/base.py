@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -41,17 +42,24 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def setting_type(field: dataclasses.Field) -> type:
+    """The Python type of a setting; annotations are strings here."""
+    return {"int": int, "float": float, "bool": bool, "str": str}[str(field.type)]
+
+
 def check_setting(field: dataclasses.Field, value: Any) -> Any:
     """Return the value, an int made float where a float is expected.
 
     Raises:
         InputError: wrong type or outside what the field allows.
     """
-    kind = {"int": int, "float": float, "bool": bool, "str": str}[str(field.type)]
+    kind = setting_type(field)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         raise InputError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{field.name} must be finite, got {value!r}")
     rules = field.metadata
     low, high, choices = rules["low"], rules["high"], rules["choices"]
     too_low = low is not None and not value >= low
@@ -101,7 +109,9 @@ class MethodSettings:
     init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
     init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
     keep_cpu: bool = setting(False, "keep cached activations in host memory instead of on the GPU")
-    seed: int = setting(1005, "seed of every random draw", low=0)
+    seed: int = setting(
+        1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -161,6 +171,8 @@ class BaseQuantizationMethod(ABC):
         images = collect_images(train_loader, self.settings.num_samples)
         if not self.settings.keep_cpu:
             images = images.to(device)
+        elif device.type == "cpu":
+            logger.info("keep_cpu changes nothing: the network is on the CPU")
         quantized = QuantModel(model, self.settings.spec).to(device)
         reference = QuantModel(model if fp_model is None else fp_model, FLOAT_SPEC).to(device)
         self._quantize(quantized, reference, images, on_unit)

@@ -135,6 +135,33 @@ def test_an_unreadable_image_is_named_or_skipped_and_counted(folder, caplog):
     assert len(images_of(data.val, 1)) == 11
 
 
+def test_files_too_many_for_memory_are_checked_before_the_run(folder, monkeypatch):
+    monkeypatch.setattr(loaders.imageset, "MEMORY_LIMIT", 100)
+    (folder / "val/cat/03.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"val/cat/03\.png: must be a readable image"):
+        load_dataset("imagenet", folder, PLAIN).val.loaded()
+    kept = load_dataset("imagenet", folder, PLAIN, skip_bad=True).val.loaded()
+    assert isinstance(kept, FileImages)
+    assert len(kept) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("digits", {"data_path": "x"}),
+        ("digits", {"download": True}),
+        ("imagenet", {"data_path": "x", "download": True}),
+        ("cifar10", {"data_path": "x", "skip_bad": True}),
+    ],
+)
+def test_a_data_flag_that_is_not_used_is_refused(name, options):
+    path = options.pop("data_path", None)
+    with pytest.raises(
+        InputError, match=f"must be left out for dataset {name}, which does not use"
+    ):
+        load_dataset(name, path, PLAIN, **options)
+
+
 def test_images_of_different_sizes_need_a_crop(folder):
     write_image(folder / "val/cat/09.png", 1, size=(13, 12))
     data = load_dataset("imagenet", folder, PLAIN)

@@ -413,7 +413,9 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
             ["--dataset", "cifar10", "--arch", "cifar_resnet20"],
             "data_path must be given for dataset cifar10",
         ),
-        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--seed", "-1"], "seed must be between 0 and 2^32 - 1, got -1"),
+        (["--config"], "argument --config: expected one argument"),
+        (["--lr", "nan"], "lr must be finite, got nan"),
         (["--shrinkage", "-1"], "shrinkage must be at least 0, got -1.0"),
     ],
 )

@@ -190,7 +190,8 @@ def test_a_bad_setting_is_named(name, settings, text):
     ("settings", "text"),
     [
         ({"prob": 1.5}, "prob must be between 0 and 1, got 1.5"),
-        ({"warmup": float("nan")}, "warmup must be between 0 and 1, got nan"),
+        ({"warmup": float("nan")}, "warmup must be finite, got nan"),
+        ({"lr": float("inf")}, "lr must be finite, got inf"),
         ({"lr": -1}, "lr must be at least 0, got -1.0"),
     ],
 )
