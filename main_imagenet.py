@@ -27,9 +27,10 @@ import yaml
 
 from cli import FlagParser
 from common import EXIT_OK, EXIT_UNSAVED, InputError, run_main, setup_logging
+from job import Record, prepare
 from loaders import DATASETS
 from models import get_entry
-from pipeline import Record, prepare
+from pipeline import run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.base import setting_type
 from reporting import format_table
@@ -251,7 +252,7 @@ def _main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print(job.describe())
         return EXIT_OK
-    outcome = job.run()
+    outcome = run(job)
     print(format_table(outcome.rows))
     return EXIT_UNSAVED if outcome.unsaved else EXIT_OK
 

@@ -6,52 +6,38 @@ saved.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from torch import nn
 
 from common import (
-    InputError,
     SaveLog,
     StageClock,
-    atomic_file,
-    atomic_folder,
     current_commit,
     log_to_file,
-    pick_device,
     progress,
     provenance,
-    require_writable,
     seed_all,
     utc_now,
     versions,
-    write_json,
 )
-from correction import GridRequest, GridShape, Setting, fit_grid, plan_grid
+from correction import Setting, fit_grid, plan_grid
 from evaluation import Inference, infer_logits
+from files import atomic_file, atomic_folder, write_json
+from job import Job
 from loaders import (
-    DataPlan,
-    Dataset,
     ImageSet,
-    PlanRequest,
-    load_dataset,
-    make_plan,
-    resolve_dataset,
 )
-from logits_io import LogitsAnalyzer, RunName
+from logits_io import LogitsAnalyzer
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
-from models import LoadedModel, get_entry, load_model
-from quant import BaseQuantizationMethod, QuantModel
+from quant import QuantModel
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 
 MODEL_FILE = "quantized_model.pt"
@@ -63,14 +49,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was asked for, as it goes into run.json."""
-
-    argv: list[str]
-    config: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a run came to; ``unsaved`` names what could not be written."""
 
@@ -78,105 +56,13 @@ class Outcome:
     unsaved: list[str]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run with everything checked and nothing written."""
-
-    options: argparse.Namespace
-    record: Record
-    method: BaseQuantizationMethod
-    model: LoadedModel
-    dataset: Dataset
-    plan: DataPlan
-    grid: GridRequest
-    shape: GridShape
-    device: torch.device
-    name: RunName
-
-    @property
-    def root(self) -> Path:
-        return self.options.output_dir / self.method.name
-
-    @property
-    def folder(self) -> Path:
-        """The run's own folder: model, configuration, log."""
-        return self.root / self.name.run_folder
-
-    def describe(self) -> str:
-        """The plan in words."""
-        settings = self.method.settings
-        images = f"{len(self.plan.calibration)} calibrate, {len(self.plan.correction)} fit the correction"
-        lines = {
-            "model": f"{self.name.arch}, {self.model.num_classes} classes, weights: {self.model.weights}",
-            "data": f"{self.dataset.name}: {images}, {len(self.plan.evaluation)} evaluate",
-            "method": f"{self.method.name} W{settings.n_bits_w}A{settings.n_bits_a}, seed {settings.seed}",
-            "settings": ", ".join(
-                f"{key}={value}" for key, value in self.method.get_quantization_params().items()
-            ),
-            "correction": f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}",
-            "device": str(self.device),
-            "writes to": str(self.root),
-        }
-        return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
-
-    def run(self) -> Outcome:
-        """Run all stages; what was saved by a stage stays when a later one fails.
-
-        Raises:
-            InputError: an image cannot be read.
-        """
-        return _Run(self).all_stages()
-
-
-def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record: Record) -> Job:
-    """Load and check everything that a run needs; nothing is written.
+def run(job: Job) -> Outcome:
+    """Run all stages; what was saved by a stage stays when a later one fails.
 
     Raises:
-        InputError: anything of it is unusable.
+        InputError: an image cannot be read.
     """
-    settings = method.settings
-    device = pick_device(options.device)
-    dataset = _open_dataset(options)
-    model = load_model(options.arch, options.checkpoint, options.weights, len(dataset.classes))
-    if model.num_classes != len(dataset.classes):
-        raise InputError(
-            f"model and data must have the same number of classes, got {model.num_classes} in {options.arch} "
-            f"({model.weights}) and {len(dataset.classes)} in {dataset.name}"
-        )
-    request = PlanRequest(
-        seed=settings.seed,
-        num_samples=getattr(options, "num_samples", None),
-        calibration_list=options.calibration_list,
-        correction_samples=options.correction_samples,
-        correction_source=options.correction_source,
-    )
-    plan = make_plan(dataset, request, settings.num_samples)
-    grid = GridRequest(
-        options.alpha_list,
-        options.num_clusters_list,
-        options.pca_dim_list,
-        options.shrinkage,
-        settings.seed,
-    )
-    shape = plan_grid(grid, len(plan.correction), model.num_classes)
-    name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
-    job = Job(options, record, method, model, dataset, plan, grid, shape, device, name)
-    require_writable(job.root)
-    return job
-
-
-def _open_dataset(options: argparse.Namespace) -> Dataset:
-    name, path, reason = resolve_dataset(options.dataset, options.data_path)
-    logger.info("dataset: %s (%s)", name, reason)
-    preprocess = get_entry(options.arch).input_for(options.weights)
-    return load_dataset(
-        name,
-        path,
-        preprocess,
-        download=options.download,
-        skip_bad=options.skip_bad_images,
-        threads=options.workers,
-    )
+    return _Run(job).all_stages()
 
 
 class _Run:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError, atomic_folder, sha256_file
+from common import InputError
+from files import atomic_folder, sha256_file
 from logits_io.naming import (
     TARGETS,
     chunk_file,

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import InputError, read_torch_file
+from common import InputError
+from files import read_torch_file
 from models.entries import ModelEntry
 
 WRAPPERS = ("state_dict", "model")

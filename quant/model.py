@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import InputError, atomic_file, read_torch_file
+from common import InputError
+from files import atomic_file, read_torch_file
 from quant.graph import NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.units import cut_into_units

@@ -15,17 +15,13 @@ from common import (
     InputError,
     SaveLog,
     StageClock,
-    atomic_file,
-    atomic_folder,
     pick_device,
     provenance,
     require_known,
-    require_writable,
     run_main,
     seed_all,
-    sha256_file,
-    write_json,
 )
+from files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

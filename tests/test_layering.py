@@ -13,6 +13,7 @@ from tests.conftest import PROJECT
 
 LAYER = {
     "common": 1,
+    "files": 1,
     "metrics": 1,
     "cli": 1,
     "quant": 2,
@@ -22,6 +23,7 @@ LAYER = {
     "models": 3,
     "evaluation": 3,
     "reporting": 4,
+    "job": 4,
     "pipeline": 5,
 }
 FORBIDDEN_LIBRARIES = {

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common import InputError, sha256_file
+from common import InputError
+from files import sha256_file
 from logits_io import LogitsAnalyzer, RunName
 from logits_io.tables import read_csv, write_csv
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 import main_imagenet
 import pipeline
-from common import InputError, sha256_file
+from common import InputError
 from evaluation import infer_logits
+from files import sha256_file
 from loaders import load_dataset
 from logits_io import LogitsAnalyzer
 from main_imagenet import build_parser, main

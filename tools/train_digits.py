@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import EXIT_OK, atomic_file, run_main, seed_all, setup_logging
+from common import EXIT_OK, run_main, seed_all, setup_logging
 from evaluation import infer_logits
+from files import atomic_file
 from loaders import load_dataset
 from loaders.imageset import MemoryImages
 from metrics import topk_accuracy

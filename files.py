@@ -1,0 +1,111 @@
+"""Files: written whole or not at all, read without unpickling, told apart by digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common import InputError
+
+
+def read_torch_file(path: Path) -> Any:
+    """Load a file written by ``torch.save`` that holds tensors and plain values only, onto the CPU.
+
+    Raises:
+        InputError: missing, damaged, or it would have to be unpickled.
+    """
+    import pickle
+    import warnings
+    import zipfile
+
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{path}: must be an existing file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what the error below says
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path}: must hold tensors and plain values only (torch.save of a state_dict), "
+            "got pickled objects or another format"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole torch.save file, got: {reason}") from None
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the final name only when the block
+    succeeds.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; it replaces ``path`` as a whole when the block
+    succeeds.
+
+    A kill between the two renames leaves the former content under the ``.old`` name, whence the
+    next call brings it back.
+    """
+    part = path.with_name(f".{path.name}.part")
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented UTF-8 JSON under its final name only when complete."""
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_writable(folder: Path) -> None:
+    """Check, without creating anything, that ``folder`` can be created or written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"output folder must be writable, got {str(folder)!r}")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
