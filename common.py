@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import logging
+import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 class InputError(ValueError):
     """A value, file or name given by the user is unusable; the text says what, must be, got."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on for a reason that one line tells, and that no earlier check could find."""
 
 
 def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -69,13 +74,27 @@ def run_main(body: Callable[[], int]) -> int:
     status.
     """
     try:
-        return body()
+        status = body()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _drop_stdout()
+        return EXIT_FAILED
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; files already finished stay valid\n")
         return EXIT_INTERRUPTED
+
+
+def _drop_stdout() -> None:
+    """Let the interpreter end in silence when the reader of stdout has gone."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def setup_logging(verbose: bool = False, quiet: bool = False) -> None:
@@ -88,10 +107,19 @@ def setup_logging(verbose: bool = False, quiet: bool = False) -> None:
     root.setLevel(level)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that ends, with one line on stderr, when it can no longer be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self in logging.getLogger().handlers:
+            logging.getLogger().removeHandler(self)
+            logger.warning("%s ends here: %s", self.baseFilename, sys.exc_info()[1])
+
+
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Copy the log into ``path`` while the block runs."""
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler = _LogFile(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -99,7 +127,8 @@ def log_to_file(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
@@ -238,4 +267,5 @@ class SaveLog:
             yield
         except OSError:
             logger.exception("could not save %s", what)
-            self.failures.append(what)
+            if what not in self.failures:
+                self.failures.append(what)

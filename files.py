@@ -22,7 +22,6 @@ def read_torch_file(path: Path) -> Any:
     """
     import pickle
     import warnings
-    import zipfile
 
     import torch
 
@@ -37,9 +36,26 @@ def read_torch_file(path: Path) -> Any:
             f"{path}: must hold tensors and plain values only (torch.save of a state_dict), "
             "got pickled objects or another format"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: must be a whole torch.save file, got: {reason}") from None
+        raise InputError(
+            f"{path}: must be a whole torch.save file, got {type(error).__name__}: {reason}"
+        ) from None
+
+
+def write_torch_file(path: Path, content: Any) -> None:
+    """``torch.save`` under the final name only when complete.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    import torch
+
+    with atomic_file(path) as part:
+        try:
+            torch.save(content, part)
+        except RuntimeError as error:
+            raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -95,10 +111,15 @@ def require_writable(folder: Path) -> None:
     Raises:
         InputError: it cannot.
     """
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        str(folder).encode()
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    except (OSError, ValueError):
+        usable = False
+    if not usable:
         raise InputError(f"output folder must be writable, got {str(folder)!r}")
 
 

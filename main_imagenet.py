@@ -26,23 +26,25 @@ from typing import Any
 import yaml
 
 from cli import FlagParser
-from common import EXIT_OK, EXIT_UNSAVED, InputError, run_main, setup_logging
+from common import (
+    EXIT_OK,
+    EXIT_UNSAVED,
+    InputError,
+    require_known,
+    run_main,
+    setup_logging,
+)
 from job import Record, prepare
 from loaders import DATASETS
 from models import get_entry
 from pipeline import run
 from quant import BaseQuantizationMethod, QuantizationManager
-from quant.base import setting_type
+from quant.settings import setting_type
 from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"
-NOT_YET_USED = {
-    "lamb_r": "divisor of the prediction difference (PD-Quant)",
-    "T": "temperature of the prediction difference (PD-Quant)",
-    "bn_lr": "learning rate of the distribution correction (PD-Quant)",
-    "lamb_c": "divisor of the distribution correction's anchor (PD-Quant)",
-}
-ONE_TIME_FLAGS = ("config", "print_config", "dry_run", "help")
+TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}  # either switches the term of both on
+ONE_TIME_FLAGS = ("config", "print_config", "dry_run", "help", "resume")
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +106,13 @@ def _add_quantization_flags(parser: FlagParser) -> None:
     for name, (field, users) in method_fields().items():
         kind = setting_type(field)
         text = f"{field.metadata['help']} (default {field.default}; {', '.join(users)})"
+        if kind is str:
+            text = f"{', '.join(field.metadata['choices'])}: {text}"
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
         else:
             options = {"type": kind, "metavar": kind.__name__.upper()}
         group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **options)
-    for name, text in NOT_YET_USED.items():
-        text += "; no method uses it yet"
-        group.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help=text)
 
 
 def _add_correction_flags(parser: FlagParser) -> None:
@@ -164,6 +165,11 @@ def _add_run_flags(parser: FlagParser) -> None:
         "--print_config", action="store_true", help="print the full configuration as YAML and stop"
     )
     group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on behind the last finished unit of the same run, which was interrupted",
+    )
+    group.add_argument(
         "--dry_run", action="store_true", help="print the plan and stop; nothing is written"
     )
     group.add_argument("--verbose", action="store_true", help="log more")
@@ -186,19 +192,32 @@ def make_method(options: argparse.Namespace) -> BaseQuantizationMethod:
     """
     cls = QuantizationManager().get_method_class(options.quant_method)
     own = {field.name for field in dataclasses.fields(cls.settings_class)}
-    known = {*method_fields(), *NOT_YET_USED}
+    known = method_fields()
     given = {key: value for key, value in vars(options).items() if key in known}
-    for key, value in given.items():
-        if key not in own:
-            raise InputError(
-                f"--{key} must be left out for {cls.name}, which does not use it, got {value}"
-            )
-    arch_defaults = {
-        key: value for key, value in get_entry(options.arch).method_defaults.items() if key in own
-    }
+    unused = [key for key in given if key not in own]
+    if unused:
+        flags = ", ".join(f"--{key}" for key in unused)
+        raise InputError(
+            f"{flags} must be left out for {cls.name}, which does not use it, got {given[unused[0]]}"
+        )
+    arch_defaults = _arch_defaults(cls, options.arch, given)
     for key in sorted(set(arch_defaults) - set(given)):
         logger.info("%s = %s, the default for %s", key, arch_defaults[key], options.arch)
     return cls(**{**arch_defaults, **given})
+
+
+def _arch_defaults(
+    cls: type[BaseQuantizationMethod], arch: str, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The architecture's defaults of those settings that the method uses; they switch no optional
+    term on.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls.settings_class)}
+    return {
+        key: value
+        for key, value in get_entry(arch).method_defaults.items()
+        if key in fields and (fields[key].default is not None or TERM_PARTNERS.get(key) in given)
+    }
 
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
@@ -209,6 +228,8 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         InputError: a flag is unknown or malformed, or data are given without an architecture.
     """
     options = build_parser().parse(argv)
+    if options.dataset != "auto":
+        require_known("dataset", options.dataset, DATASETS)
     if options.arch is None:
         if options.data_path is not None or options.dataset not in ("auto", "digits"):
             raise InputError("arch must be given together with data_path or dataset, got none")

@@ -19,9 +19,10 @@ import torch
 
 from common import EXIT_OK
 from models.cifar_resnet import CifarResNet
-from quant.chain import UnitData, walk_chain
+from quant.chain import Task, UnitData, walk_chain
 from quant.model import FLOAT_SPEC, QuantModel
-from quant.reconstruction import ReconstructionSettings, reconstruct_unit
+from quant.reconstruction import reconstruct_unit
+from quant.reconstruction_settings import ReconstructionSettings
 
 PUBLISHED_MS = {"layer1.1": 45.0, "layer2.1": 24.0, "layer3.1": 19.3}
 IMAGES = 256
@@ -46,7 +47,7 @@ def time_units(prob: float, steps: int, repeats: int) -> dict[str, float]:
             seconds[data.name].append(time.process_time() - start)
 
     model, reference = QuantModel(network, settings.spec), QuantModel(network, FLOAT_SPEC)
-    walk_chain(model, reference, images, ("minmax", "minmax"), timed)
+    walk_chain(Task(model, reference, network, images), ("minmax", "minmax"), timed)
     return {name: 1000 * statistics.median(values) / steps for name, values in seconds.items()}
 
 

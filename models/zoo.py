@@ -20,10 +20,13 @@ ALIASES = {
 }
 REGNETX_600M = "regnetx_600m"
 
-# Rounding penalty of the QDrop and PD-Quant code: 0.01 unless said otherwise.
+# Of the QDrop and PD-Quant code: weight of the rounding penalty (0.01 unless said otherwise), and
+# temperature and anchor of PD-Quant (4.0 and 0.02).
 METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "mobilenet_v2": {"weight": 0.1},
-    "mnasnet1_0": {"weight": 0.2},
+    "mobilenet_v2": {"weight": 0.1, "T": 1.0, "lamb_c": 0.005},
+    "mnasnet1_0": {"weight": 0.2, "T": 1.0, "lamb_c": 0.001},
+    "regnet_x_3_2gf": {"lamb_c": 0.01},
+    REGNETX_600M: {"lamb_c": 0.01},
 }
 
 
@@ -34,11 +37,25 @@ def list_zoo() -> list[str]:
     return sorted([*names, *ALIASES, REGNETX_600M])
 
 
+def refuse_transformer(arch: str) -> None:
+    """Say what is wrong with an architecture that torchvision has and the suite cannot cut.
+
+    Raises:
+        InputError: it is a vision transformer.
+    """
+    if arch.startswith(NOT_CNN) and arch in import_torchvision().models.list_models():
+        raise InputError(
+            f"arch must be a CNN of Conv2d and Linear layers, got the vision transformer {arch!r}"
+        )
+
+
 def zoo_entry(arch: str) -> ModelEntry:
     """The entry of a name of ``list_zoo``."""
     if arch == REGNETX_600M:
         preprocess = Preprocess(IMAGENET_MEAN, IMAGENET_STD, resize=256, crop=224)
-        return ModelEntry(arch, _regnetx_600m, 1000, preprocess)
+        return ModelEntry(
+            arch, _regnetx_600m, 1000, preprocess, method_defaults=METHOD_DEFAULTS[arch]
+        )
     name = ALIASES.get(arch, arch)
     weights = list(import_torchvision().models.get_model_weights(name))
     return ModelEntry(

@@ -4,11 +4,12 @@ by name.
 Knows torch; knows nothing of files of logits, data sets or corrections.
 """
 
-from quant import adaround, rtn  # noqa: F401  (each registers its method)
-from quant.base import BaseQuantizationMethod, MethodSettings
-from quant.chain import UnitReport
+from quant import adaround, pd_quant, qdrop, rtn  # noqa: F401  (each registers its method)
+from quant.base import BaseQuantizationMethod
 from quant.model import QuantModel, read_quantized_file, restore_quantized
 from quant.registry import QuantizationManager, register_method
+from quant.settings import MethodSettings
+from quant.states import UnitReport, UnitStates
 
 __all__ = [
     "BaseQuantizationMethod",
@@ -16,6 +17,7 @@ __all__ = [
     "QuantModel",
     "QuantizationManager",
     "UnitReport",
+    "UnitStates",
     "read_quantized_file",
     "register_method",
     "restore_quantized",

@@ -8,23 +8,13 @@ QDrop does) instead of in a second phase, and a unit's input comes from the quan
 
 from __future__ import annotations
 
-from functools import partial
-
-from quant.base import BaseQuantizationMethod
-from quant.chain import walk_chain
-from quant.reconstruction import ReconstructionSettings, reconstruct_unit
+from quant.reconstruction import ReconstructionMethod
 from quant.registry import register_method
 
 
 @register_method
-class AdaRound(BaseQuantizationMethod):
+class AdaRound(ReconstructionMethod):
     """Learned weight rounding and learned activation steps, unit by unit."""
 
     name = "adaround"
     summary = "block reconstruction with learned rounding and learned activation steps"
-    settings_class = ReconstructionSettings
-
-    def _quantize(self, model, reference, images, on_unit) -> None:
-        modes = (self.settings.init_wmode, self.settings.init_amode)
-        refine = partial(reconstruct_unit, settings=self.settings)
-        walk_chain(model, reference, images, modes, refine, on_unit)

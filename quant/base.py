@@ -4,124 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common import InputError, require_known
-from quant.chain import UnitReport, collect_images
-from quant.graph import NOT_QUANTIZED, QuantSpec
+from common import RunError, require_known
+from quant.chain import Task, collect_images
 from quant.model import FLOAT_SPEC, QuantModel
-from quant.ranges import RANGE_MODES
+from quant.settings import MethodSettings
+from quant.states import UnitReport, UnitStates
 
 logger = logging.getLogger(__name__)
-
-
-def setting(
-    default: Any,
-    help_text: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: Sequence[Any] | None = None,
-    must: str | None = None,
-) -> Any:
-    """A dataclass field with its help text and what its value must be; the CLI flags are made from
-    these.
-
-    Args:
-        low, high: inclusive bounds.
-        must: replaces the text made from bounds or choices in an error message.
-    """
-    metadata = {"help": help_text, "low": low, "high": high, "choices": choices, "must": must}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def setting_type(field: dataclasses.Field) -> type:
-    """The Python type of a setting; annotations are strings here."""
-    return {"int": int, "float": float, "bool": bool, "str": str}[str(field.type)]
-
-
-def check_setting(field: dataclasses.Field, value: Any) -> Any:
-    """Return the value, an int made float where a float is expected.
-
-    Raises:
-        InputError: wrong type or outside what the field allows.
-    """
-    kind = setting_type(field)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise InputError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{field.name} must be finite, got {value!r}")
-    rules = field.metadata
-    low, high, choices = rules["low"], rules["high"], rules["choices"]
-    too_low = low is not None and not value >= low
-    too_high = high is not None and not value <= high
-    if too_low or too_high or (choices is not None and value not in choices):
-        raise InputError(
-            f"{field.name} must be {rules['must'] or _requirement(rules)}, got {value!r}"
-        )
-    return value
-
-
-def _requirement(rules: Any) -> str:
-    low, high, choices = rules["low"], rules["high"], rules["choices"]
-    if choices is not None:
-        return f"one of {', '.join(map(str, choices))}"
-    if high is None:
-        return f"at least {low:g}"
-    if low is None:
-        return f"at most {high:g}"
-    return f"between {low:g} and {high:g}"
-
-
-_BITS: dict[str, Any] = {
-    "choices": (*range(1, 17), NOT_QUANTIZED),
-    "must": "between 1 and 16, or 32 (not quantized)",
-}
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """Settings that all methods share.
-
-    Raises:
-        InputError: a value is of the wrong type or out of range; the text names setting,
-            requirement and value.
-    """
-
-    n_bits_w: int = setting(4, "bits of the weights, 1..16, or 32 for float", **_BITS)
-    n_bits_a: int = setting(4, "bits of the activations, 1..16, or 32 for float", **_BITS)
-    channel_wise: bool = setting(
-        True, "one weight scale per output channel instead of one per layer"
-    )
-    disable_8bit_head_stem: bool = setting(
-        False, "first and last layer at n_bits_w and n_bits_a instead of 8"
-    )
-    num_samples: int = setting(1024, "calibration images", low=1)
-    init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
-    init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
-    keep_cpu: bool = setting(False, "keep cached activations in host memory instead of on the GPU")
-    seed: int = setting(
-        1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"
-    )
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, check_setting(field, getattr(self, field.name)))
-
-    @property
-    def spec(self) -> QuantSpec:
-        return QuantSpec(
-            self.n_bits_w, self.n_bits_a, self.channel_wise, not self.disable_8bit_head_stem
-        )
 
 
 class BaseQuantizationMethod(ABC):
@@ -154,6 +51,8 @@ class BaseQuantizationMethod(ABC):
         fp_model: nn.Module | None,
         train_loader: Iterable,
         on_unit: Callable[[UnitReport], None] | None = None,
+        states: UnitStates | None = None,
+        cache_dir: Path | None = None,
     ) -> QuantModel:
         """Quantize a copy of ``model``; neither ``model`` nor ``fp_model`` changes.
 
@@ -163,36 +62,40 @@ class BaseQuantizationMethod(ABC):
             train_loader: gives (images, labels, ...) batches or image tensors; the first
                 ``num_samples`` images calibrate, labels are not looked at.
             on_unit: called after each unit with its report.
+            states: where finished units are stored, and found again by a resumed run.
+            cache_dir: where results are kept that serve other settings of the same network and
+                images.
 
         Raises:
             InputError: the network cannot be traced or cut, or the loader is empty.
+            RunError: a loss is not finite, or the GPU's memory does not suffice.
         """
         device = next(model.parameters()).device
+        source = model if fp_model is None else fp_model
         images = collect_images(train_loader, self.settings.num_samples)
-        if not self.settings.keep_cpu:
-            images = images.to(device)
-        elif device.type == "cpu":
+        if device.type == "cpu" and self.settings.keep_cpu:
             logger.info("keep_cpu changes nothing: the network is on the CPU")
-        quantized = QuantModel(model, self.settings.spec).to(device)
-        reference = QuantModel(model if fp_model is None else fp_model, FLOAT_SPEC).to(device)
-        self._quantize(quantized, reference, images, on_unit)
-        return quantized
+        elif self.settings.keep_cpu:
+            images = images.pin_memory()
+        task = Task(
+            model=QuantModel(model, self.settings.spec).to(device),
+            reference=QuantModel(source, FLOAT_SPEC).to(device),
+            network=source,
+            images=images if self.settings.keep_cpu else images.to(device),
+            on_unit=on_unit,
+            states=states,
+            cache_dir=cache_dir,
+        )
+        try:
+            self._quantize(task)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"GPU memory must hold the cached activations and one step of a unit, got: "
+                f"{str(error).splitlines()[0]}; use --keep_cpu or a smaller --batch_size_recon (finished units "
+                "are kept: --resume goes on with them where the settings allow)"
+            ) from error
+        return task.model
 
     @abstractmethod
-    def _quantize(
-        self,
-        model: QuantModel,
-        reference: QuantModel,
-        images: Tensor,
-        on_unit: Callable[[UnitReport], None] | None,
-    ) -> None:
-        """Quantize ``model`` in place; ``reference`` is the float chain, ``images`` (N, channels,
-        H, W).
-        """
-
-
-def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
-    itself.
-    """
-    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
+    def _quantize(self, task: Task) -> None:
+        """Quantize ``task.model`` in place."""

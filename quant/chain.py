@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from common import InputError
 from quant.layers import ActivationQuantizer
 from quant.model import QuantModel, activation_quantizers, quant_layers
 from quant.ranges import activation_qparams
+from quant.states import UnitReport, UnitStates
 
 FORWARD_BATCH = 64
 RANGE_SAMPLES = 256  # images from which activation ranges are chosen, as in QDrop and PD-Quant
@@ -43,17 +45,26 @@ class UnitData:
 
 
 @dataclass(frozen=True)
-class UnitReport:
-    """What the quantization of a unit came to; losses are ``reconstruction_loss`` over the
-    calibration images.
+class Task:
+    """What a method works on.
+
+    Attributes:
+        model: in full-precision state; quantized in place.
+        reference: the float network, cut in the same way.
+        network: the network that ``reference`` was made from, its batch norms unfolded.
+        images: (N, channels, height, width), where the activations shall be cached.
+        on_unit: told after each unit what came out.
+        states: where finished units are stored; None stores nothing.
+        cache_dir: for what depends on ``network`` and ``images`` alone; None keeps nothing.
     """
 
-    index: int
-    name: str
-    loss_nearest: float  # with round-to-nearest weights
-    loss: float  # at the end
-    flipped: float  # share of weights not rounded to nearest
-    seconds: float
+    model: QuantModel
+    reference: QuantModel
+    network: nn.Module
+    images: Tensor
+    on_unit: Callable[[UnitReport], None] | None = None
+    states: UnitStates | None = None
+    cache_dir: Path | None = None
 
 
 def collect_images(loader: Iterable, num_samples: int) -> Tensor:
@@ -89,9 +100,12 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
-    """Output of a unit for (N, ...) inputs, in batches; it lies where ``inputs`` lie."""
+    """Output of a unit for (N, ...) inputs, in batches; it lies where ``inputs`` lie, pinned when
+    they are.
+    """
     outputs = [unit(batch.to(device)).to(inputs.device) for batch in inputs.split(FORWARD_BATCH)]
-    return torch.cat(outputs)
+    whole = torch.cat(outputs)
+    return whole.pin_memory() if inputs.is_pinned() else whole
 
 
 def initialise_unit(data: UnitData, weight_mode: str, activation_mode: str) -> None:
@@ -124,55 +138,62 @@ def _inputs_of(quantizer: ActivationQuantizer, data: UnitData, inputs: Tensor) -
 
 
 def walk_chain(
-    model: QuantModel,
-    reference: QuantModel,
-    images: Tensor,
-    modes: tuple[str, str],
-    refine: Callable[[UnitData], None] | None = None,
-    on_unit: Callable[[UnitReport], None] | None = None,
+    task: Task, modes: tuple[str, str], refine: Callable[[UnitData], None] | None = None
 ) -> None:
     """Quantize every unit in order: round to nearest, choose the activation ranges, then ``refine``
-    it.
+    it. A unit that ``task.states`` holds is taken from there.
 
     Args:
-        model: in full-precision state; quantized in place.
-        reference: the float network, cut in the same way.
-        images: (N, channels, height, width), on the device on which the activations shall be kept.
         modes: range modes of weights and activations (quant.ranges.RANGE_MODES).
         refine: improves the nearest-rounded unit in place; without it the result is
             round-to-nearest.
-        on_unit: told after each unit what came out.
     """
-    if model.unit_names != reference.unit_names:
+    if task.model.unit_names != task.reference.unit_names:
         raise InputError("fp_model must have the same blocks as model, got another network")
-    device = model.device
-    float_input = quant_input = images
-    for index, (name, unit) in enumerate(model.named_units()):
-        start = time.perf_counter()
-        target = run_unit(reference.units[index], float_input, device)
+    device = task.model.device
+    float_input = quant_input = task.images
+    for index, (name, unit) in enumerate(task.model.named_units()):
+        target = run_unit(task.reference.units[index], float_input, device)
         data = UnitData(index, name, unit, float_input, quant_input, target, device)
-        initialise_unit(data, *modes)
-        quant_input = run_unit(unit, data.quant_input, device)
-        nearest_loss = _loss(quant_input, target)
-        nearest_codes = {key: layer.codes.clone() for key, layer in quant_layers(unit).items()}
-        if refine is not None:
-            refine(data)
-            quant_input = run_unit(unit, data.quant_input, device)
-        report = UnitReport(
-            index,
-            name,
-            loss_nearest=nearest_loss,
-            loss=_loss(quant_input, target),
-            flipped=_changed_share(unit, nearest_codes),
-            seconds=time.perf_counter() - start,
-        )
-        logger.info(
-            "unit %d %s: loss %.4g (nearest %.4g), %.1f %% of roundings flipped, %.1f s",
-            *(index, name, report.loss, report.loss_nearest, 100 * report.flipped, report.seconds),
-        )
-        if on_unit is not None:
-            on_unit(report)
-        float_input = target
+        report = None if task.states is None else task.states.restore(index, unit)
+        if report is None:
+            report, quant_output = _quantize_unit(data, modes, refine)
+            if task.states is not None:
+                task.states.save(report, unit)
+        else:
+            logger.info("unit %d %s: taken from the interrupted run", index, name)
+            quant_output = run_unit(unit, quant_input, device)
+        if task.on_unit is not None:
+            task.on_unit(report)
+        float_input, quant_input = target, quant_output
+
+
+def _quantize_unit(
+    data: UnitData, modes: tuple[str, str], refine: Callable[[UnitData], None] | None
+) -> tuple[UnitReport, Tensor]:
+    """What the unit came to, and its output on the quantized inputs."""
+    start = time.perf_counter()
+    initialise_unit(data, *modes)
+    output = run_unit(data.unit, data.quant_input, data.device)
+    nearest_loss = _loss(output, data.target)
+    nearest_codes = {key: layer.codes.clone() for key, layer in quant_layers(data.unit).items()}
+    if refine is not None:
+        refine(data)
+        output = run_unit(data.unit, data.quant_input, data.device)
+    report = UnitReport(
+        data.index,
+        data.name,
+        loss_nearest=nearest_loss,
+        loss=_loss(output, data.target),
+        flipped=_changed_share(data.unit, nearest_codes),
+        seconds=time.perf_counter() - start,
+    )
+    logger.info(
+        "unit %d %s: loss %.4g (nearest %.4g), %.1f %% of roundings flipped, %.1f s",
+        *(data.index, data.name, report.loss, report.loss_nearest, 100 * report.flipped),
+        report.seconds,
+    )
+    return report, output
 
 
 def _loss(output: Tensor, target: Tensor) -> float:

@@ -101,9 +101,9 @@ class QuantSpec:
         )
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a copy of ``model`` in evaluation mode; fold batch norms, drop identities, undo
-    in-place operations.
+def trace(model: nn.Module, fold: bool = True) -> fx.GraphModule:
+    """Trace a copy of ``model`` in evaluation mode; fold batch norms unless told not to, drop
+    identities, undo in-place operations.
 
     Raises:
         InputError: the network cannot be traced, uses a layer twice, or has weights in a module
@@ -119,7 +119,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     _refuse_unsupported(network)
     _undo_inplace(network)
     _drop_identities(network)
-    _fold_norms(network)
+    if fold:
+        _fold_norms(network)
     network.delete_all_unused_submodules()
     network.recompile()
     return network

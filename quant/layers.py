@@ -106,8 +106,8 @@ class ActivationQuantizer(nn.Module):
     """Fake-quantizes one tensor with one scale and zero point; the identity until ``quantized`` is
     set.
 
-    With ``keep_prob`` below 1 each element keeps its quantized value with that probability and its
-    float value otherwise (QDrop, Wei et al. 2022, section 4.3); used during reconstruction only.
+    While ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022,
+    section 4.3); used during reconstruction only. The arithmetic is float32 under autocast too.
     """
 
     scale: Tensor  # scalar, float32
@@ -118,8 +118,7 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.num_bits = bits
         self.quantized = False
-        self.keep_prob = 1.0
-        self.generator: torch.Generator | None = None
+        self.mask: Tensor | None = None
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.register_buffer("bits", torch.tensor(bits))
@@ -127,31 +126,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantized:
             return x
-        xhat = fake_quantize(x, self.scale, self.zero_point, self.num_bits)
-        if self.keep_prob < 1.0:
-            return mix(xhat, x, self.keep_prob, self.generator)
-        return xhat
+        return fake_quantize(x.float(), self.scale, self.zero_point, self.num_bits, self.mask)
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.num_bits = int(self.bits)
-
-
-def mix(first: Tensor, second: Tensor, prob: float, generator: torch.Generator | None) -> Tensor:
-    """Element-wise ``first`` with probability ``prob`` (to 1 / 65536), else ``second``."""
-    return torch.lerp(second, first, random_mask(first, prob, generator))
-
-
-def random_mask(like: Tensor, prob: float, generator: torch.Generator | None) -> Tensor:
-    """Independent ones with probability ``prob``, else zeros, of the shape and dtype of ``like``.
-
-    Cut from 64-bit draws and kept in floats: a tenth of the time of ``bernoulli_`` and
-    ``torch.where``.
-    """
-    threshold = round(prob * 65536) - 32768
-    if threshold > torch.iinfo(torch.int16).max:
-        return torch.ones_like(like)
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    words.random_(-(2**63), 2**63 - 1, generator=generator)
-    draws = words.view(torch.int16)[: like.numel()].view(like.shape)
-    return (draws < threshold).to(like.dtype)

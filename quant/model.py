@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common import InputError
-from files import atomic_file, read_torch_file
+from files import read_torch_file, write_torch_file
 from quant.graph import NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.units import cut_into_units
@@ -28,11 +29,14 @@ class QuantModel(nn.Module):
 
     A new QuantModel computes in full precision until ``set_state`` or a method says otherwise. It
     is in evaluation mode: batch norms that could not be folded use their stored statistics.
+
+    Args:
+        fold: fold the batch norms into the layers before them.
     """
 
-    def __init__(self, model: nn.Module, spec: QuantSpec):
+    def __init__(self, model: nn.Module, spec: QuantSpec, fold: bool = True):
         super().__init__()
-        network = trace(model)
+        network = trace(model, fold)
         insert_quantizers_(network, spec)
         named_units = cut_into_units(network, model)
         self.spec = spec
@@ -65,11 +69,12 @@ class QuantModel(nn.Module):
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
             "spec": dataclasses.asdict(self.spec),
-            "metadata": metadata,
+            "metadata": json.loads(
+                json.dumps(metadata)
+            ),  # no shared strings: same values, same bytes
             "state_dict": self.state_dict(),
         }
-        with atomic_file(Path(path)) as part:
-            torch.save(content, part)
+        write_torch_file(Path(path), content)
 
 
 def read_quantized_file(path: Path) -> dict[str, Any]:

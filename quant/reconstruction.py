@@ -12,87 +12,103 @@ PD-Quant; where it departs from them:
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+import dataclasses
 
 import torch
 from torch import Tensor
 
 from common import progress
-from quant.base import MethodSettings, generator_for, setting
-from quant.chain import UnitData, reconstruction_loss
-from quant.layers import ActivationQuantizer, QuantLayer, mix
+from quant.base import BaseQuantizationMethod
+from quant.chain import Task, UnitData, run_unit, walk_chain
+from quant.distribution import InputCorrection
+from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import activation_quantizers, quant_layers
-from quant.primitives import MIN_SCALE
+from quant.prediction import PredictionDifference
+from quant.reconstruction_settings import ReconstructionSettings
 from quant.rounding import SoftRounding
+from quant.step import StepInput, UnitStep, cosine
 
-MIN_TRAVEL = (
-    3.0  # learning rate times iterations below which some rounding variables cannot saturate
-)
-
-logger = logging.getLogger(__name__)
+CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps between looks at the loss; on a GPU each look waits
 
 
-@dataclass(frozen=True)
-class ReconstructionSettings(MethodSettings):
-    """Settings of the joint reconstruction; defaults of the QDrop code except for the
-    probabilities.
-    """
+class ReconstructionMethod(BaseQuantizationMethod):
+    """What the methods share that reconstruct unit by unit; they differ in their settings."""
 
-    iters_w: int = setting(20000, "optimisation steps per unit", low=0)
-    batch_size_recon: int = setting(32, "images per optimisation step", low=1)
-    weight: float = setting(0.01, "weight of the rounding penalty", low=0)
-    b_start: float = setting(20.0, "exponent of the rounding penalty when it sets in", low=0)
-    b_end: float = setting(2.0, "exponent of the rounding penalty at the end", low=0)
-    warmup: float = setting(0.2, "share of the steps without rounding penalty", low=0, high=1)
-    lr: float = setting(4e-5, "learning rate of the activation steps (cosine to 0)", low=0)
-    lr_round: float = setting(1e-3, "learning rate of the rounding variables", low=0)
-    prob: float = setting(
-        1.0, "probability that an element keeps its quantized value inside the unit", low=0, high=1
-    )
-    input_prob: float = setting(
-        1.0, "probability that an element of the unit's input is the quantized one", low=0, high=1
-    )
+    settings_class = ReconstructionSettings
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        travel = self.lr_round * self.iters_w
-        if 0 < travel < MIN_TRAVEL:
-            logger.warning(
-                "lr_round * iters_w = %.3g is below %g: some rounding variables cannot reach 0 or 1, "
-                "and the final rounding is a jump; raise lr_round to %.2g",
-                *(travel, MIN_TRAVEL, MIN_TRAVEL / self.iters_w),
+    def _quantize(self, task: Task) -> None:
+        refiner = _Refiner(task, self.settings)
+        walk_chain(task, (self.settings.init_wmode, self.settings.init_amode), refiner)
+
+
+class _Refiner:
+    """Reconstructs each unit of a task, with the terms of PD-Quant that the settings switch on."""
+
+    def __init__(self, task: Task, settings: ReconstructionSettings):
+        self.settings = settings
+        self.reference = task.reference
+        self.logits: Tensor | None = None
+        if settings.prediction is not None:
+            self.logits = run_unit(task.reference, task.images, task.model.device)
+        self.correction: InputCorrection | None = None
+        if settings.correction is not None:
+            self.correction = InputCorrection(
+                task.network, task.images, settings.correction, task.cache_dir
             )
 
+    def __call__(self, data: UnitData) -> None:
+        reconstruct_unit(self._corrected(data), self.settings, self._prediction(data.index))
 
-def reconstruct_unit(data: UnitData, settings: ReconstructionSettings) -> None:
+    def _corrected(self, data: UnitData) -> UnitData:
+        unit = None if self.correction is None else self.correction.unit(data.index, data.name)
+        if self.correction is None or unit is None:
+            return data
+        inputs = self.correction.corrected(data.index, data.float_input)
+        target = run_unit(unit, inputs, data.device)
+        return dataclasses.replace(data, float_input=inputs, target=target)
+
+    def _prediction(self, index: int) -> PredictionDifference | None:
+        if self.logits is None or self.settings.prediction is None:
+            return None
+        tail = list(self.reference.units)[index + 1 :]
+        return PredictionDifference(self.logits, tail, *self.settings.prediction)
+
+
+def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
+    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
+    itself.
+    """
+    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
+
+
+def reconstruct_unit(
+    data: UnitData,
+    settings: ReconstructionSettings,
+    prediction: PredictionDifference | None = None,
+) -> None:
     """Optimise the roundings and activation steps of a nearest-rounded unit in place, then round
     hard.
+
+    Raises:
+        RunError: the loss is not finite.
     """
     layers = list(quant_layers(data.unit).values())
     quantizers = list(activation_quantizers(data.unit).values())
     if settings.iters_w == 0 or not layers + quantizers:
         return
-    generator = generator_for(settings.seed, data.index, data.device)
-    _start(layers, quantizers, settings.prob, generator)
+    _start(layers, quantizers)
     try:
-        _optimise(data, settings, layers, quantizers, generator)
+        _optimise(data, settings, prediction)
     finally:
         _finish(layers, quantizers)
 
 
-def _start(
-    layers: list[QuantLayer],
-    quantizers: list[ActivationQuantizer],
-    prob: float,
-    generator: torch.Generator,
-) -> None:
+def _start(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
     for layer in layers:
         weight = layer.full_precision_weight()
         layer.rounding = SoftRounding(weight, layer.scale, layer.zero_point, int(layer.bits))
     for quantizer in quantizers:
         quantizer.scale.requires_grad_(True)
-        quantizer.keep_prob, quantizer.generator = prob, generator
 
 
 def _finish(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
@@ -102,45 +118,23 @@ def _finish(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> 
             layer.rounding = None
     for quantizer in quantizers:
         quantizer.scale = quantizer.scale.detach()
-        quantizer.keep_prob, quantizer.generator = 1.0, None
+        quantizer.mask = None
 
 
 @torch.enable_grad()
 def _optimise(
-    data: UnitData,
-    settings: ReconstructionSettings,
-    layers: list[QuantLayer],
-    quantizers: list[ActivationQuantizer],
-    generator: torch.Generator,
+    data: UnitData, settings: ReconstructionSettings, prediction: PredictionDifference | None
 ) -> None:
     steps = settings.iters_w
-    roundings = [layer.rounding for layer in layers if layer.rounding is not None]
-    scales = [quantizer.scale for quantizer in quantizers]
-    optimizers: list[torch.optim.Optimizer] = []
-    if roundings:
-        optimizers.append(
-            torch.optim.Adam([rounding.logits for rounding in roundings], lr=settings.lr_round)
-        )
-    schedule = None
-    if scales:
-        optimizers.append(torch.optim.Adam(scales, lr=settings.lr))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=steps)
+    generator = generator_for(settings.seed, data.index, data.device)
     picks = _draw_batches(data, settings, generator)
+    unit_step = UnitStep(data, settings, generator, prediction)
     for step in progress(range(1, steps + 1), f"unit {data.index} {data.name}"):
-        batch, target = _batch(data, picks[step - 1], settings.input_prob, generator)
-        loss = reconstruction_loss(data.unit(batch), target)
-        if step >= settings.warmup * steps and settings.weight > 0:
-            exponent = penalty_exponent(step, settings)
-            for rounding in roundings:
-                loss = loss + settings.weight * rounding.penalty(exponent)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        if schedule is not None:
-            schedule.step()
-            _keep_positive(scales)
+        penalised = step >= settings.warmup * steps and settings.weight > 0
+        exponent = penalty_exponent(step, settings) if penalised else None
+        unit_step.run(StepInput(picks[step - 1], exponent, cosine(step, steps, settings.lr)))
+        if step % CHECK_EVERY[data.device.type] == 0 or step == steps:
+            unit_step.check()
 
 
 def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:
@@ -160,21 +154,3 @@ def _draw_batches(
     count = len(data.quant_input)
     picks = torch.randint(count, shape, generator=generator, device=data.device)
     return picks.to(data.quant_input.device)
-
-
-def _batch(
-    data: UnitData, pick: Tensor, input_prob: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Input and target of one step; the input mixes quantized and float prefix element by
-    element.
-    """
-    batch = data.quant_input[pick].to(data.device)
-    if input_prob < 1.0:
-        batch = mix(batch, data.float_input[pick].to(data.device), input_prob, generator)
-    return batch, data.target[pick].to(data.device)
-
-
-@torch.no_grad()
-def _keep_positive(scales: list[Tensor]) -> None:
-    for scale in scales:
-        scale.clamp_(min=MIN_SCALE)

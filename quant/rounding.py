@@ -40,7 +40,7 @@ class SoftRounding:
         codes = (self.floor_codes + self._soft).clamp(0, quant_max(self.bits))
         return (codes - self.zero_point) * self.scale
 
-    def penalty(self, exponent: float) -> Tensor:
+    def penalty(self, exponent: float | Tensor) -> Tensor:
         """The rounding penalty at the h(v) of the last ``weight()``: 0 when all are fully up or
         down.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quant.base import BaseQuantizationMethod
-from quant.chain import walk_chain
+from quant.chain import Task, walk_chain
 from quant.registry import register_method
 
 
@@ -17,6 +17,5 @@ class RoundToNearest(BaseQuantizationMethod):
     name = "rtn"
     summary = "round to nearest with searched ranges: the baseline"
 
-    def _quantize(self, model, reference, images, on_unit) -> None:
-        modes = (self.settings.init_wmode, self.settings.init_amode)
-        walk_chain(model, reference, images, modes, on_unit=on_unit)
+    def _quantize(self, task: Task) -> None:
+        walk_chain(task, (self.settings.init_wmode, self.settings.init_amode))

@@ -18,6 +18,7 @@ from quant import (
     restore_quantized,
 )
 from quant.model import activation_quantizers, quant_layers
+from quant.settings import check_setting
 from tests.conftest import TinyResNet
 
 METHODS = QuantizationManager().list_available_methods()
@@ -166,7 +167,11 @@ def test_name_params_and_a_default_configuration(name):
 def test_every_setting_has_a_help_text_and_a_valid_default(name):
     for field in dataclasses.fields(QuantizationManager().get_method_class(name).settings_class):
         assert field.metadata["help"]
-        assert str(field.type) in ("int", "float", "bool", "str")
+        assert str(field.type) in (
+            *("int", "float", "bool", "str"),
+            *("int | None", "float | None"),
+        )
+        assert check_setting(field, field.default) == field.default
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_a_bad_setting_is_named(name, settings, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"prob": 1.5}, "prob must be between 0 and 1, got 1.5"),
+        ({"prob": 1.5}, "prob must be at most 1, got 1.5"),
         ({"warmup": float("nan")}, "warmup must be finite, got nan"),
         ({"lr": float("inf")}, "lr must be finite, got inf"),
         ({"lr": -1}, "lr must be at least 0, got -1.0"),

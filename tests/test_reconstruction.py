@@ -11,8 +11,8 @@ from torch import nn
 
 from common import InputError
 from quant import QuantizationManager
-from quant.base import generator_for
 from quant.chain import (
+    Task,
     UnitData,
     collect_images,
     reconstruction_loss,
@@ -21,7 +21,8 @@ from quant.chain import (
 )
 from quant.graph import QuantSpec
 from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.reconstruction import ReconstructionSettings, penalty_exponent
+from quant.reconstruction import generator_for, penalty_exponent
+from quant.reconstruction_settings import ReconstructionSettings
 
 QUICK = {"iters_w": 120, "lr_round": 3e-2, "batch_size_recon": 16}
 
@@ -99,7 +100,7 @@ def test_nothing_of_the_optimisation_is_left_behind(tiny_network, tiny_images):
     result = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, **QUICK)
     assert all(layer.rounding is None for layer in quant_layers(result).values())
     for quantizer in activation_quantizers(result).values():
-        assert quantizer.keep_prob == 1.0
+        assert quantizer.mask is None
         assert not quantizer.scale.requires_grad
     with torch.no_grad():
         assert torch.equal(result(tiny_images), result(tiny_images))
@@ -133,7 +134,7 @@ def test_mixing_probabilities_change_the_result_and_one_means_off(
     [
         *("weight", "warmup", "b_start", "b_end", "lr_round", "iters_w", "seed", "lr"),
         *("batch_size_recon", "num_samples", "init_wmode", "init_amode", "channel_wise"),
-        "disable_8bit_head_stem",
+        *("disable_8bit_head_stem", "lamb_r", "T", "lamb_c", "bn_lr", "amp"),
     ],
 )
 def test_every_setting_changes_the_result(tiny_network, tiny_images, name):
@@ -153,6 +154,11 @@ def test_every_setting_changes_the_result(tiny_network, tiny_images, name):
         "init_amode": "minmax_scale",
         "channel_wise": False,
         "disable_8bit_head_stem": True,
+        "lamb_r": 0.1,
+        "T": 2.0,
+        "lamb_c": 0.1,
+        "bn_lr": 0.1,
+        "amp": "bf16",
     }
     first = quantized(tiny_network, tiny_images, **base).state_dict()
     second = quantized(tiny_network, tiny_images, **{**base, name: other[name]}).state_dict()
@@ -204,7 +210,7 @@ def test_each_unit_sees_the_quantized_prefix_and_aims_at_the_float_network(
         QuantModel(tiny_network, QuantSpec(2, 2)),
         QuantModel(tiny_network, FLOAT_SPEC),
     )
-    walk_chain(model, reference, tiny_images, ("mse", "mse"), seen.append)
+    walk_chain(Task(model, reference, tiny_network, tiny_images), ("mse", "mse"), seen.append)
     x_float = x_quant = tiny_images
     device = torch.device("cpu")
     for data, unit, float_unit in zip(seen, model.units, reference.units, strict=True):
@@ -223,7 +229,7 @@ def test_the_walk_runs_no_prefix_again(tiny_network, tiny_images):
     counts = [0] * len(reference.units)
     for index, unit in enumerate(reference.units):
         unit.register_forward_hook(lambda *_, i=index: counts.__setitem__(i, counts[i] + 1))
-    walk_chain(model, reference, tiny_images, ("mse", "mse"))
+    walk_chain(Task(model, reference, tiny_network, tiny_images), ("mse", "mse"))
     assert counts == [1] * len(counts)
 
 

@@ -1,0 +1,295 @@
+"""One optimisation step of a unit: load the batch, compute the loss and its gradients, update.
+
+Everything that changes from step to step (images, masks, exponent, learning rate) is written into
+fixed buffers before the step, so that the rest can be compiled (``--compile``) or captured once and
+replayed as a CUDA graph (``--cuda_graph``).
+
+Letters: B images in a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import RunError
+from quant.chain import UnitData, reconstruction_loss
+from quant.layers import ActivationQuantizer
+from quant.mixing import RandomMasks
+from quant.model import activation_quantizers, quant_layers
+from quant.prediction import PredictionDifference
+from quant.primitives import MIN_SCALE
+from quant.reconstruction_settings import ReconstructionSettings
+
+EAGER_STEPS = 3  # before a capture, so that libraries and caches are warm
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What one step works on.
+
+    Attributes:
+        pick: (B,) indices of the images, where the cached activations lie.
+        exponent: of the rounding penalty; None leaves the penalty out.
+        lr: learning rate of the activation steps.
+    """
+
+    pick: Tensor
+    exponent: float | None
+    lr: float
+
+
+class UnitStep:
+    """The step of one unit: buffers, optimisers and the way in which it is run."""
+
+    def __init__(
+        self,
+        data: UnitData,
+        settings: ReconstructionSettings,
+        generator: torch.Generator,
+        prediction: PredictionDifference | None,
+    ):
+        self.data = data
+        self.settings = settings
+        self.prediction = prediction
+        self.device = data.device
+        self.memory_format = (
+            torch.channels_last
+            if settings.amp != "off" and data.quant_input.dim() == 4
+            else torch.contiguous_format
+        )
+        layers = quant_layers(data.unit).values()
+        self.roundings = [layer.rounding for layer in layers if layer.rounding is not None]
+        self.quantizers = list(activation_quantizers(data.unit).values())
+        size = settings.batch_size_recon
+        self.quant_batch = self._buffer(data.quant_input, size)
+        self.float_batch = self._buffer(data.float_input, size)
+        self.target = self._buffer(data.target, size)
+        self.teacher = None if prediction is None else self._buffer(prediction.probabilities, size)
+        self.exponent = torch.zeros((), device=self.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.input_masks = RandomMasks(
+            [self.quant_batch.shape], settings.input_prob, generator, self.device
+        )
+        self.masks = RandomMasks(self._quantizer_shapes(), settings.prob, generator, self.device)
+        if settings.prob < 1.0:
+            for quantizer, mask in zip(self.quantizers, self.masks.masks, strict=True):
+                quantizer.mask = mask
+        self._make_optimizers()
+        self._compute: Callable[[bool], Tensor] = self._loss
+        if settings.compile:
+            self._compute = _Compiled(self._loss)
+        self._graphs = _Graphs(self._update, self.device) if self._wants_graph() else None
+
+    def _wants_graph(self) -> bool:
+        return self.settings.cuda_graph and self.device.type == "cuda"
+
+    def _buffer(self, cache: Tensor, size: int) -> Tensor:
+        return torch.empty((size, *cache.shape[1:]), dtype=cache.dtype, device=self.device)
+
+    def _make_optimizers(self) -> None:
+        on_gpu = self.device.type == "cuda"
+        options: dict[str, Any] = {"fused": True, "capturable": on_gpu}
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if self.roundings:
+            logits = [rounding.logits for rounding in self.roundings]
+            self.optimizers.append(torch.optim.Adam(logits, lr=self.settings.lr_round, **options))
+        self.scale_optimizer: torch.optim.Optimizer | None = None
+        if self.quantizers:
+            lr = torch.zeros((), device=self.device) if on_gpu else self.settings.lr
+            scales = [quantizer.scale for quantizer in self.quantizers]
+            self.scale_optimizer = torch.optim.Adam(scales, lr=lr, **options)
+            self.optimizers.append(self.scale_optimizer)
+
+    @torch.no_grad()
+    def _quantizer_shapes(self) -> list[torch.Size]:
+        """Shape of the tensor that each quantizer of the unit sees in a step."""
+        shapes: dict[ActivationQuantizer, torch.Size] = {}
+
+        def note(quantizer: Any, arguments: tuple[Tensor]) -> None:
+            shapes[quantizer] = arguments[0].shape
+
+        handles = [quantizer.register_forward_pre_hook(note) for quantizer in self.quantizers]
+        try:
+            self.data.unit(self._unit_input(self.quant_batch.zero_()))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [shapes[quantizer] for quantizer in self.quantizers]
+
+    def run(self, step: StepInput) -> None:
+        """Make one step.
+
+        Raises:
+            RunError: the loss is not finite; the text names unit and iteration.
+        """
+        self._load(step)
+        with_penalty = step.exponent is not None
+        if self._graphs is not None:
+            self._graphs.run(with_penalty)
+        else:
+            self._update(with_penalty)
+
+    def check(self) -> None:
+        """Raise when the loss of a step so far was not finite."""
+        bad = int(self.first_bad)
+        if bad:
+            raise RunError(
+                f"loss of unit {self.data.index} {self.data.name} must be finite, got NaN or infinity at "
+                f"iteration {bad}; a lower lr or lr_round may help"
+            )
+
+    def _load(self, step: StepInput) -> None:
+        self._gather(self.data.quant_input, step.pick, self.quant_batch)
+        if self.settings.input_prob < 1.0:
+            self._gather(self.data.float_input, step.pick, self.float_batch)
+        self._gather(self.data.target, step.pick, self.target)
+        if self.prediction is not None and self.teacher is not None:
+            self._gather(self.prediction.probabilities, step.pick, self.teacher)
+        self.input_masks.draw()
+        self.masks.draw()
+        if step.exponent is not None:
+            self.exponent.fill_(step.exponent)
+        if self.scale_optimizer is not None:
+            for group in self.scale_optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(step.lr)
+                else:
+                    group["lr"] = step.lr
+
+    def _gather(self, cache: Tensor, pick: Tensor, batch: Tensor) -> None:
+        if cache.device == batch.device:
+            torch.index_select(cache, 0, pick, out=batch)
+        else:
+            batch.copy_(cache[pick].pin_memory(), non_blocking=True)
+
+    def _unit_input(self, mixed: Tensor) -> Tensor:
+        """The batch that goes through the unit: with the prediction difference, the unmixed one
+        behind the mixed.
+        """
+        if self.prediction is not None:
+            mixed = torch.cat([mixed, self.quant_batch])
+        return mixed.contiguous(memory_format=self.memory_format)
+
+    def _loss(self, with_penalty: bool) -> Tensor:
+        """Loss of the batch in the buffers: 0-dimensional float32."""
+        mixed = self.quant_batch
+        if self.settings.input_prob < 1.0:
+            mixed = torch.lerp(self.float_batch, self.quant_batch, self.input_masks.masks[0])
+        enabled = self.settings.amp != "off"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            output = self.data.unit(self._unit_input(mixed))
+            size = len(self.target)
+            loss = reconstruction_loss(output[:size].float(), self.target)
+            if self.prediction is not None and self.teacher is not None:
+                loss = loss + self.prediction.term(output[size:], self.teacher)
+        if with_penalty:
+            for rounding in self.roundings:
+                loss = loss + self.settings.weight * rounding.penalty(self.exponent)
+        return loss
+
+    def _update(self, with_penalty: bool) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss = self._compute(with_penalty)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            for quantizer in self.quantizers:
+                quantizer.scale.clamp_(min=MIN_SCALE)
+            self.count += 1
+            is_first = ~loss.detach().isfinite() & (self.first_bad == 0)
+            self.first_bad.copy_(torch.where(is_first, self.count, self.first_bad))
+
+
+class _Compiled:
+    """``torch.compile`` of the loss of one unit, given up with a log line when it fails.
+
+    What was compiled for the unit before is forgotten: its guards would only be in the way.
+    """
+
+    def __init__(self, function: Callable[[bool], Tensor]):
+        torch.compiler.reset()
+        self.plain = function
+        self.call: Callable[[bool], Tensor] = torch.compile(function, dynamic=False)
+
+    def __call__(self, with_penalty: bool) -> Tensor:
+        try:
+            return self.call(with_penalty)
+        except Exception as error:
+            if self.call is self.plain:
+                raise
+            logger.warning("--compile given up for this unit: %s", _first_line(error))
+            self.call = self.plain
+            return self.plain(with_penalty)
+
+
+class _Graphs:
+    """The update captured as CUDA graphs, one with and one without the rounding penalty, given up
+    with a log line when a capture fails.
+    """
+
+    def __init__(self, update: Callable[[bool], None], device: torch.device):
+        self.update = update
+        self.device = device
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self.eager_steps = {False: 0, True: 0}
+        self.stream = torch.cuda.Stream(device)
+        self.failed = False
+
+    def run(self, with_penalty: bool) -> None:
+        with torch.cuda.device(self.device):
+            self._run(with_penalty)
+
+    def _run(self, with_penalty: bool) -> None:
+        if self.failed:
+            self.update(with_penalty)
+            return
+        if self.eager_steps[with_penalty] < EAGER_STEPS:
+            self.eager_steps[with_penalty] += 1
+            self._run_aside(with_penalty)
+            return
+        if with_penalty not in self.graphs:
+            self._capture(with_penalty)
+        if self.failed:
+            self.update(with_penalty)
+        else:
+            self.graphs[with_penalty].replay()
+
+    def _run_aside(self, with_penalty: bool) -> None:
+        """An eager step on the stream that captures later, as CUDA asks for."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            self.update(with_penalty)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def _capture(self, with_penalty: bool) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.update(with_penalty)
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            logger.warning("CUDA graph given up for this unit: %s", _first_line(error))
+            self.failed = True
+            return
+        self.graphs[with_penalty] = graph
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def cosine(step: int, steps: int, start: float) -> float:
+    """Learning rate of step 1..``steps``: half a cosine from ``start`` towards 0."""
+    return 0.5 * start * (1.0 + math.cos(math.pi * (step - 1) / steps))

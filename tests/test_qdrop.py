@@ -1,0 +1,121 @@
+"""QDrop: its mixings at 0, 0.5 and 1, and the names under which they are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quant import QuantizationManager
+from quant.chain import Task, UnitData, walk_chain
+from quant.graph import QuantSpec
+from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.qdrop import QDropSettings
+from quant.reconstruction import _finish, _start
+from quant.step import StepInput, UnitStep
+
+QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
+
+
+def make(name="qdrop", **settings):
+    return QuantizationManager().get_quantization_method(name, **settings)
+
+
+def state(network, images, name="qdrop", **settings):
+    return make(name, **QUICK, **settings).quantize_model(network, None, [images]).state_dict()
+
+
+def same(first, second):
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_defaults_are_the_published_ones():
+    settings = QDropSettings()
+    assert (settings.prob, settings.input_prob, settings.lr_round) == (0.5, 0.5, 1e-3)
+
+
+def test_num_bits_and_dropout_rate_are_short_forms():
+    settings = make(num_bits=2, dropout_rate=0.3).settings
+    assert (settings.n_bits_w, settings.n_bits_a) == (2, 2)
+    assert settings.prob == settings.input_prob == 1 - 0.3
+
+
+def test_a_configuration_written_out_is_accepted_again():
+    parameters = make(num_bits=3, dropout_rate=0.3, iters_w=5000).get_quantization_params()
+    assert make(**parameters).get_quantization_params() == parameters
+
+
+def test_without_dropping_it_is_adaround(tiny_network, tiny_images):
+    plain = state(tiny_network, tiny_images, "adaround", n_bits_w=2, n_bits_a=2)
+    for off in ({"stochastic": False}, {"dropout_rate": 0}, {"prob": 1.0, "input_prob": 1.0}):
+        assert same(plain, state(tiny_network, tiny_images, num_bits=2, **off))
+
+
+def test_dropout_rate_is_one_minus_the_published_probability(tiny_network, tiny_images):
+    first = state(tiny_network, tiny_images, dropout_rate=0.25)
+    assert same(first, state(tiny_network, tiny_images, prob=0.75, input_prob=0.75))
+    assert not same(first, state(tiny_network, tiny_images, prob=0.25, input_prob=0.25))
+
+
+def unit_step(network, images, index=1, **settings):
+    """The step of one unit whose batch is all images in order, and the unit's data."""
+    options = QDropSettings(
+        iters_w=1000, lr_round=3e-3, batch_size_recon=len(images), n_bits_a=2, **settings
+    )
+    seen: list[UnitData] = []
+    model = QuantModel(network, QuantSpec(2, 2))
+    reference = QuantModel(network, FLOAT_SPEC)
+    walk_chain(Task(model, reference, network, images), ("mse", "mse"), seen.append)
+    data = seen[index]
+    _start(list(quant_layers(data.unit).values()), list(activation_quantizers(data.unit).values()))
+    step = UnitStep(data, options, torch.Generator().manual_seed(0), None)
+    step._load(StepInput(torch.arange(len(images)), None, 0.0))
+    return step, data
+
+
+def unit_inputs(step, data):
+    """What the unit and each of its quantizers get and give in one evaluation of the loss."""
+    seen = []
+    handle = data.unit.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    handles = [
+        quantizer.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+        for quantizer in activation_quantizers(data.unit).values()
+    ]
+    step._loss(False)
+    for hook in (handle, *handles):
+        hook.remove()
+    _finish(list(quant_layers(data.unit).values()), list(activation_quantizers(data.unit).values()))
+    return seen[0], seen[1:]
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_the_input_mixes_quantized_and_float_prefix(tiny_network, tiny_images, prob):
+    step, data = unit_step(tiny_network, tiny_images, input_prob=prob, prob=1.0)
+    mixed, _ = unit_inputs(step, data)
+    is_quantized, is_float = mixed == data.quant_input, mixed == data.float_input
+    assert (is_quantized | is_float).all()
+    differ = data.quant_input != data.float_input
+    share = is_quantized[differ].float().mean().item()
+    assert share == pytest.approx(prob, abs=0.0 if prob in (0.0, 1.0) else 0.03)
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_quantizers_inside_let_elements_pass(tiny_network, tiny_images, prob):
+    step, data = unit_step(tiny_network, tiny_images, input_prob=1.0, prob=prob)
+    _, quantizers = unit_inputs(step, data)
+    assert len(quantizers) == 2
+    for (given, out), quantizer in zip(
+        quantizers, activation_quantizers(data.unit).values(), strict=True
+    ):
+        quantized = quantizer(given)
+        assert ((out == quantized) | (out == given)).all()
+        differ = quantized != given
+        share = (out == quantized)[differ].float().mean().item()
+        assert share == pytest.approx(prob, abs=0.0 if prob in (0.0, 1.0) else 0.03)
+
+
+def test_every_step_draws_anew(tiny_network, tiny_images):
+    step, _ = unit_step(tiny_network, tiny_images)
+    first = step.masks.flat.clone(), step.input_masks.flat.clone()
+    step._load(StepInput(torch.arange(len(tiny_images)), None, 0.0))
+    assert not torch.equal(first[0], step.masks.flat)
+    assert not torch.equal(first[1], step.input_masks.flat)

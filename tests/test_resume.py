@@ -1,0 +1,205 @@
+"""Interrupted runs go on with the next unit and end in the same bytes; other settings are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from common import InputError, RunError
+from main_imagenet import main
+from quant import QuantizationManager, UnitStates
+from quant.chain import UnitData
+from quant.reconstruction import reconstruct_unit
+from quant.reconstruction_settings import ReconstructionSettings
+from quant.step import UnitStep
+from tests.conftest import PROJECT
+
+QUICK = {"iters_w": 40, "lr_round": 8e-2, "batch_size_recon": 16}
+FLAGS = ["--quant_method", "qdrop", "--iters_w", "120", "--lr_round", "3e-2", "--num_samples", "64"]
+FLAGS += ["--correction_samples", "100", "--alpha", "0.4", "--num_clusters", "4", "--pca_dim", "2"]
+
+
+class StopHere(Exception):
+    pass
+
+
+def quantized(network, images, states, stop_after=None, seen=None):
+    def on_unit(report):
+        if seen is not None:
+            seen.append(report)
+        if report.index == stop_after:
+            raise StopHere
+
+    method = QuantizationManager().get_quantization_method("qdrop", **QUICK)
+    return method.quantize_model(network, None, [images], on_unit, states).state_dict()
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_resumed_after_any_unit_gives_the_same_bits(tiny_network, tiny_images, tmp_path, last):
+    whole_reports, reports = [], []
+    whole = quantized(tiny_network, tiny_images, None, seen=whole_reports)
+    states = UnitStates(tmp_path / "state", {"seed": 1})
+    states.open(resume=False)
+    with pytest.raises(StopHere):
+        quantized(tiny_network, tiny_images, states, stop_after=last)
+    assert len(list(states.folder.glob("unit_*.pt"))) == last + 1
+    states.require_same_settings()
+    states.open(resume=True)
+    resumed = quantized(tiny_network, tiny_images, states, seen=reports)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert [(r.name, r.loss, r.flipped) for r in reports] == [
+        (r.name, r.loss, r.flipped) for r in whole_reports
+    ]
+
+
+def test_a_run_that_is_not_resumed_forgets_the_stored_units(tiny_network, tiny_images, tmp_path):
+    states = UnitStates(tmp_path / "state", {})
+    states.open(resume=False)
+    quantized(tiny_network, tiny_images, states)
+    states.open(resume=False)
+    assert not list(states.folder.glob("unit_*.pt"))
+
+
+def test_the_first_setting_that_differs_is_named(tmp_path):
+    UnitStates(tmp_path, {"arch": "a", "n_bits_w": 4, "lr": 1e-3}).open(resume=False)
+    UnitStates(tmp_path, {"arch": "a", "n_bits_w": 4, "lr": 1e-3}).require_same_settings()
+    with pytest.raises(InputError, match=r"n_bits_w must be 4 as in the run to resume, got 2"):
+        UnitStates(tmp_path, {"arch": "a", "n_bits_w": 2, "lr": 1.0}).require_same_settings()
+    with pytest.raises(InputError, match=r"lr must be 0\.001 as in the run to resume, got None"):
+        UnitStates(tmp_path, {"arch": "a", "n_bits_w": 4}).require_same_settings()
+
+
+def test_damaged_states_are_refused(tiny_network, tiny_images, tmp_path):
+    states = UnitStates(tmp_path / "state", {})
+    states.open(resume=False)
+    quantized(tiny_network, tiny_images, states)
+    path = states.folder / "unit_001.pt"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"unit_001\.pt: must be a whole torch.save file"):
+        quantized(tiny_network, tiny_images, states)
+    (states.folder / "unit_002.pt").replace(path)
+    with pytest.raises(InputError, match=r"unit_001\.pt: must fit unit 1, got"):
+        quantized(tiny_network, tiny_images, states)
+    (states.folder / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json: must be readable JSON"):
+        states.require_same_settings()
+
+
+def csv_bytes(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.csv"))}
+
+
+def test_the_command_line_resumes_only_the_same_run(tmp_path, capsys):
+    first = [*FLAGS, "--output_dir", str(tmp_path / "a")]
+    assert main(first) == 0
+    before = csv_bytes(tmp_path / "a")
+    capsys.readouterr()
+    assert main([*first, "--resume", "--weight", "0.5"]) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("error: weight must be 0.01 as in the run to resume, got 0.5")
+    assert csv_bytes(tmp_path / "a") == before
+    assert next((tmp_path / "a").glob("*/run.json")).exists()
+    assert main([*first, "--resume"]) == 0
+    assert capsys.readouterr().err.count("taken from the interrupted run") == 5
+    assert csv_bytes(tmp_path / "a") == before
+    assert main([*FLAGS, "--output_dir", str(tmp_path / "b"), "--resume"]) == 0
+    assert "nothing to resume" in capsys.readouterr().err
+    assert csv_bytes(tmp_path / "b") == before
+
+
+@pytest.mark.slow
+def test_killed_in_three_different_units_it_ends_in_the_same_bytes(tmp_path):
+    """SIGKILL while units 1, 2 and 3 are under way; the run goes on each time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(output):
+        flags = [*FLAGS, "--iters_w", "1500", "--output_dir", str(output)]
+        return [sys.executable, str(PROJECT / "main_imagenet.py"), *flags]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    for unit in (1, 2, 3):
+        process = subprocess.Popen(
+            [*command(tmp_path / "killed"), "--resume"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if f"INFO unit {unit - 1} " in line:
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        stored = len(list((tmp_path / "killed").rglob("state/unit_*.pt")))
+        assert stored == unit
+    last = [*command(tmp_path / "killed"), "--resume"]
+    subprocess.run(last, check=True, env=environment, capture_output=True)
+    whole = csv_bytes(tmp_path / "whole")
+    assert csv_bytes(tmp_path / "killed") == whole
+    assert len(whole) > 5
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_with_unit_and_iteration(tiny_network, tiny_images):
+    method = QuantizationManager().get_quantization_method("adaround", **QUICK)
+    text = r"loss of unit 1 first must be finite, got .* at iteration 3;"
+    with pytest.raises(RunError, match=text), poisoned_target():
+        method.quantize_model(tiny_network, None, [tiny_images])
+
+
+def poisoned_target():
+    """Make the target of unit 1 infinite from the third step on."""
+    seen = []
+    original = UnitStep.run
+
+    def run(self, step):
+        seen.append(self.data.index)
+        if self.data.index == 1 and seen.count(1) == 3:
+            self.data.target.fill_(torch.inf)
+        original(self, step)
+
+    return patch.object(UnitStep, "run", run)
+
+
+def test_a_failed_run_ends_in_status_1_with_one_line_and_keeps_the_finished_units(tmp_path, capsys):
+    with poisoned_target():
+        assert main([*FLAGS, "--output_dir", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert lines[-1].startswith("error: loss of unit 1 layer1.0 must be finite")
+    assert len(list(tmp_path.rglob("state/unit_*.pt"))) == 1
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_out_of_gpu_memory_names_what_helps(tiny_network, tiny_images, monkeypatch, tmp_path):
+    from quant import reconstruction
+
+    def full(data, *arguments):
+        if data.index == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(reconstruction, "reconstruct_unit", full)
+    states = UnitStates(tmp_path / "state", {})
+    states.open(resume=False)
+    with pytest.raises(RunError, match="keep_cpu or a smaller --batch_size_recon") as caught:
+        quantized(tiny_network, tiny_images, states)
+    assert "\n" not in str(caught.value)
+    assert len(list(states.folder.glob("unit_*.pt"))) == 2
+
+
+def test_settings_are_stored_as_json(tmp_path):
+    states = UnitStates(tmp_path, {"a": 0.1, "b": None, "c": True})
+    states.open(resume=False)
+    assert json.loads((tmp_path / "settings.json").read_text()) == states.settings
+
+
+def test_zero_iterations_need_no_step(tiny_network, tiny_images):
+    data = UnitData(0, "x", tiny_network.stem, *(tiny_images,) * 3, tiny_images.device)
+    assert reconstruct_unit(data, ReconstructionSettings(iters_w=0)) is None
