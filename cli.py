@@ -7,6 +7,7 @@ well.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from typing import Any, NoReturn
 import yaml
 
 from common import InputError, require_known
+
+# argparse's own takes -1e-3 and -inf for flags.
+NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-(inf|nan)$", re.IGNORECASE)
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -23,6 +27,7 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(
             allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments
         )
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help lists the flags)")
@@ -42,6 +47,8 @@ class FlagParser(argparse.ArgumentParser):
         Raises:
             InputError: unknown or malformed flags, here or in the file.
         """
+        if any("\0" in argument for argument in argv):
+            raise InputError("arguments must be free of null characters")
         arguments = [self._canonical(argument) for argument in argv]
         namespace = argparse.Namespace()
         config = self._config_path(arguments)
@@ -83,7 +90,7 @@ class FlagParser(argparse.ArgumentParser):
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             first = str(error).splitlines()[0]
             raise InputError(f"config must be a readable YAML file, got {path}: {first}") from None
         if not isinstance(content, dict):
@@ -108,5 +115,9 @@ def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:
         negative = [f"--no-{flag}"] if isinstance(action, argparse.BooleanOptionalAction) else []
         return positive if value else negative
     if isinstance(value, list):
+        if any(str(item).startswith("--") for item in value):
+            raise InputError(f"{flag} in the config must be a list of values, got {value!r}")
         return [f"--{flag}", *map(str, value)]
+    if isinstance(value, bool):  # what YAML makes of an unquoted on or off
+        value = "on" if value else "off"
     return [f"--{flag}={value}"]

@@ -77,6 +77,13 @@ def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record:
     Raises:
         InputError: anything of it is unusable.
     """
+    try:
+        return _prepare(options, method, record)
+    except OSError as error:
+        raise InputError(f"files and folders must be readable, got {error}") from error
+
+
+def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record: Record) -> Job:
     settings = method.settings
     device = pick_device(options.device)
     dataset = _open_dataset(options)
@@ -104,8 +111,36 @@ def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record:
     shape = plan_grid(grid, len(plan.correction), model.num_classes)
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
     job = Job(options, record, method, model, dataset, plan, grid, shape, device, name)
-    require_writable(job.root)
+    for folder in (job.root, options.log_dir):
+        if folder is not None:
+            require_writable(folder)
+    _try_network(job)
     return job
+
+
+@torch.inference_mode()
+def _try_network(job: Job) -> None:
+    """Run the float network on two calibration images.
+
+    Raises:
+        InputError: the images are too small for it, or its logits are not finite.
+    """
+    first = job.plan.calibration.subset(range(min(2, len(job.plan.calibration))))
+    images = next((images for images, _ in first.batches(2)), None)
+    if images is None:  # both unreadable and to be skipped
+        return
+    shape = "x".join(map(str, images.shape[1:]))
+    try:
+        logits = job.model.network(images)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"arch must take images of {shape}, got {job.name.arch}: {reason}"
+        ) from None
+    if not logits.isfinite().all():
+        raise InputError(
+            f"logits of {job.name.arch} ({job.model.weights}) must be finite, got NaN or infinity"
+        )
 
 
 def _open_dataset(options: argparse.Namespace) -> Dataset:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from torch import nn
 
 from common import (
+    InputError,
     SaveLog,
     StageClock,
     current_commit,
@@ -37,13 +39,15 @@ from loaders import (
 from logits_io import LogitsAnalyzer
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
-from quant import QuantModel
+from quant import QuantModel, UnitReport, UnitStates
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 
 MODEL_FILE = "quantized_model.pt"
 CONFIG_FILE = "config.yaml"
 CALIBRATION_FILE = "calibration_ids.json"
 LOG_FILE = "run.log"
+STATE_FOLDER = "state"
+CACHE_FOLDER = "cache"
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class _Run:
         self.options = job.options
         self.clock = StageClock()
         self.saves = SaveLog()
+        self.saved_initial: str | None = None
         self.started = utc_now()
         self.analyzer = LogitsAnalyzer(job.root, job.options.chunk_size)
         self.network = job.model.network.to(job.device)
@@ -82,6 +87,9 @@ class _Run:
             self.plan = self.job.plan.decoded()
         plan_grid(self.job.grid, len(self.plan.correction), self.job.model.num_classes)
         seed_all(self.job.method.settings.seed)
+        self.states = UnitStates(self.job.folder / STATE_FOLDER, self._identity())
+        if self.options.resume:
+            self.states.require_same_settings()
         self._open_folder()
         with log_to_file(self.job.folder / LOG_FILE):
             quantized = self._quantize()
@@ -99,27 +107,59 @@ class _Run:
     def _open_folder(self) -> None:
         """Make the run's folder and withdraw the records that would call an unfinished run
         complete.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
+        try:
+            self._begin_files()
+        except OSError as error:
+            raise InputError(f"output folder must be writable, got {error}") from error
+
+    def _begin_files(self) -> None:
         self.job.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.job.root, self.job.folder):
             (folder / RUN_FILE).unlink(missing_ok=True)
         with atomic_file(self.job.folder / CONFIG_FILE) as part:
             part.write_text(yaml.safe_dump(self.job.record.config), encoding="utf-8")
         write_json(self.job.folder / CALIBRATION_FILE, self.plan.calibration.ids)
+        self.states.open(self.options.resume)
         log_dir = self.options.log_dir or self.job.folder / "tensorboard"
         if self.options.log_dir is None:
             shutil.rmtree(log_dir, ignore_errors=True)
         self.board = RunBoard(log_dir)
 
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the quantized model to the bit."""
+        return {
+            "arch": self.job.name.arch,
+            "quant_method": self.job.method.name,
+            **self.job.method.get_quantization_params(),
+            "weights": self.job.model.digest,
+            "calibration images": self.plan.calibration.digest(),
+            "device": self.job.device.type,
+            "torch": torch.__version__,
+            "CPU threads": torch.get_num_threads(),
+        }
+
     def _quantize(self) -> QuantModel:
         calibration = self.plan.calibration.batches(self.options.batch_size)
         with self.clock("quantize"):
             quantized = self.job.method.quantize_model(
-                self.network, None, calibration, self.board.add_unit
+                self.network,
+                None,
+                calibration,
+                self._note_unit,
+                self.states,
+                self.options.output_dir / CACHE_FOLDER,
             )
         with self.saves.attempt("the quantized model"):
             quantized.save(self.job.folder / MODEL_FILE, self._model_metadata())
         return quantized
+
+    def _note_unit(self, report: UnitReport) -> None:
+        with self.saves.attempt("the TensorBoard losses"):
+            self.board.add_unit(report)
 
     def _model_metadata(self) -> dict[str, Any]:
         return {
@@ -163,6 +203,7 @@ class _Run:
             self.analyzer.save_logits_to_csv(
                 name.initial_folder, name.file_stem, kinds, evaluation.targets, self.metadata
             )
+            self.saved_initial = name.initial_folder
 
     def _correct(self, fitting: Inference, evaluation: Inference) -> list[Row]:
         """Fit the grid, score every correction and save those asked for."""
@@ -196,7 +237,7 @@ class _Run:
                 {**kinds, CORRECTED: logits},
                 evaluation.targets,
                 {**self.metadata, **extra},
-                same_as=name.initial_folder,
+                same_as=self.saved_initial,
             )
 
     def _save_summary(self, rows: list[Row], signs: dict[str, float]) -> None:

@@ -72,13 +72,15 @@ def score(
 
 
 def mark(rows: Sequence[Row], selected: int) -> list[Row]:
-    """The rows with the selected one and the oracle marked; the oracle is sought where the
-    selection is.
+    """The rows with the selected one and the oracle marked.
+
+    The oracle has the best Top-1, then the lowest KL, on the evaluation images; it is sought where
+    the selection is, which leaves out the ridge map.
     """
     candidates = [
         i for i, row in enumerate(rows) if row.logits not in (FULL_PRECISION, "ridge_map")
     ]
-    oracle = max(candidates, key=lambda i: rows[i].top1_pct)
+    oracle = max(candidates, key=lambda i: (rows[i].top1_pct, -rows[i].kl_to_fp))
     return [
         dataclasses.replace(row, selected=i == selected, oracle=i == oracle)
         for i, row in enumerate(rows)
@@ -111,8 +113,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         *(f"{value:.2f}" for value in shares),
         f"{row.kl_to_fp:.4f}",
         f"{row.mse_to_fp:.3f}",
-        "-" if row.heldout_kl is None else f"{row.heldout_kl:.4f}",
-        " ".join(["selected"] * row.selected + ["oracle (best on test)"] * row.oracle),
+        "-" if row.heldout_kl is None else f"{row.heldout_kl:.6f}",
+        " ".join(["selected"] * row.selected + ["oracle (best Top-1)"] * row.oracle),
     )
 
 

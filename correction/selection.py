@@ -136,10 +136,10 @@ def holdout_size(num_samples: int) -> int:
     """Fitting samples on which the setting is selected.
 
     Raises:
-        InputError: fewer than two samples.
+        InputError: fewer than three samples, of which two must be left to fit on.
     """
-    if num_samples < 2:
-        raise InputError(f"correction must have at least 2 fitting samples, got {num_samples}")
+    if num_samples < 3:
+        raise InputError(f"correction must have at least 3 fitting samples, got {num_samples}")
     return max(1, round(HOLDOUT * num_samples))
 
 

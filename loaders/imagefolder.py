@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,14 @@ def _difference(root: Path, classes: list[str]) -> str:
     return f"{', '.join(different[:5])} in one of them only"
 
 
+def _utf8(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"names of images must be UTF-8, got {os.fsencode(name)!r}") from None
+    return name
+
+
 def _list_images(
     root: Path, split: str, classes: list[str], preprocess: Preprocess, skip_bad: bool, threads: int
 ) -> FileImages:
@@ -65,6 +74,6 @@ def _list_images(
         )
         if not files:
             raise InputError(f"{root / split / name} must hold at least one image, got none")
-        ids += [path.relative_to(root).as_posix() for path in files]
+        ids += [_utf8(path.relative_to(root).as_posix()) for path in files]
         labels += [label] * len(files)
     return FileImages(root, np.array(labels, dtype=np.int64), ids, preprocess, skip_bad, threads)

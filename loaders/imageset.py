@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common import InputError, progress
-from loaders.transforms import Preprocess, augment_small, image_transform
+from loaders.transforms import Preprocess, as_rgb, augment_small, image_transform
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels that are kept instead of decoded anew
 
@@ -212,7 +212,7 @@ class FileImages(ImageSet):
         path = self.root / self.ids[index]
         try:
             with Image.open(path) as image:
-                return image.size if header_only else image.convert("RGB")
+                return image.size if header_only else as_rgb(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if self.skip_bad:
                 logger.warning("skipped unreadable image %s: %s", path, error)

@@ -190,7 +190,7 @@ def read_id_list(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         ids = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"calibration_list must be a readable list of image ids, got {path}: {error}"
         ) from None

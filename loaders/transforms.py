@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +38,16 @@ class Preprocess:
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
         return (pixels.float() / white - mean) / std
+
+
+def as_rgb(image: Any) -> Any:
+    """A PIL image as 8-bit RGB; 16-bit grey is scaled, which PIL's own conversion would clip."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        grey = np.asarray(image, dtype=np.float32) / 257.0
+        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @cache

@@ -5,7 +5,6 @@ Letters: N samples, C classes.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,15 +20,13 @@ from logits_io.naming import (
     TARGETS,
     chunk_file,
     chunk_metadata_file,
-    find_stem,
+    find_stems,
     metadata_file,
     whole_file,
 )
 from logits_io.tables import read_csv, read_records, write_csv, write_records
 
 DEFAULT_CHUNK_SIZE = 1000
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,8 @@ class LogitsAnalyzer:
         complete.
 
         Args:
-            folder: name below the root; replaced when it exists.
+            folder: name below the root; when it exists, the files of ``stem`` in it are replaced
+                and those of other stems (other seeds) stay.
             stem: what the file names begin with.
             logits: kind (quantized, fullprecision, corrected) -> (N, C) float32.
             targets: (N,) int64.
@@ -86,10 +84,8 @@ class LogitsAnalyzer:
         samples = len(targets)
         chunked = samples > self.chunk_size
         source = self.root / same_as if same_as else None
-        former = find_stem(self.root / folder)
-        if former not in (None, stem):
-            logger.warning("%s held %s, which is replaced", self.root / folder, former)
         with atomic_folder(self.root / folder) as part:
+            _link_others(self.root / folder, part, stem)
             chunks = []
             for kind, array in arrays.items():
                 if source is not None and _link_files(source, part, stem, kind):
@@ -131,18 +127,24 @@ class LogitsAnalyzer:
             )
         return rows
 
-    def load(self, folder: str | Path) -> SavedLogits:
+    def load(self, folder: str | Path, stem: str | None = None) -> SavedLogits:
         """Read a folder back; every float has the bits that were saved.
 
+        Args:
+            stem: what the file names begin with; needed where the folder holds several seeds.
+
         Raises:
-            InputError: no such folder, no metadata, or a file is missing or has another shape than
-                described.
+            InputError: no such folder, no metadata, several stems and none chosen, or a file is
+                missing or has another shape than described.
         """
         path = self.root / folder
-        stem = find_stem(path)
-        if stem is None:
+        stems = find_stems(path)
+        if stem is None and len(stems) == 1:
+            stem = stems[0]
+        if stem not in stems:
             raise InputError(
-                f"{path}: must be a folder with one logits_*_metadata.csv, got none or several"
+                f"{path}: must hold the metadata of {stem or 'one stem, or stem must be given'}, "
+                f"got {', '.join(stems) or 'none'}"
             )
         metadata = read_records(path / metadata_file(stem))[0]
         files = _files_by_kind(path, stem, metadata)
@@ -172,11 +174,23 @@ def _link_files(source: Path, target: Path, stem: str, kind: str) -> bool:
     """Link the files of a kind into ``target``; False when ``source`` has none."""
     files = _files_of_kind(source, stem, kind)
     for path in files:
-        try:
-            os.link(path, target / path.name)
-        except OSError:
-            shutil.copyfile(path, target / path.name)
+        _link(path, target)
     return bool(files)
+
+
+def _link(path: Path, folder: Path) -> None:
+    try:
+        os.link(path, folder / path.name)
+    except OSError:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _link_others(source: Path, target: Path, stem: str) -> None:
+    """Link the files of all stems but ``stem`` into ``target``."""
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            if path.is_file() and not path.name.startswith(f"{stem}_"):
+                _link(path, target)
 
 
 def _linked_chunks(source: Path | None, stem: str, folder: Path) -> list[dict[str, Any]]:

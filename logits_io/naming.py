@@ -68,13 +68,10 @@ def chunk_metadata_file(stem: str) -> str:
     return f"{stem}_chunked_metadata.csv"
 
 
-def find_stem(folder: Path) -> str | None:
-    """The stem of the files in a logits folder, read off its metadata file; None when there is
-    none.
-    """
-    names = [
-        p.name
-        for p in folder.glob("logits_*_metadata.csv")
-        if not p.name.endswith("_chunked_metadata.csv")
-    ]
-    return names[0].removesuffix("_metadata.csv") if len(names) == 1 else None
+def find_stems(folder: Path) -> list[str]:
+    """The stems of the files in a logits folder, read off their metadata files, sorted."""
+    return sorted(
+        path.name.removesuffix("_metadata.csv")
+        for path in folder.glob("logits_*_metadata.csv")
+        if not path.name.endswith("_chunked_metadata.csv")
+    )

@@ -15,7 +15,7 @@ from models.checkpoints import checkpoint_classes, load_strictly, read_state_dic
 from models.cifar_resnet import CifarResNet
 from models.digits import DIGITS_ENTRY
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
-from models.zoo import list_zoo, zoo_entry
+from models.zoo import list_zoo, refuse_transformer, zoo_entry
 from quant import QuantModel, read_quantized_file, restore_quantized
 
 CIFAR_DEPTHS = (20, 32, 44, 56)
@@ -51,6 +51,7 @@ def get_entry(arch: str) -> ModelEntry:
     """
     if arch in OWN_ENTRIES:
         return OWN_ENTRIES[arch]
+    refuse_transformer(arch)
     return zoo_entry(require_known("arch", arch, list_archs()))
 
 

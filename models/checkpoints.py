@@ -17,6 +17,7 @@ WRAPPERS = ("state_dict", "model")
 PARALLEL_PREFIX = "module."
 STEP_COUNTER = "num_batches_tracked"
 MAX_LISTED = 5
+MAX_CLASSES = 1_000_000
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -35,7 +36,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if (
         not isinstance(content, dict)
         or not content
-        or not all(isinstance(v, Tensor) for v in content.values())
+        or not all(isinstance(key, str) for key in content)
+        or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise InputError(
             f"{path}: must hold a state_dict (names to tensors), got {_describe(content)}"
@@ -43,6 +45,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if all(key.startswith(PARALLEL_PREFIX) for key in content):
         content = {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
     for key, value in content.items():
+        if (
+            value.layout != torch.strided
+            or value.is_quantized
+            or value.is_meta
+            or value.is_complex()
+        ):
+            raise InputError(
+                f"{path}: weights must be ordinary real tensors, got {value.type()} in {key!r}"
+            )
         if not torch.isfinite(value).all():
             raise InputError(f"{path}: weights must be finite, got NaN or Inf in {key!r}")
     return content
@@ -61,7 +72,8 @@ def checkpoint_classes(entry: ModelEntry, state: Mapping[str, Tensor]) -> int:
     with torch.device("meta"):
         skeleton = entry.build(entry.num_classes)
     head = [key for key, value in skeleton.state_dict().items() if value.dim() > 1][-1]
-    return state[head].shape[0] if head in state else entry.num_classes
+    fits = head in state and state[head].dim() > 1 and 0 < state[head].shape[0] <= MAX_CLASSES
+    return state[head].shape[0] if fits else entry.num_classes
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

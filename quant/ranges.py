@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common import RunError
 from quant.primitives import choose_qparams, quant_max
 
 RANGE_MODES = ("mse", "minmax", "minmax_scale")
@@ -49,6 +50,10 @@ def activation_qparams(batches: Sequence[Tensor], bits: int, mode: str) -> tuple
     """One scale and zero point (0-dimensional) for an activation seen as a sequence of batches."""
     low = torch.stack([batch.amin() for batch in batches]).amin()
     high = torch.stack([batch.amax() for batch in batches]).amax()
+    if not (low.isfinite() and high.isfinite()):
+        raise RunError(
+            f"activations must be finite, got a range from {float(low)} to {float(high)}"
+        )
     if mode != "mse":
         return choose_qparams(*_scaled_min_max(low, high, bits, mode), bits)
     centres, counts = _histogram(batches, low, high)

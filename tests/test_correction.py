@@ -283,9 +283,12 @@ def test_values_asked_for_are_never_lowered_but_refused(request_, text):
         plan_grid(request_, 100, 10)
 
 
-def test_a_single_fitting_sample_is_refused():
-    with pytest.raises(InputError, match="at least 2 fitting samples, got 1"):
-        plan_grid(GridRequest(), 1, 10)
+def test_three_fitting_samples_are_the_fewest(toy_logits):
+    q, fp = toy_logits
+    with pytest.raises(InputError, match="at least 3 fitting samples, got 2"):
+        plan_grid(GridRequest(), 2, 10)
+    grid = fit_grid(q[:3], fp[:3], GridRequest())
+    assert all(np.isfinite(logits).all() for _, logits in grid.corrected(q))
 
 
 def test_pca_is_scikit_learns(toy_logits):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import logging
 
 import numpy as np
 import pandas as pd
@@ -170,14 +169,18 @@ def test_a_rerun_with_another_chunk_size_leaves_no_old_chunk(tmp_path, logits):
     assert len(list((tmp_path / "out").glob("*_quantized_chunk*"))) == 3
 
 
-def test_replacing_the_results_of_another_seed_is_said(tmp_path, logits, caplog):
-    analyzer = LogitsAnalyzer(tmp_path)
+def test_the_results_of_another_seed_stay(tmp_path, logits):
+    """The folder of a correction carries no seed in its name; its files do."""
+    analyzer, other = LogitsAnalyzer(tmp_path, 10), STEM + "9"
+    changed = {kind: array + 1 for kind, array in logits.items()}
     analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
-    with caplog.at_level(logging.WARNING):
-        analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
-        assert not caplog.text
-        analyzer.save_logits_to_csv("out", STEM[:-1] + "9", logits, TARGETS, META)
-    assert f"held {STEM}, which is replaced" in caplog.text
+    analyzer.save_logits_to_csv("out", other, changed, TARGETS, META)
+    analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
+    for stem, saved in ((STEM, logits), (other, changed)):
+        loaded = analyzer.load("out", stem)
+        assert np.array_equal(loaded.logits["quantized"], saved["quantized"])
+    with pytest.raises(InputError, match=f"stem must be given, got {STEM}, {other}"):
+        analyzer.load("out")
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path, logits):
@@ -194,7 +197,9 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, logits):
 
 def test_loading_names_what_is_missing_or_damaged(tmp_path, logits):
     analyzer = LogitsAnalyzer(tmp_path, 10)
-    with pytest.raises(InputError, match="must be a folder with one logits_"):
+    with pytest.raises(
+        InputError, match="must hold the metadata of one stem, or stem must be given, got none"
+    ):
         analyzer.load("nothing")
     folder = analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
     chunk = folder / f"{STEM}_quantized_chunk002_of_003.csv"

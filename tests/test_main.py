@@ -66,7 +66,7 @@ def test_a_run_writes_the_folders_given(finished):
     inside = sorted(path.name for path in (root / f"run_{TAG}").iterdir())
     assert inside == [
         *("calibration_ids.json", "config.yaml", "quantized_model.pt"),
-        *("run.json", "run.log", "tensorboard"),
+        *("run.json", "run.log", "state", "tensorboard"),
     ]
 
 
@@ -118,7 +118,7 @@ def test_stdout_holds_the_table_and_nothing_else(finished):
     assert lines[0].split()[:4] == ["logits", "alpha", "clusters", "pca"]
     assert len(lines) == 9
     assert sum("selected" in line for line in lines) == 1
-    assert sum("oracle (best on test)" in line for line in lines) == 1
+    assert sum("oracle (best Top-1)" in line for line in lines) == 1
 
 
 def test_tensorboard_holds_the_units_and_the_accuracies(finished):
@@ -140,7 +140,8 @@ def test_the_same_command_gives_the_same_csv_and_model_bytes(finished, tmp_path,
     assert main([*QUICK, "--output_dir", str(tmp_path), "--chunk_size", "200"]) == 0
     assert capsys.readouterr().out == text
     first, second = files_below(root), files_below(tmp_path / "rtn")
-    repeatable = [name for name in first if name.endswith((".csv", ".pt", "ids.json"))]
+    endings = (".csv", "model.pt", "ids.json")  # the stored units hold times
+    repeatable = [name for name in first if name.endswith(endings)]
     assert len(repeatable) > 40
     assert {n: first[n] for n in repeatable} == {n: second[n] for n in repeatable}
 
@@ -233,8 +234,8 @@ def test_help_names_methods_and_defaults(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "adaround, rtn" in text
-    assert "optimisation steps per unit (default 20000; adaround)" in text
+    assert "adaround, pd_quant, qdrop, rtn" in text
+    assert "optimisation steps per unit (default 20000; adaround, pd_quant, qdrop)" in text
 
 
 def test_first_lines_of_the_docstring_are_commands_that_parse():
@@ -354,7 +355,10 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
             ["--arch", "resnt18", "--data_path", "."],
             "arch must be a known name, got 'resnt18'; closest: resnet18",
         ),
-        (["--quant_method", "adaruond"], "got 'adaruond'; closest: adaround; known: adaround, rtn"),
+        (
+            ["--quant_method", "adaruond"],
+            "got 'adaruond'; closest: adaround; known: adaround, pd_quant, qdrop, rtn",
+        ),
         (
             ["--dataset", "cifar11", "--arch", "resnet18"],
             "dataset must be a known name, got 'cifar11'; closest: cifar1",
@@ -376,13 +380,37 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
             ["--quant_method", "rtn", "--iters_w", "5"],
             "--iters_w must be left out for rtn, which does not use it, got 5",
         ),
+        (["--lamb_r", "0"], "lamb_r must be above 0 (1e-9..1e9), got 0.0"),
+        (["--T", "-1e-3"], "T must be above 0 (1e-9..1e9), got -0.001"),
         (
-            ["--lamb_r", "0.1"],
-            "--lamb_r must be left out for adaround, which does not use it, got 0.1",
+            ["--dc_steps", "10"],
+            "dc_steps must be left out while the distribution correction is off",
         ),
-        (["--T", "4"], "--T must be left out for adaround"),
-        (["--bn_lr", "0.001"], "--bn_lr must be left out for adaround"),
-        (["--lamb_c", "0.02"], "--lamb_c must be left out for adaround"),
+        (
+            ["--quant_method", "qdrop", "--num_bits", "3", "--n_bits_w", "4"],
+            "n_bits_w must be left out or be 3 beside num_bits = 3, got 4",
+        ),
+        (
+            ["--quant_method", "qdrop", "--dropout_rate", "0.3", "--prob", "0.3"],
+            "prob must be left out or be 0.7 beside dropout_rate = 0.3, got 0.3",
+        ),
+        (
+            ["--quant_method", "qdrop", "--no-stochastic", "--input_prob", "0.5"],
+            "input_prob must be left out or be 1.0 beside stochastic = False, got 0.5",
+        ),
+        (["--alpha", "-1e-3"], "alpha must be between 0 and 1, got -0.001"),
+        (["--alpha", "-inf"], "alpha must be between 0 and 1, got -inf"),
+        (["--lr_round", "1e300"], "lr_round must be at most 1000, got 1e+300"),
+        (["--correction_samples", "2"], "correction must have at least 3 fitting samples, got 2"),
+        (
+            ["--arch", "vit_b_16", "--dataset", "digits"],
+            "arch must be a CNN of Conv2d and Linear layers, got the vision",
+        ),
+        (
+            ["--arch", "alexnet", "--dataset", "digits"],
+            "arch must take images of 3x8x8, got alexnet:",
+        ),
+        (["--log_dir", "/dev/null/x"], "output folder must be writable, got '/dev/null/x'"),
         (
             ["--num_samples", "5000"],
             "num_samples must be at most 1297 (the training images), got 5000",
@@ -405,6 +433,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
             ["--calibration_list", "nothing"],
             "calibration_list must be a readable list of image ids",
         ),
+        (["--dataset", "digts"], "dataset must be a known name, got 'digts'; closest: digits"),
         (["--data_path", "."], "arch must be given together with data_path or dataset, got none"),
         (
             ["--data_path", "nowhere", "--arch", "resnet18"],
@@ -428,8 +457,11 @@ def test_bad_flags(flags, text, tmp_path, capsys, monkeypatch):
 def test_bad_config_files(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     for content, text in (
-        ("n_bits: 4", f"flag in {path} must be a known name, got 'n_bits'; closest: n_bits_"),
+        ("n_bits: 4", f"flag in {path} must be a known name, got 'n_bits'; closest: num_bits"),
         ("n_bits_w: 0", "n_bits_w must be between 1 and 16, or 32 (not quantized), got 0"),
+        ("seed: 2026-99-99", f"config must be a readable YAML file, got {path}"),
+        ("a: " + "[" * 5000, f"config must be a readable YAML file, got {path}"),
+        ("alpha_list: [1, --seed, 3]", "alpha_list in the config must be a list of values, got"),
         ("- a", f"config must map flags to values, got a list in {path}"),
         ("a: [", f"config must be a readable YAML file, got {path}"),
         ("channel_wise: 3", "channel_wise in the config must be true or false, got 3"),
@@ -478,6 +510,16 @@ def test_unusable_checkpoints(tmp_path, capsys):
     assert "weights must fit CifarResNet, got unexpected: layer1.1." in refused(
         flags, tmp_path, capsys
     )
+    torch.save({1: state["conv1.weight"]}, path)
+    assert "must hold a state_dict (names to tensors)" in refused(flags, tmp_path, capsys)
+    torch.save({**state, "linear.weight": state["linear.weight"].to_sparse()}, path)
+    assert "weights must be ordinary real tensors, got" in refused(flags, tmp_path, capsys)
+    torch.save({**state, "linear.weight": torch.tensor(1.0)}, path)
+    assert "got misshapen: linear.weight (must be" in refused(flags, tmp_path, capsys)
+    torch.save({**state, "linear.weight": state["linear.weight"] * 1e38}, path)
+    text = refused(flags, tmp_path, capsys)
+    assert "logits of digits_resnet" in text
+    assert "must be finite, got NaN or infinity" in text
     state["conv1.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, path)
     assert "weights must be finite, got NaN or Inf in 'conv1.weight'" in refused(
@@ -512,6 +554,51 @@ def test_an_output_folder_that_is_not_writable(tmp_path, capsys):
     blocker.touch()
     assert main([*QUICK, "--output_dir", str(blocker)]) == 2
     assert "error: output folder must be writable, got" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_refused(folder, tmp_path, capsys):
+    import os
+
+    name = os.fsdecode(b"\xff.png")
+    (folder / "val" / "a" / "0.png").rename(folder / "val" / "a" / name)
+    text = refused(["--arch", "cifar_resnet20", "--data_path", str(folder)], tmp_path, capsys)
+    assert "names of images must be UTF-8, got b'val/a/\\xff.png'" in text
+
+
+def test_a_full_disk_costs_the_files_and_not_the_run(tmp_path, capsys, monkeypatch):
+    def full(content, path):
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert main([*QUICK, "--output_dir", str(tmp_path)]) == 3
+    captured = capsys.readouterr()
+    assert "could not save the quantized model" in captured.err
+    assert "unit 0 is not stored, --resume will redo it" in captured.err
+    assert captured.out.startswith("logits ")
+    record = json.loads((tmp_path / "rtn" / "run.json").read_text())
+    assert record["unsaved"] == ["the quantized model"]
+
+
+def test_results_are_never_linked_from_the_logits_of_a_former_run(tmp_path, monkeypatch):
+    """The initial logits of the second run cannot be saved: those of the first are still there."""
+    from logits_io import LogitsAnalyzer
+
+    flags = [*QUICK, "--output_dir", str(tmp_path)]
+    assert main(flags) == 0
+    original = LogitsAnalyzer.save_logits_to_csv
+
+    def fails_at_first(self, folder, *arguments, **named):
+        if folder.startswith("initial_logits"):
+            raise OSError("disk full")
+        return original(self, folder, *arguments, **named)
+
+    monkeypatch.setattr(LogitsAnalyzer, "save_logits_to_csv", fails_at_first)
+    assert main([*flags, "--init_wmode", "minmax", "--init_amode", "minmax"]) == 3
+    analyzer = LogitsAnalyzer(tmp_path / "rtn")
+    first = analyzer.load(next(path.name for path in (tmp_path / "rtn").glob("initial_*")))
+    for path in (tmp_path / "rtn").glob("results_*"):
+        second = analyzer.load(path.name)
+        assert not np.array_equal(first.logits["quantized"], second.logits["quantized"])
 
 
 def test_val_alone_runs_and_says_where_calibration_comes_from(folder, tmp_path, capsys):
