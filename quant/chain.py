@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import InputError
@@ -95,7 +96,8 @@ def collect_images(loader: Iterable, num_samples: int) -> Tensor:
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """Squared error summed over channels (dimension 1), averaged over images and positions."""
-    return (output - target).square().sum(1).mean()
+    total = F.mse_loss(output, target, reduction="sum")
+    return total / (target.numel() // target.shape[1])
 
 
 @torch.no_grad()
