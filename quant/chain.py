@@ -190,12 +190,17 @@ def _quantize_unit(
         flipped=_changed_share(data.unit, nearest_codes),
         seconds=time.perf_counter() - start,
     )
-    logger.info(
-        "unit %d %s: loss %.4g (nearest %.4g), %.1f %% of roundings flipped, %.1f s",
-        *(data.index, data.name, report.loss, report.loss_nearest, 100 * report.flipped),
-        report.seconds,
-    )
+    _log(report, refined=refine is not None)
     return report, output
+
+
+def _log(report: UnitReport, refined: bool) -> None:
+    gain = ""
+    if refined:
+        flipped = 100 * report.flipped
+        gain = f" (rounded to nearest {report.loss_nearest:.4g}, {flipped:.1f} % of roundings flipped)"
+    text = "unit %d %s: reconstruction loss %.4g%s, %.1f s"
+    logger.info(text, report.index, report.name, report.loss, gain, report.seconds)
 
 
 def _loss(output: Tensor, target: Tensor) -> float:

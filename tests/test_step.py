@@ -1,0 +1,152 @@
+"""One optimisation step against the same mathematics in plain autograd, and the ways to run it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from quant import QuantizationManager
+from quant.chain import Task, UnitData, walk_chain
+from quant.graph import QuantSpec
+from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.prediction import PredictionDifference
+from quant.qdrop import QDropSettings
+from quant.reconstruction import _finish, _start
+from quant.step import StepInput, UnitStep, cosine
+from tests.test_primitives import reference as straight_through
+
+QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
+SETTINGS = QDropSettings(iters_w=1000, lr_round=3e-3, batch_size_recon=16, weight=0.3)
+
+
+@pytest.fixture
+def second_unit(tiny_network, tiny_images):
+    """Unit 1 of the tiny network in W3A2, ready to be optimised, and the float chain."""
+    seen: list[UnitData] = []
+    model = QuantModel(tiny_network, QuantSpec(3, 2))
+    reference = QuantModel(tiny_network, FLOAT_SPEC)
+    walk_chain(Task(model, reference, tiny_network, tiny_images), ("mse", "mse"), seen.append)
+    data = seen[1]
+    layers = list(quant_layers(data.unit).values())
+    quantizers = list(activation_quantizers(data.unit).values())
+    _start(layers, quantizers)
+    yield data, reference
+    _finish(layers, quantizers)
+
+
+def loaded_step(data, prediction=None):
+    step = UnitStep(data, SETTINGS, torch.Generator().manual_seed(0), prediction)
+    pick = torch.randint(48, (16,), generator=torch.Generator().manual_seed(1))
+    step._load(StepInput(pick, 7.0, 1e-4))
+    return step, pick
+
+
+def plain_forward(quantizer, mask):
+    def forward(x):
+        top = 2**quantizer.num_bits - 1
+        xhat = straight_through(x, quantizer.scale, quantizer.zero_point, top)
+        return torch.where(mask > 0, xhat, x)
+
+    return forward
+
+
+def gradients(step):
+    leaves = [rounding.logits for rounding in step.roundings]
+    leaves += [quantizer.scale for quantizer in step.quantizers]
+    found = [leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return found
+
+
+@pytest.mark.parametrize("with_prediction", [False, True])
+def test_loss_and_gradients_equal_those_of_plain_autograd(
+    second_unit, monkeypatch, with_prediction
+):
+    data, reference = second_unit
+    prediction = None
+    if with_prediction:
+        logits = torch.randn(48, 5, generator=torch.Generator().manual_seed(2))
+        prediction = PredictionDifference(logits, list(reference.units)[2:], 4.0, 0.1)
+    step, pick = loaded_step(data, prediction)
+    ours = step._loss(True)
+    ours.backward()
+    our_gradients = gradients(step)
+
+    for quantizer, mask in zip(step.quantizers, step.masks.masks, strict=True):
+        monkeypatch.setattr(quantizer, "forward", plain_forward(quantizer, mask))
+    quantized, full = data.quant_input[pick], data.float_input[pick]
+    mixed = torch.where(step.input_masks.masks[0] > 0, quantized, full)
+    output = data.unit(torch.cat([mixed, quantized]) if with_prediction else mixed)
+    plain = (output[:16] - data.target[pick]).square().sum(1).mean()
+    if prediction is not None:
+        tail = output[16:]
+        for unit in list(reference.units)[2:]:
+            tail = unit(tail)
+        p = torch.softmax(logits[pick] / 4, 1)
+        plain = plain + 10 * (p * (p.log() - torch.log_softmax(tail / 4, 1))).sum(1).mean()
+    for rounding in step.roundings:
+        h = (torch.sigmoid(rounding.logits) * 1.2 - 0.1).clamp(0, 1)
+        plain = plain + 0.3 * (1 - (2 * h - 1).abs() ** 7.0).sum()
+    plain.backward()
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    for one, other in zip(our_gradients, gradients(step), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+def test_learning_rate_is_torchs_cosine():
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=4e-5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for step in range(1, 21):
+        assert cosine(step, 20, 4e-5) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def codes(network, images, **settings):
+    method = QuantizationManager().get_quantization_method("qdrop", **QUICK, **settings)
+    result = method.quantize_model(network, None, [images])
+    return torch.cat([layer.codes.flatten().float() for layer in quant_layers(result).values()])
+
+
+def test_a_compiler_that_fails_is_given_up_with_a_line(
+    tiny_network, tiny_images, monkeypatch, caplog
+):
+    def broken(function, **options):
+        def call(*arguments):
+            raise RuntimeError("no compiler found\nmore")
+
+        return call
+
+    plain = codes(tiny_network, tiny_images)
+    monkeypatch.setattr(torch, "compile", broken)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(codes(tiny_network, tiny_images, compile=True), plain)
+    assert caplog.text.count("--compile given up for this unit: no compiler found") == 4
+
+
+@pytest.mark.slow
+def test_compiled_steps_learn_what_plain_steps_learn(tiny_network, tiny_images, caplog):
+    plain = codes(tiny_network, tiny_images)
+    with caplog.at_level(logging.WARNING):
+        compiled = codes(tiny_network, tiny_images, compile=True)
+    assert "given up" not in caplog.text
+    assert (plain != compiled).float().mean() < 0.02
+
+
+def test_bf16_learns_nearly_what_float32_learns(tiny_network, tiny_images):
+    plain = codes(tiny_network, tiny_images)
+    assert (plain != codes(tiny_network, tiny_images, amp="bf16")).float().mean() < 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("keep_cpu", [False, True])
+def test_cuda_graphs_change_no_bit(tiny_network, tiny_images, keep_cpu, caplog):
+    network = tiny_network.cuda()
+    with caplog.at_level(logging.WARNING):
+        graphed = codes(network, tiny_images, cuda_graph=True, keep_cpu=keep_cpu)
+    assert "given up" not in caplog.text
+    assert torch.equal(graphed, codes(network, tiny_images, cuda_graph=False))
