@@ -198,7 +198,9 @@ def _log(report: UnitReport, refined: bool) -> None:
     gain = ""
     if refined:
         flipped = 100 * report.flipped
-        gain = f" (rounded to nearest {report.loss_nearest:.4g}, {flipped:.1f} % of roundings flipped)"
+        gain = (
+            f" (rounded to nearest {report.loss_nearest:.4g}, {flipped:.1f} % of roundings flipped)"
+        )
     text = "unit %d %s: reconstruction loss %.4g%s, %.1f s"
     logger.info(text, report.index, report.name, report.loss, gain, report.seconds)
 

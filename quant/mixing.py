@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 ALIGNMENT = 16  # elements: the views of one buffer start at whole cache lines
 
@@ -22,6 +23,7 @@ class RandomMasks:
         shapes: of the masks; ``masks`` has one view for each.
         prob: share of ones.
         generator: lies on ``device``.
+        memory_format: order in memory of the 4-dimensional masks, that of the tensors they go with.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class RandomMasks:
         prob: float,
         generator: torch.Generator,
         device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ):
         self.generator = generator
         self.cut = torch.int8 if float(prob * 256).is_integer() else torch.int16
@@ -42,7 +45,8 @@ class RandomMasks:
         self.words = torch.empty(words, dtype=torch.int64, device=device)
         parts = self.flat.split(sizes) if sizes else ()
         self.masks = [
-            part[: shape.numel()].view(shape) for part, shape in zip(parts, shapes, strict=True)
+            _shaped(part[: shape.numel()], shape, memory_format)
+            for part, shape in zip(parts, shapes, strict=True)
         ]
 
     def draw(self) -> None:
@@ -51,3 +55,10 @@ class RandomMasks:
             return
         self.words.random_(-(2**63), 2**63 - 1, generator=self.generator)
         torch.lt(self.words.view(self.cut), self.threshold, out=self.flat)
+
+
+def _shaped(part: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
+    if memory_format is torch.channels_last and len(shape) == 4:
+        count, channels, height, width = shape
+        return part.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return part.view(shape)

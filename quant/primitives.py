@@ -83,7 +83,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """Sum of a * b over what shares an element of ``scale``."""
-    if scale.numel() == 1:
+    if scale.numel() == 1 and a.is_contiguous() and b.is_contiguous():
         return torch.dot(a.flatten(), b.flatten()).view_as(scale)
     return (a * b).sum_to_size(scale.shape)
 

@@ -70,17 +70,21 @@ class ReconstructionSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dc_steps is not None and self.correction is None:
-            raise InputError(
-                f"dc_steps must be left out while the distribution correction is off, got {self.dc_steps} "
-                "(lamb_c or bn_lr switch it on)"
-            )
+        self._refuse_unused("dc_steps", self.dc_steps)
+        self._refuse_unused("dc_fast", None if self.dc_fast else False)
         travel = self.lr_round * self.iters_w
         if 0 < travel < MIN_TRAVEL:
             logger.warning(
                 "lr_round * iters_w = %.3g is below %g: some rounding variables cannot reach 0 or 1, "
                 "and the final rounding is a jump; raise lr_round to %.2g",
                 *(travel, MIN_TRAVEL, MIN_TRAVEL / self.iters_w),
+            )
+
+    def _refuse_unused(self, name: str, value: Any) -> None:
+        if value is not None and self.correction is None:
+            raise InputError(
+                f"{name} must be left out while the distribution correction is off, got {value} "
+                "(lamb_c or bn_lr switch it on)"
             )
 
     @property

@@ -9,7 +9,6 @@ Letters: B images in a batch.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +19,13 @@ from torch import Tensor
 
 from common import RunError
 from quant.chain import UnitData, reconstruction_loss
+from quant.execution import Compiled, Graphs
 from quant.layers import ActivationQuantizer
 from quant.mixing import RandomMasks
 from quant.model import activation_quantizers, quant_layers
 from quant.prediction import PredictionDifference
 from quant.primitives import MIN_SCALE
 from quant.reconstruction_settings import ReconstructionSettings
-
-EAGER_STEPS = 3  # before a capture, so that libraries and caches are warm
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,32 +65,39 @@ class UnitStep:
         layers = quant_layers(data.unit).values()
         self.roundings = [layer.rounding for layer in layers if layer.rounding is not None]
         self.quantizers = list(activation_quantizers(data.unit).values())
-        size = settings.batch_size_recon
-        self.quant_batch = self._buffer(data.quant_input, size)
-        self.float_batch = self._buffer(data.float_input, size)
-        self.target = self._buffer(data.target, size)
-        self.teacher = None if prediction is None else self._buffer(prediction.probabilities, size)
-        self.exponent = torch.zeros((), device=self.device)
-        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.input_masks = RandomMasks(
-            [self.quant_batch.shape], settings.input_prob, generator, self.device
-        )
-        self.masks = RandomMasks(self._quantizer_shapes(), settings.prob, generator, self.device)
-        if settings.prob < 1.0:
-            for quantizer, mask in zip(self.quantizers, self.masks.masks, strict=True):
-                quantizer.mask = mask
+        self._make_buffers()
+        self._make_masks(generator)
         self._make_optimizers()
         self._compute: Callable[[bool], Tensor] = self._loss
         if settings.compile:
-            self._compute = _Compiled(self._loss)
-        self._graphs = _Graphs(self._update, self.device) if self._wants_graph() else None
+            self._compute = Compiled(self._loss)
+        self._graphs: Graphs | None = None
+        if settings.cuda_graph and self.device.type == "cuda":
+            self._graphs = Graphs(self._update, self.device)
 
-    def _wants_graph(self) -> bool:
-        return self.settings.cuda_graph and self.device.type == "cuda"
+    def _make_buffers(self) -> None:
+        self.quant_batch = self._buffer(self.data.quant_input)
+        self.float_batch = self._buffer(self.data.float_input)
+        self.target = self._buffer(self.data.target)
+        self.teacher: Tensor | None = None
+        if self.prediction is not None:
+            self.teacher = self._buffer(self.prediction.probabilities)
+        self.exponent = torch.zeros((), device=self.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def _buffer(self, cache: Tensor, size: int) -> Tensor:
-        return torch.empty((size, *cache.shape[1:]), dtype=cache.dtype, device=self.device)
+    def _buffer(self, cache: Tensor) -> Tensor:
+        shape = (self.settings.batch_size_recon, *cache.shape[1:])
+        return torch.empty(shape, dtype=cache.dtype, device=self.device)
+
+    def _make_masks(self, generator: torch.Generator) -> None:
+        settings, shape = self.settings, self.quant_batch.shape
+        self.input_masks = RandomMasks([shape], settings.input_prob, generator, self.device)
+        shapes = self._quantizer_shapes()
+        self.masks = RandomMasks(shapes, settings.prob, generator, self.device, self.memory_format)
+        if settings.prob < 1.0:
+            for quantizer, mask in zip(self.quantizers, self.masks.masks, strict=True):
+                quantizer.mask = mask
 
     def _make_optimizers(self) -> None:
         on_gpu = self.device.type == "cuda"
@@ -210,84 +213,6 @@ class UnitStep:
             self.count += 1
             is_first = ~loss.detach().isfinite() & (self.first_bad == 0)
             self.first_bad.copy_(torch.where(is_first, self.count, self.first_bad))
-
-
-class _Compiled:
-    """``torch.compile`` of the loss of one unit, given up with a log line when it fails.
-
-    What was compiled for the unit before is forgotten: its guards would only be in the way.
-    """
-
-    def __init__(self, function: Callable[[bool], Tensor]):
-        torch.compiler.reset()
-        self.plain = function
-        self.call: Callable[[bool], Tensor] = torch.compile(function, dynamic=False)
-
-    def __call__(self, with_penalty: bool) -> Tensor:
-        try:
-            return self.call(with_penalty)
-        except Exception as error:
-            if self.call is self.plain:
-                raise
-            logger.warning("--compile given up for this unit: %s", _first_line(error))
-            self.call = self.plain
-            return self.plain(with_penalty)
-
-
-class _Graphs:
-    """The update captured as CUDA graphs, one with and one without the rounding penalty, given up
-    with a log line when a capture fails.
-    """
-
-    def __init__(self, update: Callable[[bool], None], device: torch.device):
-        self.update = update
-        self.device = device
-        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        self.eager_steps = {False: 0, True: 0}
-        self.stream = torch.cuda.Stream(device)
-        self.failed = False
-
-    def run(self, with_penalty: bool) -> None:
-        with torch.cuda.device(self.device):
-            self._run(with_penalty)
-
-    def _run(self, with_penalty: bool) -> None:
-        if self.failed:
-            self.update(with_penalty)
-            return
-        if self.eager_steps[with_penalty] < EAGER_STEPS:
-            self.eager_steps[with_penalty] += 1
-            self._run_aside(with_penalty)
-            return
-        if with_penalty not in self.graphs:
-            self._capture(with_penalty)
-        if self.failed:
-            self.update(with_penalty)
-        else:
-            self.graphs[with_penalty].replay()
-
-    def _run_aside(self, with_penalty: bool) -> None:
-        """An eager step on the stream that captures later, as CUDA asks for."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            self.update(with_penalty)
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
-
-    def _capture(self, with_penalty: bool) -> None:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
-                self.update(with_penalty)
-        except RuntimeError as error:
-            torch.cuda.synchronize()
-            logger.warning("CUDA graph given up for this unit: %s", _first_line(error))
-            self.failed = True
-            return
-        self.graphs[with_penalty] = graph
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def cosine(step: int, steps: int, start: float) -> float:

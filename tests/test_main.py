@@ -238,6 +238,23 @@ def test_help_names_methods_and_defaults(capsys):
     assert "optimisation steps per unit (default 20000; adaround, pd_quant, qdrop)" in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--arch", "mobilenetv2", "--quant_method", "pd_quant"], (1.0, 0.1, 0.005)),
+        (["--arch", "mnasnet", "--quant_method", "pd_quant", "--T", "3"], (3.0, 0.1, 0.001)),
+        (["--arch", "regnetx_600m", "--quant_method", "pd_quant"], (4.0, 0.1, 0.01)),
+        (["--arch", "resnet18", "--quant_method", "pd_quant"], (4.0, 0.1, 0.02)),
+        (["--arch", "mobilenetv2", "--quant_method", "qdrop"], (None, None, None)),
+        (["--arch", "mobilenetv2", "--quant_method", "qdrop", "--lamb_r", "1"], (1.0, 1.0, None)),
+    ],
+)
+def test_terms_of_pd_quant_take_the_defaults_of_the_architecture(flags, expected):
+    options = main_imagenet.read_options([*flags, "--data_path", "."])
+    settings = main_imagenet.make_method(options).settings
+    assert (settings.T, settings.lamb_r, settings.lamb_c) == expected
+
+
 def test_first_lines_of_the_docstring_are_commands_that_parse():
     lines = [line.strip() for line in main_imagenet.__doc__.replace("\\\n", " ").split("\n")]
     commands = [line.split()[2:] for line in lines if line.startswith("python main_imagenet.py")]

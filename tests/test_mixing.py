@@ -51,5 +51,15 @@ def test_every_draw_differs_and_the_same_seed_repeats_them():
     assert torch.equal(one.masks[0], other.masks[0])
 
 
+def test_masks_take_the_memory_format_of_their_tensors():
+    shape = torch.Size((4, 3, 5, 5))
+    generator = torch.Generator().manual_seed(0)
+    masks = RandomMasks([shape, torch.Size((7, 2))], 0.5, generator, CPU, torch.channels_last)
+    image, vector = masks.masks
+    assert image.shape == shape
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert vector.is_contiguous()
+
+
 def test_no_shapes_need_no_draw():
     assert drawn([], 0.5).masks == []
