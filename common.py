@@ -74,12 +74,7 @@ def run_main(body: Callable[[], int]) -> int:
     status.
     """
     try:
-        status = body()
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        _drop_stdout()
-        return EXIT_FAILED
+        return body()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
@@ -91,10 +86,19 @@ def run_main(body: Callable[[], int]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _drop_stdout() -> None:
-    """Let the interpreter end in silence when the reader of stdout has gone."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def write_stdout(text: str) -> None:
+    """Write ``text`` and a line end, at once.
+
+    Raises:
+        RunError: stdout cannot be written: its reader has gone, or the disk is full.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # else the interpreter tries, and complains, once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise RunError(f"stdout must be writable, got {error}") from error
 
 
 def setup_logging(verbose: bool = False, quiet: bool = False) -> None:

@@ -33,6 +33,7 @@ from common import (
     require_known,
     run_main,
     setup_logging,
+    write_stdout,
 )
 from job import Record, prepare
 from loaders import DATASETS
@@ -267,14 +268,14 @@ def _main(argv: Sequence[str]) -> int:
     method = make_method(options)
     config = configuration(options, method)
     if options.print_config:
-        print(yaml.safe_dump(config, sort_keys=True), end="")
+        write_stdout(yaml.safe_dump(config, sort_keys=True).rstrip())
         return EXIT_OK
     job = prepare(options, method, Record(argv=list(argv), config=config))
     if options.dry_run:
-        print(job.describe())
+        write_stdout(job.describe())
         return EXIT_OK
     outcome = run(job)
-    print(format_table(outcome.rows))
+    write_stdout(format_table(outcome.rows))
     return EXIT_UNSAVED if outcome.unsaved else EXIT_OK
 
 

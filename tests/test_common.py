@@ -3,7 +3,9 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +17,42 @@ from common import (
     InputError,
     SaveLog,
     StageClock,
+    log_to_file,
     pick_device,
     provenance,
     require_known,
     run_main,
     seed_all,
+    setup_logging,
 )
 from files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
+from tests.conftest import PROJECT
+
+
+def test_an_unwritable_stdout_is_said_in_one_line():
+    code = "import sys; from common import *; sys.exit(run_main(lambda: write_stdout('x') or 0))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=PROJECT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: stdout must be writable, got [Errno 28]")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_ends_the_log_file_and_not_the_run(tmp_path, capsys):
+    setup_logging()
+    with log_to_file(Path("/dev/full")):
+        for index in range(3):
+            logging.getLogger("x").info("line %d", index)
+    error = capsys.readouterr().err
+    assert "/dev/full ends here: [Errno 28]" in error
+    assert "Traceback" not in error
+    assert "line 2" in error
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
