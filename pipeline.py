@@ -130,11 +130,13 @@ class _Run:
         self.board = RunBoard(log_dir)
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides the quantized model to the bit."""
+        """All that decides the quantized model to the bit; where the cache lies does not."""
+        settings = self.job.method.get_quantization_params()
+        del settings["keep_cpu"]
         return {
             "arch": self.job.name.arch,
             "quant_method": self.job.method.name,
-            **self.job.method.get_quantization_params(),
+            **settings,
             "weights": self.job.model.digest,
             "calibration images": self.plan.calibration.digest(),
             "device": self.job.device.type,

@@ -168,10 +168,11 @@ class RunBoard:
         self.writer = SummaryWriter(str(log_dir))
 
     def add_unit(self, report: UnitReport) -> None:
-        """Losses of a unit; the step is the unit's index."""
+        """Losses and seconds of a unit; the step is the unit's index."""
         self.writer.add_scalar("reconstruction/loss", report.loss, report.index)
         self.writer.add_scalar("reconstruction/loss_nearest", report.loss_nearest, report.index)
         self.writer.add_scalar("reconstruction/flipped", report.flipped, report.index)
+        self.writer.add_scalar("reconstruction/seconds", report.seconds, report.index)
 
     def add_results(self, rows: Sequence[Row]) -> None:
         """Accuracies of the full-precision, quantized and corrected (selected) logits, and close

@@ -91,8 +91,8 @@ class BaseQuantizationMethod(ABC):
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"GPU memory must hold the cached activations and one step of a unit, got: "
-                f"{str(error).splitlines()[0]}; use --keep_cpu or a smaller --batch_size_recon (finished units "
-                "are kept: --resume goes on with them where the settings allow)"
+                f"{str(error).splitlines()[0]}; finished units are kept: go on with --resume --keep_cpu, "
+                "or start anew with a smaller --batch_size_recon"
             ) from error
         return task.model
 

@@ -129,6 +129,8 @@ def test_tensorboard_holds_the_units_and_the_accuracies(finished):
     losses = events.Scalars("reconstruction/loss")
     assert [event.step for event in losses] == [0, 1, 2, 3, 4]
     assert all(event.value > 0 for event in losses)
+    for name in ("loss_nearest", "flipped", "seconds"):
+        assert len(events.Scalars(f"reconstruction/{name}")) == 5
     record = json.loads((root / "run.json").read_text())
     for name in ("fullprecision", "quantized", "corrected"):
         value = events.Scalars(f"accuracy/top1_{name}")[0].value

@@ -107,7 +107,7 @@ def test_the_command_line_resumes_only_the_same_run(tmp_path, capsys):
     assert error.startswith("error: weight must be 0.01 as in the run to resume, got 0.5")
     assert csv_bytes(tmp_path / "a") == before
     assert next((tmp_path / "a").glob("*/run.json")).exists()
-    assert main([*first, "--resume"]) == 0
+    assert main([*first, "--resume", "--keep_cpu"]) == 0
     assert capsys.readouterr().err.count("taken from the interrupted run") == 5
     assert csv_bytes(tmp_path / "a") == before
     assert main([*FLAGS, "--output_dir", str(tmp_path / "b"), "--resume"]) == 0
@@ -188,7 +188,9 @@ def test_out_of_gpu_memory_names_what_helps(tiny_network, tiny_images, monkeypat
     monkeypatch.setattr(reconstruction, "reconstruct_unit", full)
     states = UnitStates(tmp_path / "state", {})
     states.open(resume=False)
-    with pytest.raises(RunError, match="keep_cpu or a smaller --batch_size_recon") as caught:
+    with pytest.raises(
+        RunError, match="--resume --keep_cpu, or start anew with a smaller --batch_size_recon"
+    ) as caught:
         quantized(tiny_network, tiny_images, states)
     assert "\n" not in str(caught.value)
     assert len(list(states.folder.glob("unit_*.pt"))) == 2
