@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         CorrectionSchedule(LAMB_C, *schedule)
         for schedule in (PUBLISHED_CORRECTION, FAST_CORRECTION)
     ]
-    correction = InputCorrection(model.network, images, schedules[0], None)
+    correction = InputCorrection(model.network, images, schedules[0], None, images.device)
     sys.stdout.write(f"{HEADER}\n{'|---' * 7}|\n")
     for index, name in enumerate(correction.chain.unit_names):
         unit = correction.unit(index, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common import RunError, require_known
 from quant.chain import Task, collect_images
@@ -70,31 +70,38 @@ class BaseQuantizationMethod(ABC):
             InputError: the network cannot be traced or cut, or the loader is empty.
             RunError: a loss is not finite, or the GPU's memory does not suffice.
         """
-        device = next(model.parameters()).device
-        source = model if fp_model is None else fp_model
         images = collect_images(train_loader, self.settings.num_samples)
+        try:
+            task = self._task(model, fp_model, images)
+            task = dataclasses.replace(task, on_unit=on_unit, states=states, cache_dir=cache_dir)
+            self._quantize(task)
+        except torch.OutOfMemoryError as error:
+            raise RunError(self._out_of_memory(error, resumable=states is not None)) from error
+        return task.model
+
+    def _task(self, model: nn.Module, fp_model: nn.Module | None, images: Tensor) -> Task:
+        device = next(model.parameters()).device
         if device.type == "cpu" and self.settings.keep_cpu:
             logger.info("keep_cpu changes nothing: the network is on the CPU")
         elif self.settings.keep_cpu:
             images = images.pin_memory()
-        task = Task(
+        source = model if fp_model is None else fp_model
+        return Task(
             model=QuantModel(model, self.settings.spec).to(device),
             reference=QuantModel(source, FLOAT_SPEC).to(device),
             network=source,
             images=images if self.settings.keep_cpu else images.to(device),
-            on_unit=on_unit,
-            states=states,
-            cache_dir=cache_dir,
         )
-        try:
-            self._quantize(task)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"GPU memory must hold the cached activations and one step of a unit, got: "
-                f"{str(error).splitlines()[0]}; finished units are kept: go on with --resume --keep_cpu, "
-                "or start anew with a smaller --batch_size_recon"
-            ) from error
-        return task.model
+
+    def _out_of_memory(self, error: Exception, resumable: bool) -> str:
+        advice = "start anew with a smaller --batch_size_recon"
+        if not self.settings.keep_cpu:
+            resume = "--resume, which keeps the finished units, and " if resumable else ""
+            advice = f"go on with {resume}--keep_cpu, or {advice}"
+        return (
+            "GPU memory must hold the cached activations and one step of a unit, got: "
+            f"{str(error).splitlines()[0]}; {advice}"
+        )
 
     @abstractmethod
     def _quantize(self, task: Task) -> None:

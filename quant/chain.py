@@ -164,6 +164,7 @@ def walk_chain(
                 task.states.save(report, unit)
         else:
             logger.info("unit %d %s: taken from the interrupted run", index, name)
+            _log(report, refined=refine is not None)
             quant_output = run_unit(unit, quant_input, device)
         if task.on_unit is not None:
             task.on_unit(report)

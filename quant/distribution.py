@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,12 +71,18 @@ class InputCorrection:
         network: the float network, its batch norms unfolded.
         images: (N, channels, height, width) calibration images.
         folder: where the corrected inputs are kept; None keeps nothing.
+        device: where to compute.
     """
 
     def __init__(
-        self, network: nn.Module, images: Tensor, schedule: CorrectionSchedule, folder: Path | None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        schedule: CorrectionSchedule,
+        folder: Path | None,
+        device: torch.device,
     ):
-        self.chain = QuantModel(network, FLOAT_SPEC, fold=False)
+        self.chain = QuantModel(network, FLOAT_SPEC, fold=False).to(device)
         self.schedule = schedule
         self.folder = None
         if folder is not None:
@@ -95,15 +102,22 @@ class InputCorrection:
         unit = self.chain.units[index]
         return unit if _norms(unit) else None
 
-    def corrected(self, index: int, inputs: Tensor) -> Tensor:
+    def corrected(self, index: int, name: str, inputs: Tensor) -> Tensor:
         """The corrected form of ``inputs`` (N, ...), the float inputs of the unit ``index``; from
         the folder where it has been made before.
+
+        Raises:
+            RunError: the objective is not finite.
         """
         path = None if self.folder is None else self.folder / f"unit_{index:03d}.pt"
         if path is not None and path.exists():
             return read_torch_file(path).to(inputs.device)
         start = time.perf_counter()
-        found = correct_inputs(self.chain.units[index], inputs, self.schedule, self.chain.device)
+        unit = self.chain.units[index]
+        try:
+            found = correct_inputs(unit, inputs, self.schedule, self.chain.device)
+        except RunError as error:
+            raise RunError(f"unit {index} {name}: {error}") from None
         logger.info(
             "unit %d: distribution correction moved its inputs by %.1f %%, %.1f s",
             *(index, 100 * float((found - inputs).norm() / inputs.norm())),
@@ -117,14 +131,19 @@ class InputCorrection:
 def _keep(path: Path, inputs: Tensor) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_torch_file(path, inputs.cpu())
+        own = path.with_name(f"{path.stem}_{os.getpid()}.pt")  # other runs may make the same
+        write_torch_file(own, inputs.cpu())
+        own.replace(path)
     except OSError as error:
         logger.warning("corrected inputs are not kept for other runs: %s", error)
 
 
 def _key(chain: QuantModel, images: Tensor, schedule: CorrectionSchedule) -> str:
-    """16 hex digits that change with the network, the images and the schedule."""
-    digest = hashlib.sha256(repr(schedule).encode())
+    """16 hex digits that change with the network, the images, the schedule and what decides the bits
+    of sums: device, version, threads.
+    """
+    machine = (chain.device.type, torch.__version__, torch.get_num_threads())
+    digest = hashlib.sha256(repr((schedule, machine)).encode())
     for tensor in (*chain.state_dict().values(), images):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

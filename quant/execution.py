@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -70,16 +71,20 @@ class Graphs:
     def _run_aside(self, with_penalty: bool) -> None:
         """An eager step on the stream that captures later, as CUDA asks for."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="This instance was constructed with capturable"
+            )
             self.update(with_penalty)
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _capture(self, with_penalty: bool) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.update(with_penalty)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a failed capture may leave its own current
             torch.cuda.synchronize()
             logger.warning("CUDA graph given up for this unit: %s", _first_line(error))
             self.failed = True

@@ -8,6 +8,8 @@ elements pass unquantized. Both are off in the finished model.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,9 @@ from common import InputError
 from quant.reconstruction import ReconstructionMethod
 from quant.reconstruction_settings import ReconstructionSettings
 from quant.registry import register_method
-from quant.settings import setting
+from quant.settings import BITS, check_setting, setting
+
+SHORT_FORMS = ("num_bits", "dropout_rate", "stochastic")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class QDropSettings(ReconstructionSettings):
     input_prob: float = setting(
         0.5, "probability that an element of the unit's input is the quantized one", low=0, high=1
     )
-    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", low=1)
+    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
     dropout_rate: float | None = setting(
         None,
         "probability that quantization is dropped: one minus prob and input_prob",
@@ -58,21 +62,29 @@ def _spelled_out(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with what ``num_bits``, ``dropout_rate`` and ``stochastic`` stand for.
 
     Raises:
-        InputError: a setting contradicts what it is a short form of.
+        InputError: one of the three is unusable or contradicts another setting.
     """
-    short: dict[str, dict[str, Any]] = {}
-    if given.get("num_bits") is not None:
-        short["num_bits"] = dict.fromkeys(("n_bits_w", "n_bits_a"), given["num_bits"])
-    if isinstance(given.get("dropout_rate"), (int, float)):
-        kept = 1.0 - given["dropout_rate"]
-        short["dropout_rate"] = dict.fromkeys(("prob", "input_prob"), kept)
-    if given.get("stochastic") is False:
-        short["stochastic"] = {"prob": 1.0, "input_prob": 1.0}
-    result = dict(given)
-    for name, meaning in short.items():
-        for key, value in meaning.items():
-            if result.setdefault(key, value) != value:
+    fields = {field.name: field for field in dataclasses.fields(QDropSettings)}
+    short = {
+        name: check_setting(fields[name], given.get(name)) for name in SHORT_FORMS if name in given
+    }
+    result, origin = dict(given), {key: key for key in given}
+    for name, value in short.items():
+        for key, meant in _meaning(name, value).items():
+            if key in result and not math.isclose(result[key], meant, abs_tol=1e-9):
                 raise InputError(
-                    f"{key} must be left out or be {value} beside {name} = {given[name]}, got {result[key]}"
+                    f"{origin[key]} must be left out or agree with {name} = {value}, got {given[origin[key]]}"
                 )
+            result[key], origin[key] = result.get(key, meant), origin.get(key, name)
     return result
+
+
+def _meaning(name: str, value: Any) -> dict[str, Any]:
+    """What a short form sets; nothing where it is left at its default."""
+    if name == "num_bits" and value is not None:
+        return {"n_bits_w": value, "n_bits_a": value}
+    if name == "dropout_rate" and value is not None:
+        return {"prob": 1.0 - value, "input_prob": 1.0 - value}
+    if name == "stochastic" and not value:
+        return {"prob": 1.0, "input_prob": 1.0}
+    return {}

@@ -13,6 +13,7 @@ PD-Quant; where it departs from them:
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -47,13 +48,19 @@ class _Refiner:
     def __init__(self, task: Task, settings: ReconstructionSettings):
         self.settings = settings
         self.reference = task.reference
-        self.logits: Tensor | None = None
+        self.probabilities: Tensor | None = None
         if settings.prediction is not None:
-            self.logits = run_unit(task.reference, task.images, task.model.device)
+            logits = run_unit(task.reference, task.images, task.model.device)
+            softened = logits.to(task.model.device) / settings.prediction.temperature
+            self.probabilities = torch.softmax(softened, 1).to(logits.device)
         self.correction: InputCorrection | None = None
         if settings.correction is not None:
             self.correction = InputCorrection(
-                task.network, task.images, settings.correction, task.cache_dir
+                task.network,
+                task.images,
+                settings.correction,
+                task.cache_dir,
+                task.model.device,
             )
 
     def __call__(self, data: UnitData) -> None:
@@ -63,15 +70,15 @@ class _Refiner:
         unit = None if self.correction is None else self.correction.unit(data.index, data.name)
         if self.correction is None or unit is None:
             return data
-        inputs = self.correction.corrected(data.index, data.float_input)
+        inputs = self.correction.corrected(data.index, data.name, data.float_input)
         target = run_unit(unit, inputs, data.device)
         return dataclasses.replace(data, float_input=inputs, target=target)
 
     def _prediction(self, index: int) -> PredictionDifference | None:
-        if self.logits is None or self.settings.prediction is None:
+        if self.probabilities is None or self.settings.prediction is None:
             return None
         tail = list(self.reference.units)[index + 1 :]
-        return PredictionDifference(self.logits, tail, *self.settings.prediction)
+        return PredictionDifference(self.probabilities, tail, self.settings.prediction)
 
 
 def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
@@ -128,13 +135,13 @@ def _optimise(
     steps = settings.iters_w
     generator = generator_for(settings.seed, data.index, data.device)
     picks = _draw_batches(data, settings, generator)
-    unit_step = UnitStep(data, settings, generator, prediction)
-    for step in progress(range(1, steps + 1), f"unit {data.index} {data.name}"):
-        penalised = step >= settings.warmup * steps and settings.weight > 0
-        exponent = penalty_exponent(step, settings) if penalised else None
-        unit_step.run(StepInput(picks[step - 1], exponent, cosine(step, steps, settings.lr)))
-        if step % CHECK_EVERY[data.device.type] == 0 or step == steps:
-            unit_step.check()
+    with closing(UnitStep(data, settings, generator, prediction)) as unit_step:
+        for step in progress(range(1, steps + 1), f"unit {data.index} {data.name}"):
+            penalised = step >= settings.warmup * steps and settings.weight > 0
+            exponent = penalty_exponent(step, settings) if penalised else None
+            unit_step.run(StepInput(picks[step - 1], exponent, cosine(step, steps, settings.lr)))
+            if step % CHECK_EVERY[data.device.type] == 0 or step == steps:
+                unit_step.check()
 
 
 def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:

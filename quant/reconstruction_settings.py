@@ -8,6 +8,7 @@ from typing import Any
 
 from common import InputError
 from quant.distribution import CorrectionSchedule
+from quant.prediction import PredictionSettings
 from quant.settings import MethodSettings, setting
 
 MIN_TRAVEL = (
@@ -60,7 +61,8 @@ class ReconstructionSettings(MethodSettings):
         None, "steps of the distribution correction per batch", low=1, high=10**9
     )
     dc_fast: bool = setting(
-        True, "distribution correction in 100 steps at 5e-3 instead of 500 at 1e-3"
+        True,
+        "distribution correction in 100 steps at 5e-3 instead of 500 at 1e-3, unless dc_steps or bn_lr is given",
     )
     amp: str = setting(
         "off", "precision of the units during reconstruction", choices=("off", "bf16")
@@ -88,16 +90,21 @@ class ReconstructionSettings(MethodSettings):
             )
 
     @property
-    def prediction(self) -> tuple[float, float] | None:
-        """Temperature and divisor of the prediction difference; None: it is off."""
+    def prediction(self) -> PredictionSettings | None:
+        """The prediction difference; None: it is off."""
         if self.T is None and self.lamb_r is None:
             return None
-        return self.T or TEMPERATURE, self.lamb_r or LAMB_R
+        return PredictionSettings(self.T or TEMPERATURE, self.lamb_r or LAMB_R)
 
     @property
     def correction(self) -> CorrectionSchedule | None:
-        """How the distribution correction proceeds; None: it is off."""
+        """How the distribution correction proceeds; None: it is off.
+
+        A number of steps or a learning rate that is given takes the other from the published
+        schedule.
+        """
         if self.lamb_c is None and self.bn_lr is None:
             return None
-        steps, lr = FAST_CORRECTION if self.dc_fast else PUBLISHED_CORRECTION
+        is_fast = self.dc_fast and self.dc_steps is None and self.bn_lr is None
+        steps, lr = FAST_CORRECTION if is_fast else PUBLISHED_CORRECTION
         return CorrectionSchedule(self.lamb_c or LAMB_C, self.dc_steps or steps, self.bn_lr or lr)

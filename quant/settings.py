@@ -72,7 +72,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-_BITS: dict[str, Any] = {
+BITS: dict[str, Any] = {
     "choices": (*range(1, 17), NOT_QUANTIZED),
     "must": "between 1 and 16, or 32 (not quantized)",
 }
@@ -87,8 +87,8 @@ class MethodSettings:
             requirement and value.
     """
 
-    n_bits_w: int = setting(4, "bits of the weights, 1..16, or 32 for float", **_BITS)
-    n_bits_a: int = setting(4, "bits of the activations, 1..16, or 32 for float", **_BITS)
+    n_bits_w: int = setting(4, "bits of the weights, 1..16, or 32 for float", **BITS)
+    n_bits_a: int = setting(4, "bits of the activations, 1..16, or 32 for float", **BITS)
     channel_wise: bool = setting(
         True, "one weight scale per output channel instead of one per layer"
     )

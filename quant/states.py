@@ -70,9 +70,11 @@ class UnitStates:
                 )
 
     def open(self, resume: bool) -> None:
-        """Make the folder; unless the run is resumed, forget what was stored."""
-        if not resume:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Make the folder; unless the run is resumed, or it is not known under which settings, forget
+        what was stored.
+        """
+        if self.folder.exists() and not (resume and (self.folder / SETTINGS_FILE).exists()):
+            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SETTINGS_FILE, self.settings)
 

@@ -10,7 +10,6 @@ Letters: B images in a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,15 +64,13 @@ class UnitStep:
         layers = quant_layers(data.unit).values()
         self.roundings = [layer.rounding for layer in layers if layer.rounding is not None]
         self.quantizers = list(activation_quantizers(data.unit).values())
-        self._make_buffers()
-        self._make_masks(generator)
-        self._make_optimizers()
-        self._compute: Callable[[bool], Tensor] = self._loss
-        if settings.compile:
-            self._compute = Compiled(self._loss)
+        self._compiled = Compiled(self._loss) if settings.compile else None
         self._graphs: Graphs | None = None
         if settings.cuda_graph and self.device.type == "cuda":
             self._graphs = Graphs(self._update, self.device)
+        self._make_buffers()
+        self._make_masks(generator)
+        self._make_optimizers()
 
     def _make_buffers(self) -> None:
         self.quant_batch = self._buffer(self.data.quant_input)
@@ -100,15 +97,14 @@ class UnitStep:
                 quantizer.mask = mask
 
     def _make_optimizers(self) -> None:
-        on_gpu = self.device.type == "cuda"
-        options: dict[str, Any] = {"fused": True, "capturable": on_gpu}
+        options: dict[str, Any] = {"fused": True, "capturable": self._graphs is not None}
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.roundings:
             logits = [rounding.logits for rounding in self.roundings]
             self.optimizers.append(torch.optim.Adam(logits, lr=self.settings.lr_round, **options))
         self.scale_optimizer: torch.optim.Optimizer | None = None
         if self.quantizers:
-            lr = torch.zeros((), device=self.device) if on_gpu else self.settings.lr
+            lr = self.settings.lr if self._graphs is None else torch.zeros((), device=self.device)
             scales = [quantizer.scale for quantizer in self.quantizers]
             self.scale_optimizer = torch.optim.Adam(scales, lr=lr, **options)
             self.optimizers.append(self.scale_optimizer)
@@ -141,6 +137,12 @@ class UnitStep:
             self._graphs.run(with_penalty)
         else:
             self._update(with_penalty)
+
+    def close(self) -> None:
+        """Let go of the ways to run, which hold the step in turn: else its memory, and the unit's
+        cache, would stay until the garbage collector comes by.
+        """
+        self._compiled = self._graphs = None
 
     def check(self) -> None:
         """Raise when the loss of a step so far was not finite."""
@@ -203,7 +205,7 @@ class UnitStep:
     def _update(self, with_penalty: bool) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss = self._compute(with_penalty)
+        loss = (self._compiled or self._loss)(with_penalty)
         loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()

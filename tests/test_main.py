@@ -407,15 +407,27 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         ),
         (
             ["--quant_method", "qdrop", "--num_bits", "3", "--n_bits_w", "4"],
-            "n_bits_w must be left out or be 3 beside num_bits = 3, got 4",
+            "n_bits_w must be left out or agree with num_bits = 3, got 4",
         ),
         (
             ["--quant_method", "qdrop", "--dropout_rate", "0.3", "--prob", "0.3"],
-            "prob must be left out or be 0.7 beside dropout_rate = 0.3, got 0.3",
+            "prob must be left out or agree with dropout_rate = 0.3, got 0.3",
         ),
         (
             ["--quant_method", "qdrop", "--no-stochastic", "--input_prob", "0.5"],
-            "input_prob must be left out or be 1.0 beside stochastic = False, got 0.5",
+            "input_prob must be left out or agree with stochastic = False, got 0.5",
+        ),
+        (
+            ["--quant_method", "qdrop", "--no-stochastic", "--dropout_rate", "0.5"],
+            "dropout_rate must be left out or agree with stochastic = False, got 0.5",
+        ),
+        (
+            ["--quant_method", "qdrop", "--dropout_rate", "1.5"],
+            "dropout_rate must be at most 1, got 1.5",
+        ),
+        (
+            ["--quant_method", "qdrop", "--num_bits", "99"],
+            "num_bits must be between 1 and 16, or 32",
         ),
         (["--alpha", "-1e-3"], "alpha must be between 0 and 1, got -0.001"),
         (["--alpha", "-inf"], "alpha must be between 0 and 1, got -inf"),

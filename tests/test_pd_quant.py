@@ -21,7 +21,7 @@ from quant.distribution import (
 )
 from quant.model import FLOAT_SPEC, QuantModel
 from quant.pd_quant import PDQuantSettings
-from quant.prediction import PredictionDifference
+from quant.prediction import PredictionDifference, PredictionSettings
 from quant.reconstruction_settings import ReconstructionSettings
 
 QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
@@ -43,7 +43,7 @@ def same(first, second):
 def test_defaults_are_those_of_the_published_command_line():
     settings = PDQuantSettings()
     assert (settings.lr_round, settings.prob, settings.input_prob) == (3e-3, 0.5, 0.5)
-    assert settings.prediction == (4.0, 0.1)
+    assert settings.prediction == PredictionSettings(4.0, 0.1)
     assert settings.correction == CorrectionSchedule(0.02, 100, 5e-3)
     assert PDQuantSettings(dc_fast=False).correction == CorrectionSchedule(0.02, 500, 1e-3)
 
@@ -52,11 +52,13 @@ def test_either_flag_of_a_term_switches_it_on_for_the_other_methods():
     off = ReconstructionSettings()
     assert off.prediction is None
     assert off.correction is None
-    assert ReconstructionSettings(lamb_r=0.2).prediction == (4.0, 0.2)
-    assert ReconstructionSettings(T=2.0).prediction == (2.0, 0.1)
+    assert ReconstructionSettings(lamb_r=0.2).prediction == PredictionSettings(4.0, 0.2)
+    assert ReconstructionSettings(T=2.0).prediction == PredictionSettings(2.0, 0.1)
     assert ReconstructionSettings(lamb_c=0.5).correction == CorrectionSchedule(0.5, 100, 5e-3)
-    given = ReconstructionSettings(bn_lr=1e-2, dc_steps=7, dc_fast=False)
+    given = ReconstructionSettings(bn_lr=1e-2, dc_steps=7)
     assert given.correction == CorrectionSchedule(0.02, 7, 1e-2)
+    assert PDQuantSettings(dc_steps=7).correction == CorrectionSchedule(0.02, 7, 1e-3)
+    assert PDQuantSettings(bn_lr=1e-2).correction == CorrectionSchedule(0.02, 500, 1e-2)
     for unused in ({"dc_steps": 7}, {"dc_fast": False}):
         with pytest.raises(InputError, match=f"{next(iter(unused))} must be left out while"):
             ReconstructionSettings(**unused)
@@ -72,7 +74,8 @@ def test_qdrop_with_both_terms_is_pd_quant(tiny_network, tiny_images):
 def test_prediction_difference_is_the_divergence_of_the_probabilities():
     random = np.random.RandomState(0)
     teacher, student = random.normal(0, 3, (2, 8, 5))
-    term = PredictionDifference(torch.tensor(teacher), [], temperature=4.0, divisor=0.1)
+    probabilities = torch.softmax(torch.tensor(teacher) / 4.0, 1)
+    term = PredictionDifference(probabilities, [], PredictionSettings(4.0, 0.1))
     got = term.term(torch.tensor(student), term.probabilities)
 
     def softmax(logits):
@@ -88,7 +91,8 @@ def test_prediction_difference_reaches_the_unit_through_the_float_tail():
     torch.manual_seed(0)
     tail = nn.Linear(6, 4).requires_grad_(False)
     output = torch.randn(3, 6, requires_grad=True)
-    term = PredictionDifference(torch.randn(3, 4), [tail], 1.0, 1.0)
+    probabilities = torch.softmax(torch.randn(3, 4), 1)
+    term = PredictionDifference(probabilities, [tail], PredictionSettings(1.0, 1.0))
     term.term(output, term.probabilities).backward()
     expected = (torch.softmax(tail(output), 1) - term.probabilities) @ tail.weight / 3
     assert torch.allclose(output.grad, expected, atol=1e-6)
@@ -147,7 +151,7 @@ def test_images_of_one_batch_are_corrected_alike_in_any_company(tiny_network, ti
 
 
 def test_units_without_batch_norm_are_passed_over(tiny_network, tiny_images):
-    correction = InputCorrection(tiny_network, tiny_images, SCHEDULE, None)
+    correction = InputCorrection(tiny_network, tiny_images, SCHEDULE, None, tiny_images.device)
     names = correction.chain.unit_names
     found = [correction.unit(index, name) is not None for index, name in enumerate(names)]
     assert found == [True, True, True, False]

@@ -68,6 +68,17 @@ def test_a_run_that_is_not_resumed_forgets_the_stored_units(tiny_network, tiny_i
     assert not list(states.folder.glob("unit_*.pt"))
 
 
+def test_units_of_unknown_settings_are_not_taken(tiny_network, tiny_images, tmp_path):
+    """What a kill in the middle of forgetting leaves behind."""
+    states = UnitStates(tmp_path / "state", {})
+    states.open(resume=False)
+    quantized(tiny_network, tiny_images, states)
+    (states.folder / "settings.json").unlink()
+    states.require_same_settings()
+    states.open(resume=True)
+    assert not list(states.folder.glob("unit_*.pt"))
+
+
 def test_the_first_setting_that_differs_is_named(tmp_path):
     UnitStates(tmp_path, {"arch": "a", "n_bits_w": 4, "lr": 1e-3}).open(resume=False)
     UnitStates(tmp_path, {"arch": "a", "n_bits_w": 4, "lr": 1e-3}).require_same_settings()
@@ -189,7 +200,7 @@ def test_out_of_gpu_memory_names_what_helps(tiny_network, tiny_images, monkeypat
     states = UnitStates(tmp_path / "state", {})
     states.open(resume=False)
     with pytest.raises(
-        RunError, match="--resume --keep_cpu, or start anew with a smaller --batch_size_recon"
+        RunError, match="--resume, which keeps the finished units, and --keep_cpu, or start anew"
     ) as caught:
         quantized(tiny_network, tiny_images, states)
     assert "\n" not in str(caught.value)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from quant import QuantizationManager
 from quant.chain import Task, UnitData, walk_chain
 from quant.graph import QuantSpec
 from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.prediction import PredictionDifference
+from quant.prediction import PredictionDifference, PredictionSettings
 from quant.qdrop import QDropSettings
 from quant.reconstruction import _finish, _start
 from quant.step import StepInput, UnitStep, cosine
@@ -69,7 +72,8 @@ def test_loss_and_gradients_equal_those_of_plain_autograd(
     prediction = None
     if with_prediction:
         logits = torch.randn(48, 5, generator=torch.Generator().manual_seed(2))
-        prediction = PredictionDifference(logits, list(reference.units)[2:], 4.0, 0.1)
+        tail, settings = list(reference.units)[2:], PredictionSettings(4.0, 0.1)
+        prediction = PredictionDifference(torch.softmax(logits / 4, 1), tail, settings)
     step, pick = loaded_step(data, prediction)
     ours = step._loss(True)
     ours.backward()
@@ -150,3 +154,18 @@ def test_cuda_graphs_change_no_bit(tiny_network, tiny_images, keep_cpu, caplog):
         graphed = codes(network, tiny_images, cuda_graph=True, keep_cpu=keep_cpu)
     assert "given up" not in caplog.text
     assert torch.equal(graphed, codes(network, tiny_images, cuda_graph=False))
+
+
+def test_a_unit_that_is_done_is_not_kept_by_its_step(second_unit):
+
+    data, _ = second_unit
+    gc.disable()
+    try:
+        for settings in (SETTINGS, dataclasses.replace(SETTINGS, compile=True)):
+            step = UnitStep(data, settings, torch.Generator(), None)
+            watched = weakref.ref(step)
+            step.close()
+            del step
+            assert watched() is None
+    finally:
+        gc.enable()
