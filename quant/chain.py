@@ -164,8 +164,8 @@ def walk_chain(
                 task.states.save(report, unit)
         else:
             logger.info("unit %d %s: taken from the interrupted run", index, name)
-            _log(report, refined=refine is not None)
             quant_output = run_unit(unit, quant_input, device)
+        _log(report, refined=refine is not None)
         if task.on_unit is not None:
             task.on_unit(report)
         float_input, quant_input = target, quant_output
@@ -191,7 +191,6 @@ def _quantize_unit(
         flipped=_changed_share(data.unit, nearest_codes),
         seconds=time.perf_counter() - start,
     )
-    _log(report, refined=refine is not None)
     return report, output
 
 

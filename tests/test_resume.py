@@ -132,24 +132,20 @@ def test_killed_in_three_different_units_it_ends_in_the_same_bytes(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(output):
-        flags = [*FLAGS, "--iters_w", "1500", "--output_dir", str(output)]
+        flags = [*FLAGS, "--iters_w", "600", "--output_dir", str(output)]
         return [sys.executable, str(PROJECT / "main_imagenet.py"), *flags]
 
     subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
     for unit in (1, 2, 3):
-        process = subprocess.Popen(
-            [*command(tmp_path / "killed"), "--resume"],
-            env=environment,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stderr is not None
-        for line in process.stderr:
-            if f"INFO unit {unit - 1} " in line:
-                break
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        flags = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+        run = [*command(tmp_path / "killed"), "--resume"]
+        with subprocess.Popen(run, env=environment, **flags) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if f"INFO unit {unit - 1} " in line:
+                    break
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
         stored = len(list((tmp_path / "killed").rglob("state/unit_*.pt")))
         assert stored == unit
     last = [*command(tmp_path / "killed"), "--resume"]

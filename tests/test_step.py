@@ -133,6 +133,8 @@ def test_a_compiler_that_fails_is_given_up_with_a_line(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of torch's compiler
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_compiled_steps_learn_what_plain_steps_learn(tiny_network, tiny_images, caplog):
     plain = codes(tiny_network, tiny_images)
     with caplog.at_level(logging.WARNING):
