@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from common import InputError, pick_device
-from correction import GridRequest, GridShape, plan_grid
+from correction import MAX_LOGIT, GridRequest, GridShape, plan_grid
 from files import require_writable
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from logits_io import RunName
@@ -137,9 +137,10 @@ def _try_network(job: Job) -> None:
         raise InputError(
             f"arch must take images of {shape}, got {job.name.arch}: {reason}"
         ) from None
-    if not logits.isfinite().all():
+    if not (logits.abs() <= MAX_LOGIT).all():
         raise InputError(
-            f"logits of {job.name.arch} ({job.model.weights}) must be finite, got NaN or infinity"
+            f"logits of {job.name.arch} ({job.model.weights}) must be finite and at most {MAX_LOGIT:g} in size, "
+            f"got {float(logits.abs().amax())}"
         )
 
 

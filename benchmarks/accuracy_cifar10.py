@@ -12,7 +12,6 @@ methods: benchmarks.reconstruction_cifar10.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cifar_runs import (
+    read_record,
+    run_main_script,
+    table_head,
+    table_line,
+    table_parser,
+)
 from common import EXIT_FAILED, EXIT_OK
 
-PROJECT = Path(__file__).resolve().parent.parent
 HEADER = (
-    "| method | W/A | seed | quantized | reference | agreement | corrected | KL before, after | s |"
+    *("method", "W/A", "seed", "quantized", "reference", "agreement", "corrected"),
+    *("KL before, after", "s"),
 )
 
 
@@ -38,14 +44,7 @@ class Setting:
     reference: str
 
     def flags(self) -> list[str]:
-        flags = [
-            "--quant_method",
-            self.method,
-            "--seed",
-            str(self.seed),
-            "--save_results",
-            "selected",
-        ]
+        flags = ["--quant_method", self.method, "--seed", str(self.seed)]
         flags += ["--n_bits_w", str(self.bits[0]), "--n_bits_a", str(self.bits[1])]
         if self.method == "adaround":
             flags += ["--iters_w", "1000", "--lr_round", "3e-3"]
@@ -64,11 +63,8 @@ SETTINGS = (
 
 def run(setting: Setting, options: argparse.Namespace, output: Path) -> str:
     """Run the main script and return the table's row."""
-    command = [sys.executable, str(PROJECT / "main_imagenet.py"), "--quiet", *setting.flags()]
-    command += ["--data_path", str(options.data_path), "--arch", "cifar_resnet20"]
-    command += ["--checkpoint", str(options.checkpoint), "--output_dir", str(output)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    record = json.loads((output / setting.method / "run.json").read_text(encoding="utf-8"))
+    run_main_script(options, [*setting.flags(), "--output_dir", str(output)])
+    record = read_record(output / setting.method)
     quantized, corrected = record["figures"]["quantized"], record["figures"]["corrected"]
     cells = [
         *(setting.method, f"{setting.bits[0]}/{setting.bits[1]}", str(setting.seed)),
@@ -77,23 +73,16 @@ def run(setting: Setting, options: argparse.Namespace, output: Path) -> str:
         f"{quantized['kl_to_fp']:.4f}, {corrected['kl_to_fp']:.4f}",
         f"{record['seconds']['quantize']:.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmarks.accuracy_cifar10", description=__doc__)
-    parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    return parser
+    return table_line(cells)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    sys.stdout.write(f"{HEADER}\n{'|---' * HEADER.count(' | ')}|---|\n")
+    options = table_parser("benchmarks.accuracy_cifar10", __doc__).parse_args(argv)
+    sys.stdout.write(table_head(HEADER))
     with tempfile.TemporaryDirectory() as folder:
         for setting in SETTINGS:
             try:
-                sys.stdout.write(run(setting, options, Path(folder)) + "\n")
+                sys.stdout.write(run(setting, options, Path(folder)))
             except subprocess.CalledProcessError as error:
                 sys.stderr.write(f"{setting} ended in status {error.returncode}\n")
                 return EXIT_FAILED

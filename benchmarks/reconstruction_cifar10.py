@@ -12,7 +12,6 @@ and of the prototype in the specification. 1,000 iterations per unit instead of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,15 +21,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from benchmarks.cifar_runs import (
+    read_record,
+    run_main_script,
+    table_head,
+    table_line,
+    table_parser,
+)
 from common import EXIT_FAILED, EXIT_OK
 
-PROJECT = Path(__file__).resolve().parent.parent
 SEEDS = (1005, 1006, 1007)
 HEADER = (
-    "| method | W/A | Top-1, seeds 1005 1006 1007 | mean | sd | reference | mean - reference "
-    "| agreement | s per run |"
+    *("method", "W/A", "Top-1, seeds 1005 1006 1007", "mean", "sd", "reference"),
+    *("mean - reference", "agreement", "s per run"),
 )
 
 
@@ -68,24 +72,17 @@ def run(case: tuple[Setting, int], options: argparse.Namespace) -> None:
     setting, seed = case
     if (setting.folder(options.output_dir, seed) / "run.json").exists():
         return
-    command = [sys.executable, str(PROJECT / "main_imagenet.py"), "--quiet", "--resume"]
-    command += ["--data_path", str(options.data_path), "--arch", "cifar_resnet20"]
-    command += ["--checkpoint", str(options.checkpoint)]
-    command += ["--output_dir", str(options.output_dir / f"seed{seed}")]
-    command += ["--quant_method", setting.method, "--seed", str(seed)]
-    command += ["--n_bits_w", str(setting.bits[0]), "--n_bits_a", str(setting.bits[1])]
-    command += ["--iters_w", "1000", "--lr_round", "3e-3", "--save_results", "selected"]
-    command += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    flags = ["--resume", "--output_dir", str(options.output_dir / f"seed{seed}")]
+    flags += ["--quant_method", setting.method, "--seed", str(seed)]
+    flags += ["--n_bits_w", str(setting.bits[0]), "--n_bits_a", str(setting.bits[1])]
+    flags += ["--iters_w", "1000", "--lr_round", "3e-3"]
+    flags += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
+    run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def row(setting: Setting, root: Path) -> str:
     """The table's row, from the records of the runs."""
-    records: list[dict[str, Any]] = [
-        json.loads((setting.folder(root, seed) / "run.json").read_text(encoding="utf-8"))
-        for seed in SEEDS
-    ]
+    records = [read_record(setting.folder(root, seed)) for seed in SEEDS]
     figures = [record["figures"]["quantized"] for record in records]
     top1 = [figure["top1_pct"] for figure in figures]
     mean = statistics.mean(top1)
@@ -99,13 +96,11 @@ def row(setting: Setting, root: Path) -> str:
         f"{statistics.mean(figure['agreement_pct'] for figure in figures):.2f}",
         f"{statistics.median(record['seconds']['quantize'] for record in records):.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
+    return table_line(cells)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmarks.reconstruction_cifar10", description=__doc__)
-    parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser = table_parser("benchmarks.reconstruction_cifar10", __doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     return parser
@@ -120,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         sys.stderr.write(f"a run ended in status {error.returncode}\n")
         return EXIT_FAILED
-    sys.stdout.write(f"{HEADER}\n{'|---' * HEADER.count(' | ')}|---|\n")
+    sys.stdout.write(table_head(HEADER))
     for setting in SETTINGS:
-        sys.stdout.write(row(setting, options.output_dir) + "\n")
+        sys.stdout.write(row(setting, options.output_dir))
     return EXIT_OK
 
 

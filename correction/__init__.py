@@ -3,7 +3,7 @@ torch.
 """
 
 from correction.baselines import RidgeMap
-from correction.cluster_affine import ClusterAffineCorrection
+from correction.cluster_affine import MAX_LOGIT, ClusterAffineCorrection
 from correction.selection import (
     CorrectionGrid,
     GridRequest,
@@ -15,6 +15,7 @@ from correction.selection import (
 )
 
 __all__ = [
+    "MAX_LOGIT",
     "ClusterAffineCorrection",
     "CorrectionGrid",
     "GridRequest",

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from common import InputError
 
 KMEANS_STARTS = 10
+MAX_LOGIT = 1e15  # sums of squares of larger ones leave float32
 MIN_VARIANCE = 1e-12  # relative to the squared mean: below it a class has no slope to fit
 
 
@@ -31,7 +32,7 @@ def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
     """The logits as (N, C) float32.
 
     Raises:
-        InputError: not 2-d, empty, or NaN or infinite; the text names the row.
+        InputError: not 2-d, empty, NaN or infinite (the text names the row), or too large to square.
     """
     array = np.asarray(logits, dtype=np.float32)
     if array.ndim != 2 or array.size == 0:
@@ -39,6 +40,9 @@ def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise InputError(f"{name} must be finite, got NaN or Inf in row {int(np.argmin(finite))}")
+    largest = float(np.abs(array).max())
+    if largest > MAX_LOGIT:
+        raise InputError(f"{name} must be at most {MAX_LOGIT:g} in size, got {largest:g}")
     return array
 
 

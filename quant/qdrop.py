@@ -71,7 +71,9 @@ def _spelled_out(given: dict[str, Any]) -> dict[str, Any]:
     result, origin = dict(given), {key: key for key in given}
     for name, value in short.items():
         for key, meant in _meaning(name, value).items():
-            if key in result and not math.isclose(result[key], meant, abs_tol=1e-9):
+            if not math.isclose(
+                check_setting(fields[key], result.get(key, meant)), meant, abs_tol=1e-9
+            ):
                 raise InputError(
                     f"{origin[key]} must be left out or agree with {name} = {value}, got {given[origin[key]]}"
                 )

@@ -126,11 +126,7 @@ class UnitStep:
         return [shapes[quantizer] for quantizer in self.quantizers]
 
     def run(self, step: StepInput) -> None:
-        """Make one step.
-
-        Raises:
-            RunError: the loss is not finite; the text names unit and iteration.
-        """
+        """Make one step."""
         self._load(step)
         with_penalty = step.exponent is not None
         if self._graphs is not None:
@@ -145,7 +141,11 @@ class UnitStep:
         self._compiled = self._graphs = None
 
     def check(self) -> None:
-        """Raise when the loss of a step so far was not finite."""
+        """Look at the losses so far.
+
+        Raises:
+            RunError: one was not finite; the text names unit and iteration.
+        """
         bad = int(self.first_bad)
         if bad:
             raise RunError(

@@ -18,6 +18,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)  # two test processes share two cores
 
+# The main script on the embedded digits in a second, and the tag of its files.
+GRID = ["--alpha_list", "0.5", "1", "--num_clusters_list", "4", "--pca_dim_list", "2", "5"]
+QUICK = ["--quant_method", "rtn", "--num_samples", "64", *GRID]
+TAG = "digits_resnet_w4bit_a4bit_seed1005"
+
 
 class TinyResNet(nn.Module):
     """Stem, a block with an identity path, a block with a projection, pooling and a head."""

@@ -295,3 +295,9 @@ def test_pca_is_scikit_learns(toy_logits):
     q, _ = toy_logits
     ours, full = fit_projection(q, 3), PCA(3, svd_solver="full").fit(q)
     assert np.allclose(ours.explained_variance_, full.explained_variance_, rtol=1e-4)
+
+
+def test_logits_too_large_to_square_are_refused(toy_logits):
+    q, fp = toy_logits
+    with pytest.raises(InputError, match=r"must be at most 1e\+15 in size, got 2e\+15"):
+        fit_grid(np.where(q == q.max(), np.float32(2e15), q), fp, GridRequest())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common import InputError
 from quant import QuantizationManager
 from quant.chain import Task, UnitData, walk_chain
 from quant.graph import QuantSpec
@@ -42,6 +43,21 @@ def test_num_bits_and_dropout_rate_are_short_forms():
 def test_a_configuration_written_out_is_accepted_again():
     parameters = make(num_bits=3, dropout_rate=0.3, iters_w=5000).get_quantization_params()
     assert make(**parameters).get_quantization_params() == parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"num_bits": 3, "n_bits_w": "x"}, "n_bits_w must be of type int, got 'x'"),
+        ({"num_bits": 3.0}, r"num_bits must be of type int, got 3\.0"),
+        ({"dropout_rate": "half"}, "dropout_rate must be of type float, got 'half'"),
+        ({"dropout_rate": 0.5, "prob": 1.5}, r"prob must be at most 1, got 1\.5"),
+        ({"stochastic": 0}, "stochastic must be of type bool, got 0"),
+    ],
+)
+def test_an_unusable_short_form_is_named(settings, text):
+    with pytest.raises(InputError, match=text):
+        make(**settings)
 
 
 def test_without_dropping_it_is_adaround(tiny_network, tiny_images):
