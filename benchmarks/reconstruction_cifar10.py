@@ -62,8 +62,8 @@ SETTINGS = (
     Setting("qdrop", (4, 2), (78.55,)),
     Setting("qdrop", (2, 2), (75.57, 76.16, 75.85, 75.25)),
     Setting("pd_quant", (4, 4), (87.50,)),
-    Setting("pd_quant", (2, 2), (75.14,)),
     Setting("pd_quant", (2, 4)),
+    Setting("pd_quant", (2, 2), (75.14,)),
 )
 
 
