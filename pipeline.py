@@ -151,9 +151,10 @@ class _Run:
                 self.network,
                 None,
                 calibration,
-                self._note_unit,
-                self.states,
-                self.options.output_dir / CACHE_FOLDER,
+                on_unit=self._note_unit,
+                on_scalar=self._note_scalar,
+                states=self.states,
+                cache_dir=self.options.output_dir / CACHE_FOLDER,
             )
         with self.saves.attempt("the quantized model"):
             quantized.save(self.job.folder / MODEL_FILE, self._model_metadata())
@@ -162,6 +163,10 @@ class _Run:
     def _note_unit(self, report: UnitReport) -> None:
         with self.saves.attempt("the TensorBoard losses"):
             self.board.add_unit(report)
+
+    def _note_scalar(self, name: str, value: float, step: int) -> None:
+        with self.saves.attempt("the TensorBoard losses"):
+            self.board.add_scalar(name, value, step)
 
     def _model_metadata(self) -> dict[str, Any]:
         return {

@@ -174,6 +174,9 @@ class RunBoard:
         self.writer.add_scalar("reconstruction/flipped", report.flipped, report.index)
         self.writer.add_scalar("reconstruction/seconds", report.seconds, report.index)
 
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.writer.add_scalar(name, value, step)
+
     def add_results(self, rows: Sequence[Row]) -> None:
         """Accuracies of the full-precision, quantized and corrected (selected) logits, and close
         the writer.

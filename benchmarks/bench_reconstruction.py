@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from common import EXIT_OK
 from models.cifar_resnet import CifarResNet
 from quant import QuantizationManager
-from quant.chain import UnitData, initialise_unit, reconstruction_loss
+from quant.chain import UnitData, nearest, reconstruction_loss
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
 from quant.primitives import quant_max
@@ -94,7 +94,7 @@ def plain_run(network: nn.Module, images: Tensor, settings: QDropSettings) -> No
         target = _run_prefix(reference, images, index + 1)
         quant_input = _run_prefix(model, images, index)
         data = UnitData(index, name, unit, float_input, quant_input, target, images.device)
-        initialise_unit(data, settings.init_wmode, settings.init_amode)
+        nearest(settings.init_wmode, settings.init_amode)(data)
         _plain_reconstruction(data, settings)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from common import EXIT_OK
 from models.cifar_resnet import CifarResNet
-from quant.chain import Task, UnitData, walk_chain
+from quant.chain import Task, UnitData, nearest, walk_chain
 from quant.model import FLOAT_SPEC, QuantModel
 from quant.reconstruction import reconstruct_unit
 from quant.reconstruction_settings import ReconstructionSettings
@@ -47,7 +47,7 @@ def time_units(prob: float, steps: int, repeats: int) -> dict[str, float]:
             seconds[data.name].append(time.process_time() - start)
 
     model, reference = QuantModel(network, settings.spec), QuantModel(network, FLOAT_SPEC)
-    walk_chain(Task(model, reference, network, images), ("minmax", "minmax"), timed)
+    walk_chain(Task(model, reference, network, images), nearest("minmax", "minmax"), timed)
     return {name: 1000 * statistics.median(values) / steps for name, values in seconds.items()}
 
 

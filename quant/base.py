@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import RunError, require_known
-from quant.chain import Task, collect_images
+from quant.chain import Task, collect_calibration
 from quant.model import FLOAT_SPEC, QuantModel
 from quant.settings import MethodSettings
 from quant.states import UnitReport, UnitStates
@@ -51,6 +51,7 @@ class BaseQuantizationMethod(ABC):
         fp_model: nn.Module | None,
         train_loader: Iterable,
         on_unit: Callable[[UnitReport], None] | None = None,
+        on_scalar: Callable[[str, float, int], None] | None = None,
         states: UnitStates | None = None,
         cache_dir: Path | None = None,
     ) -> QuantModel:
@@ -60,8 +61,9 @@ class BaseQuantizationMethod(ABC):
             model: trained float network; the work happens on its device.
             fp_model: the float network whose outputs are the target; None means ``model`` itself.
             train_loader: gives (images, labels, ...) batches or image tensors; the first
-                ``num_samples`` images calibrate, labels are not looked at.
+                ``num_samples`` images calibrate; labels are looked at only where a setting says so.
             on_unit: called after each unit with its report.
+            on_scalar: called with name, value and step of what else the method reports.
             states: where finished units are stored, and found again by a resumed run.
             cache_dir: where results are kept that serve other settings of the same network and
                 images.
@@ -70,10 +72,16 @@ class BaseQuantizationMethod(ABC):
             InputError: the network cannot be traced or cut, or the loader is empty.
             RunError: a loss is not finite, or the GPU's memory does not suffice.
         """
-        images = collect_images(train_loader, self.settings.num_samples)
+        images, labels = collect_calibration(train_loader, self.settings.num_samples)
         try:
-            task = self._task(model, fp_model, images)
-            task = dataclasses.replace(task, on_unit=on_unit, states=states, cache_dir=cache_dir)
+            task = dataclasses.replace(
+                self._task(model, fp_model, images),
+                labels=labels if self.settings.uses_labels else None,
+                on_unit=on_unit,
+                on_scalar=on_scalar,
+                states=states,
+                cache_dir=cache_dir,
+            )
             self._quantize(task)
         except torch.OutOfMemoryError as error:
             raise RunError(self._out_of_memory(error, resumable=states is not None)) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,9 @@ class Task:
         reference: the float network, cut in the same way.
         network: the network that ``reference`` was made from, its batch norms unfolded.
         images: (N, channels, height, width), where the activations shall be cached.
+        labels: (N,) int64, for a method whose settings ask for them; else None.
         on_unit: told after each unit what came out.
+        on_scalar: told the name, value and step of what else is worth a curve.
         states: where finished units are stored; None stores nothing.
         cache_dir: for what depends on ``network`` and ``images`` alone; None keeps nothing.
     """
@@ -63,35 +65,40 @@ class Task:
     reference: QuantModel
     network: nn.Module
     images: Tensor
+    labels: Tensor | None = None
     on_unit: Callable[[UnitReport], None] | None = None
+    on_scalar: Callable[[str, float, int], None] | None = None
     states: UnitStates | None = None
     cache_dir: Path | None = None
 
 
-def collect_images(loader: Iterable, num_samples: int) -> Tensor:
+def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Tensor | None]:
     """The first ``num_samples`` images of a loader of (images, labels, ...) batches or of image
-    tensors.
+    tensors, and their labels where there are any.
 
     Returns:
-        (N, channels, height, width) float tensor; N is smaller when the loader ends early, which is
-        logged.
+        (N, channels, height, width) float tensor and (N,) int64 tensor or None; N is smaller when
+        the loader ends early, which is logged.
 
     Raises:
         InputError: the loader gives no image.
     """
-    batches: list[Tensor] = []
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
     count = 0
     for batch in loader:
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        batches.append(images[: num_samples - count])
-        count += len(batches[-1])
+        is_pair = not isinstance(batch, Tensor)
+        images.append((batch[0] if is_pair else batch)[: num_samples - count])
+        if is_pair and len(batch) > 1:
+            labels.append(torch.as_tensor(batch[1])[: num_samples - count])
+        count += len(images[-1])
         if count >= num_samples:
             break
     if count == 0:
         raise InputError("calibration set must hold at least one image, got an empty loader")
     if count < num_samples:
         logger.info("calibration set: %d images, fewer than num_samples = %d", count, num_samples)
-    return torch.cat(batches)
+    return torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -110,45 +117,58 @@ def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
     return whole.pin_memory() if inputs.is_pinned() else whole
 
 
-def initialise_unit(data: UnitData, weight_mode: str, activation_mode: str) -> None:
-    """Round the weights to nearest, then choose each activation's range with everything before it
-    quantized.
+def nearest(weight_mode: str, activation_mode: str) -> Callable[[UnitData], None]:
+    """A function that rounds the weights of a unit to nearest, then chooses each activation's range
+    with everything before it quantized.
 
     The ranges come from the first ``RANGE_SAMPLES`` images, as in PD-Quant.
+
+    Args:
+        weight_mode, activation_mode: one of quant.ranges.RANGE_MODES.
     """
-    for layer in quant_layers(data.unit).values():
-        layer.quantize_to_nearest(weight_mode)
-    inputs = data.quant_input[:RANGE_SAMPLES]
-    for quantizer in activation_quantizers(data.unit).values():
-        batches = _inputs_of(quantizer, data, inputs)
-        quantizer.scale, quantizer.zero_point = activation_qparams(
-            batches, quantizer.num_bits, activation_mode
-        )
-        quantizer.quantized = True
+
+    def initialise(data: UnitData) -> None:
+        for layer in quant_layers(data.unit).values():
+            layer.quantize_to_nearest(weight_mode)
+        inputs = data.quant_input[:RANGE_SAMPLES]
+        for quantizer, batches in quantizer_inputs(data.unit, inputs, data.device):
+            quantizer.set_qparams(*activation_qparams(batches, quantizer.num_bits, activation_mode))
+
+    return initialise
 
 
-@torch.no_grad()
-def _inputs_of(quantizer: ActivationQuantizer, data: UnitData, inputs: Tensor) -> list[Tensor]:
-    """What reaches ``quantizer`` when the unit runs on ``inputs``, a tensor per batch."""
-    seen: list[Tensor] = []
-    handle = quantizer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        run_unit(data.unit, inputs, data.device)
-    finally:
-        handle.remove()
-    return seen
+def quantizer_inputs(
+    unit: nn.Module, inputs: Tensor, device: torch.device
+) -> Iterator[tuple[ActivationQuantizer, list[Tensor]]]:
+    """Each activation quantizer with what reaches it when the unit runs on ``inputs``, a tensor per
+    batch; what was done to the earlier quantizers shows in it.
+    """
+    for quantizer in activation_quantizers(unit).values():
+        seen: list[Tensor] = []
+        handle = quantizer.register_forward_pre_hook(_keep_in(seen))
+        try:
+            run_unit(unit, inputs, device)
+        finally:
+            handle.remove()
+        yield quantizer, seen
+
+
+def _keep_in(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, arguments: seen.append(arguments[0])
 
 
 def walk_chain(
-    task: Task, modes: tuple[str, str], refine: Callable[[UnitData], None] | None = None
+    task: Task,
+    initialise: Callable[[UnitData], None],
+    refine: Callable[[UnitData], None] | None = None,
 ) -> None:
-    """Quantize every unit in order: round to nearest, choose the activation ranges, then ``refine``
-    it. A unit that ``task.states`` holds is taken from there.
+    """Quantize every unit in order: ``initialise``, then ``refine`` it. A unit that ``task.states``
+    holds is taken from there.
 
     Args:
-        modes: range modes of weights and activations (quant.ranges.RANGE_MODES).
-        refine: improves the nearest-rounded unit in place; without it the result is
-            round-to-nearest.
+        initialise: quantizes a unit in place, rounding to nearest (``nearest`` makes such a
+            function).
+        refine: improves the initialised unit in place.
     """
     if task.model.unit_names != task.reference.unit_names:
         raise InputError("fp_model must have the same blocks as model, got another network")
@@ -159,7 +179,7 @@ def walk_chain(
         data = UnitData(index, name, unit, float_input, quant_input, target, device)
         report = None if task.states is None else task.states.restore(index, unit)
         if report is None:
-            report, quant_output = _quantize_unit(data, modes, refine)
+            report, quant_output = _quantize_unit(data, initialise, refine)
             if task.states is not None:
                 task.states.save(report, unit)
         else:
@@ -172,11 +192,13 @@ def walk_chain(
 
 
 def _quantize_unit(
-    data: UnitData, modes: tuple[str, str], refine: Callable[[UnitData], None] | None
+    data: UnitData,
+    initialise: Callable[[UnitData], None],
+    refine: Callable[[UnitData], None] | None,
 ) -> tuple[UnitReport, Tensor]:
     """What the unit came to, and its output on the quantized inputs."""
     start = time.perf_counter()
-    initialise_unit(data, *modes)
+    initialise(data)
     output = run_unit(data.unit, data.quant_input, data.device)
     nearest_loss = _loss(output, data.target)
     nearest_codes = {key: layer.codes.clone() for key, layer in quant_layers(data.unit).items()}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from common import InputError, RunError, progress
 from files import read_torch_file, write_torch_file
-from quant.model import FLOAT_SPEC, QuantModel
+from quant.model import UNFOLDED_SPEC, QuantModel
 
 EPS = 1e-6
 BATCH = 32
@@ -82,7 +82,7 @@ class InputCorrection:
         folder: Path | None,
         device: torch.device,
     ):
-        self.chain = QuantModel(network, FLOAT_SPEC, fold=False).to(device)
+        self.chain = QuantModel(network, UNFOLDED_SPEC).to(device)
         self.schedule = schedule
         self.folder = None
         if folder is not None:

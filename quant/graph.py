@@ -21,6 +21,7 @@ from quant.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLine
 
 NOT_QUANTIZED = 32
 HEAD_STEM_BITS = 8
+ACT_POINTS = ("inputs", "outputs")
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -70,6 +71,7 @@ POOLING_METHODS = {
     "split",
     "mean",
 }
+RELU_TARGETS = {"relu", F.relu, torch.relu, F.relu6}
 INPLACE_METHODS = ("add_", "sub_", "mul_", "div_", "relu_", "clamp_", "sigmoid_", "tanh_")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
 
@@ -80,12 +82,24 @@ class QuantSpec:
 
     The weights of the layers fed by the image (stem) and of the last layer (head), and the tensor
     that feeds the head, take at least 8 bits while ``head_stem_8bit`` holds.
+
+    Attributes:
+        float_ends: the first and the last convolution, all linear layers, the first and the last
+            quantized tensor stay in float (LAPQ, code of Nahshan et al.).
+        act_points: ``inputs``: the tensor that feeds a layer is quantized, once, where it is
+            produced; ``outputs``: the output of each convolution, behind its ReLU where one follows
+            directly, so that sums are not quantized, and that of the stem with at least 8 bits while
+            ``head_stem_8bit`` holds (ACIQ, code of Banner et al.).
+        fold: batch norms are folded into the layers before them.
     """
 
     n_bits_w: int
     n_bits_a: int
     channel_wise: bool = True
     head_stem_8bit: bool = True
+    float_ends: bool = False
+    act_points: str = "inputs"
+    fold: bool = True
 
     def weight_bits(self, is_end: bool) -> int:
         """Bits of a weight; ``is_end``: it belongs to the stem or the head."""
@@ -93,11 +107,12 @@ class QuantSpec:
             max(self.n_bits_w, HEAD_STEM_BITS) if is_end and self.head_stem_8bit else self.n_bits_w
         )
 
-    def activation_bits(self, feeds_head: bool) -> int:
+    def activation_bits(self, is_end: bool) -> int:
+        """Bits of an activation; ``is_end``: it feeds the head, or the stem made it where outputs
+        are quantized.
+        """
         return (
-            max(self.n_bits_a, HEAD_STEM_BITS)
-            if feeds_head and self.head_stem_8bit
-            else self.n_bits_a
+            max(self.n_bits_a, HEAD_STEM_BITS) if is_end and self.head_stem_8bit else self.n_bits_a
         )
 
 
@@ -212,27 +227,86 @@ def _fused(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) 
 
 
 def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
-    """Replace the layers by quantized ones and quantize each tensor that feeds one, once, where it
-    is produced.
-    """
+    """Replace the layers by quantized ones and place the activation quantizers where ``spec`` says."""
     layers = [node for node in network.graph.nodes if is_layer(network, node)]
     if not layers:
         raise InputError("network must have at least one Conv2d or Linear layer, got none")
-    head = layers[-1]
-    producers: dict[fx.Node, list[fx.Node]] = {}
-    for node in layers:
-        producers.setdefault(_producer(network, node.args[0]), []).append(node)
-    for producer, consumers in producers.items():
-        is_image = producer.op == "placeholder"
-        for node in consumers:
-            _replace_layer(
-                network, node, spec.weight_bits(is_image or node is head), spec.channel_wise
-            )
-        bits = spec.activation_bits(head in consumers)
-        if not is_image and bits != NOT_QUANTIZED:
-            _insert_activation_quantizer(network, producer, bits)
+    weights = _weight_bits(network, layers, spec)
+    activations = _input_bits(network, layers, spec)
+    if spec.act_points == "outputs":
+        activations = _output_bits(network, layers, spec)
+    if spec.float_ends:
+        convolutions = [node for node in layers if _is_convolution(network, node)]
+        inner = set(convolutions[1:-1])
+        weights = {node: bits for node, bits in weights.items() if node in inner}
+        activations = dict(list(activations.items())[1:-1])
+    for node, bits in weights.items():
+        _replace_layer(network, node, bits, spec.channel_wise)
+    for node, bits in activations.items():
+        _insert_activation_quantizer(network, node, bits)
     network.graph.lint()
     network.recompile()
+
+
+def _weight_bits(
+    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
+) -> dict[fx.Node, int]:
+    """Bits of the layers whose weights are quantized."""
+    if spec.n_bits_w == NOT_QUANTIZED:
+        return {}
+    ends = {node for node in layers if _is_stem(network, node)} | {layers[-1]}
+    return {node: spec.weight_bits(node in ends) for node in layers}
+
+
+def _input_bits(
+    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
+) -> dict[fx.Node, int]:
+    """Bits of the nodes that compute what a layer reads, the image left out, in the order of the
+    layers.
+    """
+    bits: dict[fx.Node, int] = {}
+    if spec.n_bits_a == NOT_QUANTIZED:
+        return bits
+    for node in layers:
+        producer = _producer(network, node.args[0])
+        if producer.op != "placeholder":
+            bits[producer] = max(bits.get(producer, 0), spec.activation_bits(node is layers[-1]))
+    return bits
+
+
+def _output_bits(
+    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
+) -> dict[fx.Node, int]:
+    """Bits of the outputs of the convolutions, or of the ReLU that alone reads such an output."""
+    bits: dict[fx.Node, int] = {}
+    if spec.n_bits_a == NOT_QUANTIZED:
+        return bits
+    for node in layers:
+        if not _is_convolution(network, node):
+            continue
+        readers = list(node.users)
+        last = readers[0] if len(readers) == 1 and is_relu(network, readers[0]) else node
+        bits[last] = spec.activation_bits(_is_stem(network, node))
+    return bits
+
+
+def _is_stem(network: fx.GraphModule, layer: fx.Node) -> bool:
+    """Whether the layer reads the image."""
+    return _producer(network, layer.args[0]).op == "placeholder"
+
+
+def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(called_module(network, node), (nn.Conv2d, QuantConv2d))
+
+
+def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node is a ReLU, or a ReLU6 or another clamp at 0 from below."""
+    module = called_module(network, node)
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return module.min_val == 0
+    if module is not None:
+        return isinstance(module, nn.ReLU)
+    return node.target in RELU_TARGETS
 
 
 def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -245,8 +319,6 @@ def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 def _replace_layer(network: fx.GraphModule, node: fx.Node, bits: int, per_channel: bool) -> None:
-    if bits == NOT_QUANTIZED:
-        return
     layer = called_module(network, node)
     if isinstance(layer, nn.Conv2d):
         network.set_submodule(str(node.target), QuantConv2d(layer, bits, per_channel))

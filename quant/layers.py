@@ -26,7 +26,8 @@ class QuantLayer(nn.Module):
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
     scale: Tensor  # (O, 1, ...) or (1, 1, ...), float32
     zero_point: Tensor  # shape of scale, float32 with integer values
-    bits: Tensor  # scalar, int64
+    bits: Tensor  # scalar, or (O, 1, ...) where channels differ; int64
+    offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight; None: nothing is
     weight: Tensor | None
     bias: Tensor | None
 
@@ -44,6 +45,7 @@ class QuantLayer(nn.Module):
         self.register_buffer("scale", weight.new_ones(shape))
         self.register_buffer("zero_point", weight.new_zeros(shape))
         self.register_buffer("bits", torch.tensor(bits))
+        self.register_buffer("offset", None)
 
     def full_precision_weight(self) -> Tensor:
         """The weight before quantization.
@@ -59,9 +61,22 @@ class QuantLayer(nn.Module):
 
     def quantize_to_nearest(self, mode: str) -> None:
         """Choose the range of the weight by ``mode`` (quant.ranges) and round to nearest."""
-        weight, bits = self.full_precision_weight(), int(self.bits)
-        self.scale, self.zero_point = weight_qparams(weight, bits, self.per_channel, mode)
-        self.codes = quantize(weight, self.scale, self.zero_point, bits)
+        scale, zero_point = weight_qparams(
+            self.full_precision_weight(), int(self.bits), self.per_channel, mode
+        )
+        self.round_to(scale, zero_point)
+
+    def round_to(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
+        """Round the weight to nearest with this scale and zero point, without an offset.
+
+        Args:
+            scale, zero_point: (O, 1, ...) or (1, 1, ...).
+            bits: (O, 1, ...) int64 where channels differ; None keeps the present bits.
+        """
+        self.scale, self.zero_point = scale, zero_point
+        self.bits = self.bits if bits is None else bits
+        self.codes = quantize(self.full_precision_weight(), scale, zero_point, self.bits)
+        self.offset = None
         self.quantized = True
 
     def effective_weight(self) -> Tensor:
@@ -70,7 +85,16 @@ class QuantLayer(nn.Module):
             return self.full_precision_weight()
         if self.rounding is not None:
             return self.rounding.weight()
-        return dequantize(self.codes, self.scale, self.zero_point)
+        weight = dequantize(self.codes, self.scale, self.zero_point)
+        return weight if self.offset is None else weight + self.offset
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        shape = (len(self.codes),) + (1,) * (self.codes.dim() - 1)
+        for name in ("bits", "offset"):
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.shape == shape:
+                setattr(self, name, torch.empty_like(stored, device=self.codes.device))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class QuantConv2d(QuantLayer):
@@ -103,16 +127,16 @@ class QuantLinear(QuantLayer):
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes one tensor with one scale and zero point; the identity until ``quantized`` is
-    set.
+    """Fake-quantizes one tensor, with one scale and zero point or with one per channel; the identity
+    until ``quantized`` is set.
 
-    While ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022,
+    ``num_bits`` is the number of bits, the largest where channels differ. While ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022,
     section 4.3); used during reconstruction only. The arithmetic is float32 under autocast too.
     """
 
-    scale: Tensor  # scalar, float32
-    zero_point: Tensor  # scalar, float32 with an integer value
-    bits: Tensor  # scalar, int64
+    scale: Tensor  # scalar or (1, C, 1, ...), float32
+    zero_point: Tensor  # shape of scale, float32 with integer values
+    bits: Tensor  # scalar, or the shape of scale where channels differ; int64
 
     def __init__(self, bits: int):
         super().__init__()
@@ -126,8 +150,21 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantized:
             return x
-        return fake_quantize(x.float(), self.scale, self.zero_point, self.num_bits, self.mask)
+        bits = self.bits if self.bits.dim() else self.num_bits
+        return fake_quantize(x.float(), self.scale, self.zero_point, bits, self.mask)
+
+    def set_qparams(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
+        """Quantize with these from now on; ``bits`` None keeps the present ones."""
+        self.scale, self.zero_point = scale, zero_point
+        if bits is not None:
+            self.bits = bits
+            self.num_bits = int(bits.max())
+        self.quantized = True
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        for name in ("scale", "zero_point", "bits"):
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.dim() > 1 and stored.numel() == stored.shape[1]:
+                setattr(self, name, torch.empty_like(stored, device=self.scale.device))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        self.num_bits = int(self.bits)
+        self.num_bits = int(self.bits.max())

@@ -20,6 +20,7 @@ from quant.units import cut_into_units
 FILE_FORMAT = "ptq-quantized-model"
 FILE_VERSION = 1
 FLOAT_SPEC = QuantSpec(NOT_QUANTIZED, NOT_QUANTIZED)
+UNFOLDED_SPEC = dataclasses.replace(FLOAT_SPEC, fold=False)
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,11 @@ class QuantModel(nn.Module):
     A new QuantModel computes in full precision until ``set_state`` or a method says otherwise. It
     is in evaluation mode: batch norms that could not be folded use their stored statistics.
 
-    Args:
-        fold: fold the batch norms into the layers before them.
     """
 
-    def __init__(self, model: nn.Module, spec: QuantSpec, fold: bool = True):
+    def __init__(self, model: nn.Module, spec: QuantSpec):
         super().__init__()
-        network = trace(model, fold)
+        network = trace(model, spec.fold)
         insert_quantizers_(network, spec)
         named_units = cut_into_units(network, model)
         self.spec = spec

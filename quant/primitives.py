@@ -4,44 +4,60 @@
     scale
 
 Codes are unsigned and zero is always exactly representable. ``scale`` and ``zero_point`` are float
-tensors that broadcast against ``x``; zero points hold integers. Every method uses these functions;
-none has its own rounding.
+tensors that broadcast against ``x``; zero points hold integers. ``bits`` is one number or, where
+channels differ, an int64 tensor of the shape of ``scale``; zero bits leave the code 0 alone. Every
+method uses these functions; none has its own rounding.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Bits = TypeVar("Bits", int, Tensor)
+
 MIN_SCALE = 1e-8
 
 
-def quant_max(bits: int) -> int:
+def quant_max(bits: Bits) -> Bits:
     """The largest code of ``bits`` bits."""
     return 2**bits - 1
 
 
-def choose_qparams(x_min: Tensor, x_max: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def clamp_codes_(codes: Tensor, bits: Bits) -> Tensor:
+    """Clamp float codes into 0 .. 2^bits - 1, in place."""
+    if isinstance(bits, int):
+        return codes.clamp_(0, quant_max(bits))
+    return codes.clamp_(min=0).minimum(quant_max(bits))
+
+
+def choose_qparams(x_min: Tensor, x_max: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     """Scale and zero point, each of the shape of ``x_min``, for the range [x_min, x_max] widened to
-    hold zero.
+    hold zero; ``bits`` at least 1.
     """
     low = x_min.clamp(max=0.0)
     high = x_max.clamp(min=0.0)
     scale = ((high - low) / quant_max(bits)).clamp(min=MIN_SCALE)
-    zero_point = (-low / scale).round().clamp(0, quant_max(bits))
+    zero_point = clamp_codes_((-low / scale).round(), bits)
     return scale, zero_point
 
 
-def code_dtype(bits: int) -> torch.dtype:
+def constant_qparams(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point with which the code 0 stands for ``value``: what zero bits can say."""
+    return value.abs().clamp(min=MIN_SCALE), -value.sign()
+
+
+def code_dtype(bits: Bits) -> torch.dtype:
     """The integer type that stores codes of ``bits`` bits."""
-    return torch.uint8 if bits <= 8 else torch.int32
+    most = bits if isinstance(bits, int) else int(bits.max())
+    return torch.uint8 if most <= 8 else torch.int32
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: Bits) -> Tensor:
     """Integer codes of ``x``, rounded to nearest (ties to even), of the shape of ``x``."""
-    return ((x / scale).round() + zero_point).clamp(0, quant_max(bits)).to(code_dtype(bits))
+    return clamp_codes_((x / scale).round() + zero_point, bits).to(code_dtype(bits))
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -59,12 +75,13 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, top: int, mask: Tensor | None
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: Bits, mask: Tensor | None
     ) -> Tensor:
-        xhat = (x / scale).round_().add_(zero_point).clamp_(0, top)
+        xhat = clamp_codes_((x / scale).round_().add_(zero_point), bits)
         xhat.sub_(zero_point).mul_(scale)
         ctx.save_for_backward(x, scale, xhat, mask)
-        ctx.half_step = 0.5 + (top + 1) * torch.finfo(torch.float32).eps * 2
+        most = bits if isinstance(bits, int) else int(bits.max())
+        ctx.half_step = 0.5 + 2**most * torch.finfo(torch.float32).eps * 2
         return xhat if mask is None else torch.lerp(x, xhat, mask)
 
     @staticmethod
@@ -89,7 +106,7 @@ def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, mask: Tensor | None = None
+    x: Tensor, scale: Tensor, zero_point: Tensor, bits: Bits, mask: Tensor | None = None
 ) -> Tensor:
     """``dequantize(quantize(x))``, differentiable in ``x`` and ``scale``.
 
@@ -101,4 +118,4 @@ def fake_quantize(
         mask: ones and zeros of the shape of ``x``; where 0 the element passes unquantized, with
             gradient 1 in ``x`` and 0 in ``scale`` (QDrop, Wei et al. 2022, section 4.3).
     """
-    return _FakeQuantize.apply(x, scale, zero_point, quant_max(bits), mask)
+    return _FakeQuantize.apply(x, scale, zero_point, bits, mask)

@@ -8,18 +8,23 @@ elements pass unquantized. Both are off in the finished model.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from common import InputError
 from quant.reconstruction import ReconstructionMethod
 from quant.reconstruction_settings import ReconstructionSettings
 from quant.registry import register_method
-from quant.settings import BITS, check_setting, setting
+from quant.settings import BITS, ShortForms, same_bits, setting, spelled_out
 
-SHORT_FORMS = ("num_bits", "dropout_rate", "stochastic")
+SHORT_FORMS: ShortForms = {
+    "num_bits": same_bits,
+    "dropout_rate": lambda rate: _keeping(None if rate is None else 1.0 - rate),
+    "stochastic": lambda mixing: _keeping(None if mixing else 1.0),
+}
+
+
+def _keeping(probability: float | None) -> dict[str, Any]:
+    return {} if probability is None else {"prob": probability, "input_prob": probability}
 
 
 @dataclass(frozen=True)
@@ -55,38 +60,4 @@ class QDrop(ReconstructionMethod):
     settings_class = QDropSettings
 
     def __init__(self, **settings: Any):
-        super().__init__(**_spelled_out(settings))
-
-
-def _spelled_out(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings with what ``num_bits``, ``dropout_rate`` and ``stochastic`` stand for.
-
-    Raises:
-        InputError: one of the three is unusable or contradicts another setting.
-    """
-    fields = {field.name: field for field in dataclasses.fields(QDropSettings)}
-    short = {
-        name: check_setting(fields[name], given.get(name)) for name in SHORT_FORMS if name in given
-    }
-    result, origin = dict(given), {key: key for key in given}
-    for name, value in short.items():
-        for key, meant in _meaning(name, value).items():
-            if not math.isclose(
-                check_setting(fields[key], result.get(key, meant)), meant, abs_tol=1e-9
-            ):
-                raise InputError(
-                    f"{origin[key]} must be left out or agree with {name} = {value}, got {given[origin[key]]}"
-                )
-            result[key], origin[key] = result.get(key, meant), origin.get(key, name)
-    return result
-
-
-def _meaning(name: str, value: Any) -> dict[str, Any]:
-    """What a short form sets; nothing where it is left at its default."""
-    if name == "num_bits" and value is not None:
-        return {"n_bits_w": value, "n_bits_a": value}
-    if name == "dropout_rate" and value is not None:
-        return {"prob": 1.0 - value, "input_prob": 1.0 - value}
-    if name == "stochastic" and not value:
-        return {"prob": 1.0, "input_prob": 1.0}
-    return {}
+        super().__init__(**spelled_out(QDropSettings, SHORT_FORMS, settings))

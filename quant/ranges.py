@@ -1,4 +1,5 @@
-"""Choosing scale and zero point from data: min-max, and the search for the smallest |error|^2.4.
+"""Choosing scale and zero point from data: min-max, and the search for the smallest |error|^2.4, or
+another power of it.
 
 The search follows QDrop's and PD-Quant's ``MSEObserver`` (which minimises |error|^2.4 in spite of
 its name): 100 widths for a one-sided tensor, 100 widths times all zero points for a two-sided one;
@@ -19,13 +20,40 @@ from common import RunError
 from quant.primitives import choose_qparams, quant_max
 
 RANGE_MODES = ("mse", "minmax", "minmax_scale")
-NORM = 2.4
+NORM = 2.4  # power of the error that the search minimises, unless told otherwise
 NUM_WIDTHS = 100
 NUM_BINS = 32768
 FULL_SEARCH_BITS = 4
 REFINED_WIDTHS = 8
 TAIL_ELEMENTS = 8
 MAX_EXACT_COUNT = 1 << 24  # elements up to which a float32 histogram counts exactly
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid that a range is searched for, and how its error is measured.
+
+    Attributes:
+        norm: power of the error.
+        symmetric: a two-sided range has the zero point 2^(bits - 1).
+    """
+
+    bits: int
+    norm: float = NORM
+    symmetric: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values that a range is searched for, a range per row.
+
+    Attributes:
+        rows: (rows, elements).
+        counts: (elements,) how often each element occurs; None: once.
+    """
+
+    rows: Tensor
+    counts: Tensor | None = None
 
 
 def weight_qparams(
@@ -38,27 +66,39 @@ def weight_qparams(
         weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
     )  # (O or 1, elements)
     if mode == "mse":
-        low, high = _search_range(rows, None, bits)
+        scale, zero_point = search_qparams(Sample(rows), Grid(bits))
     else:
-        low, high = _scaled_min_max(rows.amin(1), rows.amax(1), bits, mode)
+        ends = _scaled_min_max(rows.amin(1), rows.amax(1), bits, mode)
+        scale, zero_point = choose_qparams(*ends, bits)
     shape = (-1,) + (1,) * (weight.dim() - 1)
-    scale, zero_point = choose_qparams(low, high, bits)
     return scale.reshape(shape), zero_point.reshape(shape)
 
 
 def activation_qparams(batches: Sequence[Tensor], bits: int, mode: str) -> tuple[Tensor, Tensor]:
-    """One scale and zero point (0-dimensional) for an activation seen as a sequence of batches."""
+    """One scale and zero point (0-dimensional) for an activation seen as a sequence of batches.
+
+    Raises:
+        RunError: a value is not finite.
+    """
+    if mode != "mse":
+        return choose_qparams(*_scaled_min_max(*finite_ends(batches), bits, mode), bits)
+    scale, zero_point = search_qparams(histogram(batches), Grid(bits))
+    return scale[0], zero_point[0]
+
+
+def finite_ends(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value, 0-dimensional.
+
+    Raises:
+        RunError: one of them is not finite.
+    """
     low = torch.stack([batch.amin() for batch in batches]).amin()
     high = torch.stack([batch.amax() for batch in batches]).amax()
     if not (low.isfinite() and high.isfinite()):
         raise RunError(
             f"activations must be finite, got a range from {float(low)} to {float(high)}"
         )
-    if mode != "mse":
-        return choose_qparams(*_scaled_min_max(low, high, bits, mode), bits)
-    centres, counts = _histogram(batches, low, high)
-    best_low, best_high = _search_range(centres.unsqueeze(0), counts, bits)
-    return choose_qparams(best_low[0], best_high[0], bits)
+    return low, high
 
 
 def _scaled_min_max(low: Tensor, high: Tensor, bits: int, mode: str) -> tuple[Tensor, Tensor]:
@@ -69,10 +109,14 @@ def _scaled_min_max(low: Tensor, high: Tensor, bits: int, mode: str) -> tuple[Te
     return low * factor, high * factor
 
 
-def _histogram(batches: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and counts of the filled bins over [low, high], without the exact zeros, which cost
+def histogram(batches: Sequence[Tensor]) -> Sample:
+    """One row: the centres of the filled bins, and their counts; without the exact zeros, which cost
     nothing.
+
+    Raises:
+        RunError: a value is not finite.
     """
+    low, high = finite_ends(batches)
     ends = (float(low), float(high))
     counts = torch.zeros(NUM_BINS, dtype=torch.float64, device=low.device)
     zeros = 0
@@ -83,8 +127,9 @@ def _histogram(batches: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Te
     counts[torch.histc(low.new_zeros(1), NUM_BINS, *ends) > 0] -= zeros
     filled = counts.nonzero().flatten()
     if filled.numel() == 0:
-        return low.new_zeros(1), low.new_ones(1)
-    return low + (filled + 0.5) * ((high - low) / NUM_BINS), counts[filled].to(low.dtype)
+        return Sample(low.new_zeros(1, 1), low.new_ones(1))
+    centres = low + (filled + 0.5) * ((high - low) / NUM_BINS)
+    return Sample(centres.unsqueeze(0), counts[filled].to(low.dtype))
 
 
 @dataclass
@@ -95,34 +140,40 @@ class _Search:
     that of equals the one with the smallest width, then zero point, is chosen.
     """
 
-    rows: Tensor  # (rows, elements)
-    counts: Tensor | None  # (elements,) how often each element occurs
-    bits: int
+    sample: Sample
+    grid: Grid
 
     def __post_init__(self) -> None:
-        blank = self.rows.new_zeros(self.rows.shape[0])
+        rows, counts = self.sample.rows, self.sample.counts
+        blank = rows.new_zeros(rows.shape[0])
         self.cost = torch.full_like(blank, torch.inf)
         self.width = blank.clone()  # in units of 1 / NUM_WIDTHS of the reach
         self.zero = blank.clone()  # zero point
-        self.reach = self.rows.amax(1).clamp(min=0.0) - self.rows.amin(1).clamp(max=0.0)
-        tails = min(TAIL_ELEMENTS, self.rows.shape[1])
-        picks = [self.rows.topk(tails, dim=1, largest=largest).indices for largest in (True, False)]
+        low, high = rows.amin(1).clamp(max=0.0), rows.amax(1).clamp(min=0.0)
+        self.zeros = _first_zero_points(rows, self.grid)
+        self.reach = high - low
+        if self.grid.symmetric and rows.amin() < 0:
+            self.reach = 2 * torch.maximum(high, -low)
+        tails = min(TAIL_ELEMENTS, rows.shape[1])
+        picks = [rows.topk(tails, dim=1, largest=largest).indices for largest in (True, False)]
         index = torch.cat(picks, dim=1)  # the extremes, which pay first for a narrow range
-        self.tails = self.rows.gather(1, index)
-        counts = torch.ones_like(self.tails) if self.counts is None else self.counts[index]
-        self.tail_counts = counts / 2  # halved, for an element may be in both tails
+        self.tails = rows.gather(1, index)
+        tail_counts = torch.ones_like(self.tails) if counts is None else counts[index]
+        self.tail_counts = tail_counts / 2  # halved, for an element may be in both tails
 
     def offer(self, width: Tensor, zero: Tensor) -> None:
         """Try one candidate per row; rows whose extremes alone cost too much are not evaluated."""
-        scale, zero_point = choose_qparams(*self.ends(width, zero), self.bits)
-        low, high = -zero_point * scale, (quant_max(self.bits) - zero_point) * scale
+        bits = self.grid.bits
+        scale, zero_point = choose_qparams(*self.ends(width, zero), bits)
+        low, high = -zero_point * scale, (quant_max(bits) - zero_point) * scale
         clipped = self.tails - self.tails.clamp(low.unsqueeze(1), high.unsqueeze(1))
-        bound = (clipped.abs_().pow_(NORM) * self.tail_counts).sum(1)
+        bound = (clipped.abs_().pow_(self.grid.norm) * self.tail_counts).sum(1)
         open_rows = (bound <= self.cost).nonzero().flatten()
         if len(open_rows) == 0:
             return
-        rows = self.rows if len(open_rows) == len(self.rows) else self.rows[open_rows]
-        cost = _cost(rows, self.counts, scale[open_rows], zero_point[open_rows], self.bits)
+        rows = self.sample.rows
+        part = Sample(rows if len(open_rows) == len(rows) else rows[open_rows], self.sample.counts)
+        cost = quantization_error(part, scale[open_rows], zero_point[open_rows], self.grid)
         better = cost <= self.cost[open_rows]
         chosen = open_rows[better]
         self.cost[chosen] = cost[better]
@@ -131,28 +182,46 @@ class _Search:
 
     def ends(self, width: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
         """Low and high end, each (rows,), of ranges given by width and zero point."""
-        step = self.reach * width / NUM_WIDTHS / quant_max(self.bits)
-        return -zero * step, (quant_max(self.bits) - zero) * step
+        top = quant_max(self.grid.bits)
+        step = self.reach * width / NUM_WIDTHS / top
+        return -zero * step, (top - zero) * step
 
 
-def _search_range(rows: Tensor, counts: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
-    """Low and high end, each (rows,), that minimise the sum over the row of counts * |error|^2.4."""
-    search = _Search(rows, counts, bits)
-    if rows.amin() >= 0:
-        zeros = [0]
-    elif rows.amax() <= 0:
-        zeros = [quant_max(bits)]
-    else:
-        zeros = list(range(0, quant_max(bits) + 1, _zero_stride(bits)))
+def search_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each (rows,), that minimise the sum over the row of counts *
+    |error|^norm.
+    """
+    search = _Search(sample, grid)
     for i in range(NUM_WIDTHS, 0, -1):
-        for code in reversed(zeros):
+        for code in reversed(search.zeros):
             search.offer(torch.full_like(search.reach, i), torch.full_like(search.reach, code))
-    stride = _zero_stride(bits) if len(zeros) > 1 else 1
+    stride = _zero_stride(grid.bits) if len(search.zeros) > 1 else 1
     while stride > 1:
-        for width, zero in _refinements(search.width, search.zero, stride, bits):
+        for width, zero in _refinements(search.width, search.zero, stride, grid.bits):
             search.offer(width, zero)
         stride //= 4
-    return search.ends(search.width, search.zero)
+    return choose_qparams(*search.ends(search.width, search.zero), grid.bits)
+
+
+def full_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each (rows,), of the range from the least to the greatest value."""
+    rows = sample.rows
+    low, high = rows.amin(1), rows.amax(1)
+    if grid.symmetric and rows.amin() < 0:
+        step = 2 * torch.maximum(high, -low) / quant_max(grid.bits)
+        low, high = -(2 ** (grid.bits - 1)) * step, (2 ** (grid.bits - 1) - 1) * step
+    return choose_qparams(low, high, grid.bits)
+
+
+def _first_zero_points(rows: Tensor, grid: Grid) -> list[int]:
+    """Those that are tried with every width."""
+    if rows.amin() >= 0:
+        return [0]
+    if grid.symmetric:
+        return [2 ** (grid.bits - 1)]
+    if rows.amax() <= 0:
+        return [quant_max(grid.bits)]
+    return list(range(0, quant_max(grid.bits) + 1, _zero_stride(grid.bits)))
 
 
 def _zero_stride(bits: int) -> int:
@@ -178,11 +247,13 @@ def _refinements(
             )
 
 
-def _cost(
-    rows: Tensor, counts: Tensor | None, scale: Tensor, zero_point: Tensor, bits: int
-) -> Tensor:
-    """Sum over each row of counts * |fake_quantize(x) - x|^2.4, shape (rows,)."""
+def quantization_error(sample: Sample, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """Sum over each row of counts * |fake_quantize(x) - x|^norm, shape (rows,).
+
+    Args:
+        scale, zero_point: (rows,).
+    """
     scale, zero_point = scale.unsqueeze(1), zero_point.unsqueeze(1)
-    error = (rows / scale).round_().add_(zero_point).clamp_(0, quant_max(bits)).sub_(zero_point)
-    error.mul_(scale).sub_(rows).abs_().pow_(NORM)
-    return error.sum(1) if counts is None else error @ counts
+    error = (sample.rows / scale).round_().add_(zero_point).clamp_(0, quant_max(grid.bits))
+    error.sub_(zero_point).mul_(scale).sub_(sample.rows).abs_().pow_(grid.norm)
+    return error.sum(1) if sample.counts is None else error @ sample.counts

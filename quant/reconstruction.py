@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import progress
 from quant.base import BaseQuantizationMethod
-from quant.chain import Task, UnitData, run_unit, walk_chain
+from quant.chain import Task, UnitData, nearest, run_unit, walk_chain
 from quant.distribution import InputCorrection
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import activation_quantizers, quant_layers
@@ -39,7 +39,7 @@ class ReconstructionMethod(BaseQuantizationMethod):
 
     def _quantize(self, task: Task) -> None:
         refiner = _Refiner(task, self.settings)
-        walk_chain(task, (self.settings.init_wmode, self.settings.init_amode), refiner)
+        walk_chain(task, nearest(self.settings.init_wmode, self.settings.init_amode), refiner)
 
 
 class _Refiner:

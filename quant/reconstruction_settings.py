@@ -9,7 +9,7 @@ from typing import Any
 from common import InputError
 from quant.distribution import CorrectionSchedule
 from quant.prediction import PredictionSettings
-from quant.settings import MethodSettings, setting
+from quant.settings import RangeSettings, setting
 
 MIN_TRAVEL = (
     3.0  # learning rate times iterations below which some rounding variables cannot saturate
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ReconstructionSettings(MethodSettings):
+class ReconstructionSettings(RangeSettings):
     """Settings of the joint reconstruction; defaults of the QDrop code except for the
     probabilities.
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from quant.base import BaseQuantizationMethod
-from quant.chain import Task, walk_chain
+from quant.chain import Task, nearest, walk_chain
 from quant.registry import register_method
+from quant.settings import RangeSettings
 
 
 @register_method
@@ -16,6 +17,7 @@ class RoundToNearest(BaseQuantizationMethod):
 
     name = "rtn"
     summary = "round to nearest with searched ranges: the baseline"
+    settings_class = RangeSettings
 
     def _quantize(self, task: Task) -> None:
-        walk_chain(task, (self.settings.init_wmode, self.settings.init_amode))
+        walk_chain(task, nearest(self.settings.init_wmode, self.settings.init_amode))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,6 @@ class MethodSettings:
         False, "first and last layer at n_bits_w and n_bits_a instead of 8"
     )
     num_samples: int = setting(1024, "calibration images", low=1, high=10**9)
-    init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
-    init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
     keep_cpu: bool = setting(False, "keep cached activations in host memory instead of on the GPU")
     seed: int = setting(
         1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"
@@ -108,7 +106,56 @@ class MethodSettings:
             object.__setattr__(self, field.name, check_setting(field, getattr(self, field.name)))
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether the labels of the calibration images are looked at."""
+        return False
+
+    @property
     def spec(self) -> QuantSpec:
         return QuantSpec(
             self.n_bits_w, self.n_bits_a, self.channel_wise, not self.disable_8bit_head_stem
         )
+
+
+ShortForms = Mapping[str, Callable[[Any], dict[str, Any]]]
+
+
+def same_bits(value: int | None) -> dict[str, Any]:
+    """What the short form ``num_bits`` sets."""
+    return {} if value is None else {"n_bits_w": value, "n_bits_a": value}
+
+
+def spelled_out(
+    settings_class: type[MethodSettings], short_forms: ShortForms, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings ``given`` with what the short forms among them stand for.
+
+    Args:
+        short_forms: name of a setting -> what a value of it sets.
+
+    Raises:
+        InputError: a short form is unusable or contradicts another setting.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings_class)}
+    result, origin = dict(given), {key: key for key in given}
+    for name in [name for name in short_forms if name in given]:
+        value = check_setting(fields[name], given[name])
+        for key, meant in short_forms[name](value).items():
+            if not _equal(check_setting(fields[key], result.get(key, meant)), meant):
+                raise InputError(
+                    f"{origin[key]} must be left out or agree with {name} = {value}, got {given[origin[key]]}"
+                )
+            result[key], origin[key] = result.get(key, meant), origin.get(key, name)
+    return result
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return math.isclose(a, b, abs_tol=1e-9) if isinstance(b, float) else a == b
+
+
+@dataclass(frozen=True)
+class RangeSettings(MethodSettings):
+    """Settings of the methods that choose ranges by searching them or by min and max."""
+
+    init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
+    init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from files import read_torch_file, write_json, write_torch_file
 from quant.model import set_state
 
 SETTINGS_FILE = "settings.json"
+LOSSES_FILE = "losses.txt"
 
 logger = logging.getLogger(__name__)
 
@@ -105,5 +107,53 @@ class UnitStates:
         except OSError as error:
             logger.warning("unit %d is not stored, --resume will redo it: %s", report.index, error)
 
+    def losses(self) -> LossRecord:
+        """The losses that a search has computed so far."""
+        return LossRecord(self.folder / LOSSES_FILE)
+
     def _path(self, index: int) -> Path:
         return self.folder / f"unit_{index:03d}.pt"
+
+
+class LossRecord:
+    """The losses that a search without chance asks for, in order: those known are not computed again,
+    so that an interrupted search goes on where it was.
+
+    Args:
+        path: a line per loss; None keeps nothing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self.known: list[float] = []
+        self.asked = 0
+        if path is not None and path.exists():
+            text = path.read_text(encoding="ascii", errors="replace")
+            whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
+            try:
+                self.known = [float.fromhex(line) for line in whole.splitlines()]
+            except ValueError as error:
+                raise InputError(f"{path}: must hold a loss per line, got: {error}") from None
+            path.write_text(whole, encoding="ascii")
+
+    def next(self, compute: Callable[[], float]) -> float:
+        """The next loss, known or computed."""
+        if self.asked == len(self.known):
+            self.known.append(compute())
+            self._store(self.known[-1])
+        self.asked += 1
+        return self.known[self.asked - 1]
+
+    def _store(self, loss: float) -> None:
+        """Add a loss to the file; a full disk costs the resumption only."""
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="ascii") as handle:
+                handle.write(f"{loss.hex()}\n")
+        except OSError as error:
+            logger.warning("losses are no longer stored, --resume will redo them: %s", error)
+            self.path = None

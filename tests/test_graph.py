@@ -258,4 +258,4 @@ def test_every_listed_network_can_be_cut(name):
     unused = {"googlenet": 6, "inception_v3": 3}.get(name, 0)  # auxiliary heads, for training only
     assert len(quant_layers(chain)) == len(layers) - unused
     assert len(chain.units) > 5
-    assert QuantModel(network, W4A4, fold=False).unit_names == chain.unit_names
+    assert QuantModel(network, QuantSpec(4, 4, fold=False)).unit_names == chain.unit_names

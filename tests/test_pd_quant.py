@@ -19,7 +19,7 @@ from quant.distribution import (
     correct_inputs,
     objective,
 )
-from quant.model import FLOAT_SPEC, QuantModel
+from quant.model import FLOAT_SPEC, UNFOLDED_SPEC, QuantModel
 from quant.pd_quant import PDQuantSettings
 from quant.prediction import PredictionDifference, PredictionSettings
 from quant.reconstruction_settings import ReconstructionSettings
@@ -118,7 +118,7 @@ def reference_objective(unit, inputs, first, lamb_c):
 
 
 def test_objective_and_its_gradient_equal_the_formula_under_autograd(tiny_network, tiny_images):
-    unit = QuantModel(tiny_network, FLOAT_SPEC, fold=False).units[0]
+    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
     first = tiny_images[:6]
     moved = first + 0.1 * torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
     a, b = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
@@ -132,7 +132,7 @@ def test_objective_and_its_gradient_equal_the_formula_under_autograd(tiny_networ
 def test_correction_lowers_the_objective_and_a_small_anchor_divisor_holds_it_fast(
     tiny_network, tiny_images
 ):
-    unit = QuantModel(tiny_network, FLOAT_SPEC, fold=False).units[0]
+    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
     device = tiny_images.device
     found = correct_inputs(unit, tiny_images, SCHEDULE, device)
     after, before = (objective(unit, x, tiny_images, 0.02) for x in (found, tiny_images))
@@ -143,7 +143,7 @@ def test_correction_lowers_the_objective_and_a_small_anchor_divisor_holds_it_fas
 
 def test_images_of_one_batch_are_corrected_alike_in_any_company(tiny_network, tiny_images):
     """Terms are averaged over images, and Adam takes no notice of a common factor."""
-    unit = QuantModel(tiny_network, FLOAT_SPEC, fold=False).units[0]
+    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
     schedule = CorrectionSchedule(0.02, 30, 5e-3)
     whole = correct_inputs(unit, tiny_images[:16], schedule, tiny_images.device)
     part = correct_inputs(unit, tiny_images[:4], schedule, tiny_images.device)
@@ -161,7 +161,7 @@ def test_units_without_batch_norm_are_passed_over(tiny_network, tiny_images):
 
 def test_the_unfolded_chain_computes_what_the_folded_one_does(tiny_network, tiny_images):
     folded = QuantModel(tiny_network, FLOAT_SPEC)
-    unfolded = QuantModel(tiny_network, FLOAT_SPEC, fold=False)
+    unfolded = QuantModel(tiny_network, UNFOLDED_SPEC)
     assert folded.unit_names == unfolded.unit_names
     x = y = tiny_images
     for one, other in zip(folded.units, unfolded.units, strict=True):
@@ -192,7 +192,7 @@ def test_corrected_inputs_are_kept_for_other_bits_and_change_no_bit(
 
 
 def test_an_objective_that_is_not_finite_stops_with_the_iteration(tiny_network, tiny_images):
-    unit = QuantModel(tiny_network, FLOAT_SPEC, fold=False).units[0]
+    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
     bad = tiny_images.clone()
     bad[0, 0, 0, 0] = torch.inf
     with pytest.raises(RunError, match="must be finite, got nan at iteration 1"):

@@ -7,7 +7,7 @@ import torch
 
 from common import InputError
 from quant import QuantizationManager
-from quant.chain import Task, UnitData, walk_chain
+from quant.chain import Task, UnitData, nearest, walk_chain
 from quant.graph import QuantSpec
 from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
 from quant.qdrop import QDropSettings
@@ -80,7 +80,7 @@ def unit_step(network, images, index=1, **settings):
     seen: list[UnitData] = []
     model = QuantModel(network, QuantSpec(2, 2))
     reference = QuantModel(network, FLOAT_SPEC)
-    walk_chain(Task(model, reference, network, images), ("mse", "mse"), seen.append)
+    walk_chain(Task(model, reference, network, images), nearest("mse", "mse"), seen.append)
     data = seen[index]
     _start(list(quant_layers(data.unit).values()), list(activation_quantizers(data.unit).values()))
     step = UnitStep(data, options, torch.Generator().manual_seed(0), None)

@@ -14,7 +14,8 @@ from quant import QuantizationManager
 from quant.chain import (
     Task,
     UnitData,
-    collect_images,
+    collect_calibration,
+    nearest,
     reconstruction_loss,
     run_unit,
     walk_chain,
@@ -210,7 +211,9 @@ def test_each_unit_sees_the_quantized_prefix_and_aims_at_the_float_network(
         QuantModel(tiny_network, QuantSpec(2, 2)),
         QuantModel(tiny_network, FLOAT_SPEC),
     )
-    walk_chain(Task(model, reference, tiny_network, tiny_images), ("mse", "mse"), seen.append)
+    walk_chain(
+        Task(model, reference, tiny_network, tiny_images), nearest("mse", "mse"), seen.append
+    )
     x_float = x_quant = tiny_images
     device = torch.device("cpu")
     for data, unit, float_unit in zip(seen, model.units, reference.units, strict=True):
@@ -229,7 +232,7 @@ def test_the_walk_runs_no_prefix_again(tiny_network, tiny_images):
     counts = [0] * len(reference.units)
     for index, unit in enumerate(reference.units):
         unit.register_forward_hook(lambda *_, i=index: counts.__setitem__(i, counts[i] + 1))
-    walk_chain(Task(model, reference, tiny_network, tiny_images), ("mse", "mse"))
+    walk_chain(Task(model, reference, tiny_network, tiny_images), nearest("mse", "mse"))
     assert counts == [1] * len(counts)
 
 
@@ -255,14 +258,14 @@ def test_fp_model_is_what_the_units_aim_at(tiny_network, tiny_images):
 
 def test_images_are_collected_from_batches_or_pairs_up_to_the_number(caplog):
     images = torch.arange(10.0).reshape(10, 1, 1, 1)
-    assert torch.equal(collect_images([images[:4], images[4:]], 7), images[:7])
+    assert torch.equal(collect_calibration([images[:4], images[4:]], 7)[0], images[:7])
     pairs = [(images[:4], torch.zeros(4)), (images[4:], torch.zeros(6))]
-    assert torch.equal(collect_images(pairs, 10), images)
+    assert torch.equal(collect_calibration(pairs, 10)[0], images)
     with caplog.at_level(logging.INFO):
-        assert len(collect_images([images], 12)) == 10
+        assert len(collect_calibration([images], 12)[0]) == 10
     assert "10 images, fewer than num_samples = 12" in caplog.text
     with pytest.raises(InputError, match="calibration set must hold at least one image"):
-        collect_images([], 5)
+        collect_calibration([], 5)
 
 
 def test_a_short_schedule_with_a_small_learning_rate_is_warned_of(caplog):

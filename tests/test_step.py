@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quant import QuantizationManager
-from quant.chain import Task, UnitData, walk_chain
+from quant.chain import Task, UnitData, nearest, walk_chain
 from quant.graph import QuantSpec
 from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
 from quant.prediction import PredictionDifference, PredictionSettings
@@ -30,7 +30,9 @@ def second_unit(tiny_network, tiny_images):
     seen: list[UnitData] = []
     model = QuantModel(tiny_network, QuantSpec(3, 2))
     reference = QuantModel(tiny_network, FLOAT_SPEC)
-    walk_chain(Task(model, reference, tiny_network, tiny_images), ("mse", "mse"), seen.append)
+    walk_chain(
+        Task(model, reference, tiny_network, tiny_images), nearest("mse", "mse"), seen.append
+    )
     data = seen[1]
     layers = list(quant_layers(data.unit).values())
     quantizers = list(activation_quantizers(data.unit).values())
