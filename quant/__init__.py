@@ -4,7 +4,13 @@ by name.
 Knows torch; knows nothing of files of logits, data sets or corrections.
 """
 
-from quant import adaround, pd_quant, qdrop, rtn  # noqa: F401  (each registers its method)
+from quant import (  # noqa: F401  (each registers its method)
+    aciq_mix,
+    adaround,
+    pd_quant,
+    qdrop,
+    rtn,
+)
 from quant.base import BaseQuantizationMethod
 from quant.model import QuantModel, read_quantized_file, restore_quantized
 from quant.registry import QuantizationManager, register_method
