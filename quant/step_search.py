@@ -1,0 +1,240 @@
+"""Searching the steps of all quantized tensors of a network for its loss (LAPQ's phases A and C)."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from common import InputError, RunError, progress
+from quant.calibration_loss import (
+    CalibrationLoss,
+    Criterion,
+    cross_entropy,
+    label_cross_entropy,
+    squared_error,
+)
+from quant.chain import RANGE_SAMPLES, Task, quantizer_inputs, run_unit
+from quant.layers import ActivationQuantizer, QuantLayer
+from quant.model import activation_quantizers, quant_layers
+from quant.powell import minimise
+from quant.ranges import NUM_BINS, Grid, Sample, full_qparams, histogram, search_qparams
+from quant.states import LossRecord
+from quant.weight_correction import match_moments
+
+if TYPE_CHECKING:
+    from quant.lapq import LapqSettings
+
+FULL_RANGE = math.inf  # the norm that only looks at the greatest error
+LOSSES: Mapping[str, Criterion] = {
+    "ce": cross_entropy,
+    "mse": squared_error,
+    "ce_labels": label_cross_entropy,
+}
+
+QParams = tuple[Tensor, Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Ranges of all tensors that minimise |error|^norm, and the loss of the network with them."""
+
+    norm: float
+    qparams: list[QParams]
+    loss: float
+
+
+class Tensors:
+    """The weights and activations of a chain that have steps, in the order of the units."""
+
+    def __init__(self, units: list[nn.Module], settings: LapqSettings):
+        self.bias_correction = settings.bias_correction
+        self.modules: list[QuantLayer | ActivationQuantizer] = []
+        self.units: list[int] = []
+        for index, unit in enumerate(units):
+            found = [*quant_layers(unit).values(), *activation_quantizers(unit).values()]
+            self.modules += found
+            self.units += [index] * len(found)
+
+    def set(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
+        """Give a tensor this scale and zero point; a weight is rounded to nearest again."""
+        module = self.modules[index]
+        if isinstance(module, ActivationQuantizer):
+            module.set_qparams(scale, zero_point)
+            return
+        module.round_to(scale, zero_point)
+        if self.bias_correction:
+            match_moments(module, mean=True)
+
+    def qparams(self) -> list[QParams]:
+        return [(module.scale, module.zero_point) for module in self.modules]
+
+
+class StepSearch:
+    """The search in the network of a task.
+
+    Raises:
+        InputError: the loss needs labels and there are none.
+    """
+
+    def __init__(self, task: Task, settings: LapqSettings):
+        self.task = task
+        self.settings = settings
+        self.units = list(task.model.units)
+        self.device = task.model.device
+        self.tensors = Tensors(self.units, settings)
+        self.samples = {
+            layer: weight_sample(layer)
+            for unit in self.units
+            for layer in quant_layers(unit).values()
+        }
+        criterion = LOSSES[settings.lapq_loss]
+        self.loss = CalibrationLoss(
+            self.units, task.images, self._targets(), criterion, self.device
+        )
+        self.record = LossRecord() if task.states is None else task.states.losses()
+        self.first_changed = 0
+
+    def _targets(self) -> Tensor:
+        if self.settings.uses_labels:
+            if self.task.labels is None:
+                raise InputError(
+                    "calibration set must have labels for lapq_loss ce_labels, got none"
+                )
+            logger.warning("labels of the calibration images are used: lapq_loss is ce_labels")
+            return self.task.labels
+        value = self.task.images
+        for unit in self.task.reference.units:
+            value = run_unit(unit, value, self.device)
+        return value if self.settings.lapq_loss == "mse" else value.softmax(1)
+
+    def start(self, norm: float) -> Start:
+        """Phase A: unit by unit the ranges that minimise |error|^norm of each tensor, with
+        everything before it quantized, from the first ``RANGE_SAMPLES`` images.
+        """
+        value = self.task.images[:RANGE_SAMPLES]
+        numbers = {module: index for index, module in enumerate(self.tensors.modules)}
+        for unit in self.units:
+            for quantizer in activation_quantizers(unit).values():
+                quantizer.quantized = False
+            for layer in quant_layers(unit).values():
+                scale, zero_point = self._best(self.samples[layer], int(layer.bits), norm)
+                shape = (-1,) + (1,) * (layer.codes.dim() - 1)
+                self.tensors.set(numbers[layer], scale.reshape(shape), zero_point.reshape(shape))
+            for quantizer, batches in quantizer_inputs(unit, value, self.device):
+                scale, zero_point = self._best(histogram(batches), quantizer.num_bits, norm)
+                self.tensors.set(numbers[quantizer], scale[0], zero_point[0])
+            value = run_unit(unit, value, self.device)
+        self.first_changed = 0
+        loss = self.evaluate()
+        logger.info("start p = %.3g: loss %.5g", norm, loss)
+        if math.isfinite(norm):
+            self.report("lapq/start_loss", loss, round(100 * norm))
+        return Start(norm, self.tensors.qparams(), loss)
+
+    def _best(self, sample: Sample, bits: int, norm: float) -> QParams:
+        if norm == FULL_RANGE:
+            return full_qparams(sample, Grid(bits, symmetric=not self.settings.asymmetric))
+        return search_qparams(sample, Grid(bits, norm, symmetric=not self.settings.asymmetric))
+
+    def descend(self, start: Start) -> None:
+        """Phase C: Powell's method over one factor per tensor, from ``start``; leaves the network at
+        the best point visited.
+        """
+        for index, pair in enumerate(start.qparams):
+            self.tensors.set(index, *pair)
+        self.first_changed = 0
+        descent = Descent(self, start)
+        minimise(
+            descent, len(descent.free), self.settings.powell_maxiter, self.settings.powell_maxfev
+        )
+        descent.finish()
+
+    def touch(self, index: int) -> None:
+        """Note that a tensor has changed."""
+        self.first_changed = min(self.first_changed, self.tensors.units[index])
+
+    def evaluate(self) -> float:
+        """The loss of the network as it is.
+
+        Raises:
+            RunError: it is not finite.
+        """
+        loss = self.record.next(self._compute)
+        if not math.isfinite(loss):
+            raise RunError(f"calibration loss must be finite, got {loss}")
+        return loss
+
+    def _compute(self) -> float:
+        first, self.first_changed = self.first_changed, len(self.units)
+        return self.loss(first)
+
+    def report(self, name: str, value: float, step: int) -> None:
+        if self.task.on_scalar is not None:
+            self.task.on_scalar(name, value, step)
+
+
+class Descent:
+    """The loss as a function of the logarithms of the factors; remembers the best point visited."""
+
+    def __init__(self, search: StepSearch, start: Start):
+        self.search = search
+        self.start = start
+        spec = search.task.model.spec
+        self.free = [
+            index
+            for index, module in enumerate(search.tensors.modules)
+            if int(module.bits)
+            == (spec.n_bits_w if isinstance(module, QuantLayer) else spec.n_bits_a)
+        ]
+        self.present = np.zeros(len(self.free))
+        self.best, self.best_loss = self.present.copy(), start.loss
+        self.known = {self.present.tobytes(): start.loss}
+        self.bar = iter(progress(itertools.count(), "loss evaluations"))
+
+    def __call__(self, point: np.ndarray) -> float:
+        """The loss at ``point``, (tensors,) float64."""
+        key = point.tobytes()
+        if key not in self.known:
+            self._move(point)
+            self.known[key] = loss = self.search.evaluate()
+            next(self.bar)
+            self.search.report("lapq/loss", loss, len(self.known) - 1)
+            if loss < self.best_loss:
+                self.best, self.best_loss = point.copy(), loss
+        return self.known[key]
+
+    def _move(self, point: np.ndarray) -> None:
+        for place in np.flatnonzero(point != self.present):
+            index = self.free[place]
+            scale, zero_point = self.start.qparams[index]
+            self.search.tensors.set(index, scale * math.exp(point[place]), zero_point)
+            self.search.touch(index)
+        self.present = point.copy()
+
+    def finish(self) -> None:
+        """Leave the network at the best point visited, and say what came of it."""
+        self._move(self.best)
+        logger.info(
+            "joint search over %d steps: loss %.5g -> %.5g in %d evaluations",
+            len(self.free),
+            self.start.loss,
+            self.best_loss,
+            len(self.known) - 1,
+        )
+
+
+def weight_sample(layer: QuantLayer) -> Sample:
+    """The values of a weight, a row per scale; many values of one row as a histogram."""
+    weight = layer.full_precision_weight()
+    if layer.per_channel:
+        return Sample(weight.flatten(1))
+    return histogram([weight]) if weight.numel() > NUM_BINS else Sample(weight.reshape(1, -1))
