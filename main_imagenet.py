@@ -89,14 +89,24 @@ def _add_data_flags(parser: FlagParser) -> None:
     model.add_argument("--weights", help="DEFAULT: torchvision's published weights")
 
 
-def method_fields() -> dict[str, tuple[dataclasses.Field, list[str]]]:
-    """Every setting of every method: name -> its field and the methods that have it."""
+def method_fields() -> dict[str, dict[str, dataclasses.Field]]:
+    """Every setting of every method: name -> its field in each method that has it."""
     manager = QuantizationManager()
-    found: dict[str, tuple[dataclasses.Field, list[str]]] = {}
+    found: dict[str, dict[str, dataclasses.Field]] = {}
     for method in manager.list_available_methods():
         for field in dataclasses.fields(manager.get_method_class(method).settings_class):
-            found.setdefault(field.name, (field, []))[1].append(method)
+            found.setdefault(field.name, {})[method] = field
     return found
+
+
+def _defaults(fields: dict[str, dataclasses.Field]) -> str:
+    """The default of each method, methods with the same one together."""
+    users: dict[Any, list[str]] = {}
+    for method, field in fields.items():
+        users.setdefault(field.default, []).append(method)
+    return "; ".join(
+        f"default {default}: {', '.join(methods)}" for default, methods in users.items()
+    )
 
 
 def _add_quantization_flags(parser: FlagParser) -> None:
@@ -104,9 +114,10 @@ def _add_quantization_flags(parser: FlagParser) -> None:
     names = ", ".join(QuantizationManager().list_available_methods())
     group.add_argument("--quant_method", default="adaround", help=f"{names} (default adaround)")
     options: dict[str, Any]
-    for name, (field, users) in method_fields().items():
+    for name, fields in method_fields().items():
+        field = next(iter(fields.values()))
         kind = setting_type(field)
-        text = f"{field.metadata['help']} (default {field.default}; {', '.join(users)})"
+        text = f"{field.metadata['help']} ({_defaults(fields)})"
         if kind is str:
             text = f"{', '.join(field.metadata['choices'])}: {text}"
         if kind is bool:
@@ -204,7 +215,10 @@ def make_method(options: argparse.Namespace) -> BaseQuantizationMethod:
     arch_defaults = _arch_defaults(cls, options.arch, given)
     for key in sorted(set(arch_defaults) - set(given)):
         logger.info("%s = %s, the default for %s", key, arch_defaults[key], options.arch)
-    return cls(**{**arch_defaults, **given})
+    method = cls(**{**arch_defaults, **given})
+    if given.get("calib_size") is not None:  # another name of num_samples: a demand as well
+        options.num_samples = method.settings.num_samples
+    return method
 
 
 def _arch_defaults(

@@ -39,7 +39,7 @@ from loaders import (
 from logits_io import LogitsAnalyzer
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
-from quant import QuantModel, UnitReport, UnitStates
+from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 
 MODEL_FILE = "quantized_model.pt"
@@ -93,6 +93,7 @@ class _Run:
         self._open_folder()
         with log_to_file(self.job.folder / LOG_FILE):
             quantized = self._quantize()
+            self.bits = bits_by_tensor(quantized)
             with self.clock("run networks"):
                 fitting = self._infer(quantized, self.plan.correction, "correction images")
                 evaluation = self._infer(quantized, self.plan.evaluation, "evaluation images")
@@ -253,9 +254,8 @@ class _Run:
         with self.clock("save summary"):
             with self.saves.attempt("the summary"), atomic_folder(self.job.root / stem) as part:
                 write_records(part / f"{stem}.csv", as_records(rows))
-                write_json(
-                    part / f"{stem}.json", {"rows": as_records(rows), "warning_signs": signs}
-                )
+                content = {"rows": as_records(rows), "warning_signs": signs, "bits": self.bits}
+                write_json(part / f"{stem}.json", content)
             with self.saves.attempt("the TensorBoard accuracies"):
                 self.board.add_results(rows)
 

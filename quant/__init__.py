@@ -13,7 +13,7 @@ from quant import (  # noqa: F401  (each registers its method)
     rtn,
 )
 from quant.base import BaseQuantizationMethod
-from quant.model import QuantModel, read_quantized_file, restore_quantized
+from quant.model import QuantModel, bits_by_tensor, read_quantized_file, restore_quantized
 from quant.registry import QuantizationManager, register_method
 from quant.settings import MethodSettings
 from quant.states import UnitReport, UnitStates
@@ -25,6 +25,7 @@ __all__ = [
     "QuantizationManager",
     "UnitReport",
     "UnitStates",
+    "bits_by_tensor",
     "read_quantized_file",
     "register_method",
     "restore_quantized",

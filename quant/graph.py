@@ -268,7 +268,7 @@ def _input_bits(
     if spec.n_bits_a == NOT_QUANTIZED:
         return bits
     for node in layers:
-        producer = _producer(network, node.args[0])
+        producer = _producer(network, node.all_input_nodes[0])
         if producer.op != "placeholder":
             bits[producer] = max(bits.get(producer, 0), spec.activation_bits(node is layers[-1]))
     return bits
@@ -292,7 +292,7 @@ def _output_bits(
 
 def _is_stem(network: fx.GraphModule, layer: fx.Node) -> bool:
     """Whether the layer reads the image."""
-    return _producer(network, layer.args[0]).op == "placeholder"
+    return _producer(network, layer.all_input_nodes[0]).op == "placeholder"
 
 
 def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:

@@ -150,8 +150,9 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantized:
             return x
-        bits = self.bits if self.bits.dim() else self.num_bits
-        return fake_quantize(x.float(), self.scale, self.zero_point, bits, self.mask)
+        if self.bits.dim():
+            return fake_quantize(x.float(), self.scale, self.zero_point, self.bits, self.mask)
+        return fake_quantize(x.float(), self.scale, self.zero_point, self.num_bits, self.mask)
 
     def set_qparams(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
         """Quantize with these from now on; ``bits`` None keeps the present ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ class QuantModel(nn.Module):
             "state_dict": self.state_dict(),
         }
         write_torch_file(Path(path), content)
+
+
+def bits_by_tensor(model: QuantModel) -> dict[str, dict[str, int | list[int]]]:
+    """The bits of each quantized weight and activation by its name in the network: a number, or a
+    list with one per channel.
+    """
+    return {
+        "weights": _bits({k: v for unit in model.units for k, v in quant_layers(unit).items()}),
+        "activations": _bits(
+            {k: v for unit in model.units for k, v in activation_quantizers(unit).items()}
+        ),
+    }
+
+
+def _bits(parts: Mapping[str, QuantLayer | ActivationQuantizer]) -> dict[str, int | list[int]]:
+    return {
+        name: part.bits.flatten().tolist() if part.bits.dim() else int(part.bits)
+        for name, part in parts.items()
+    }
 
 
 def read_quantized_file(path: Path) -> dict[str, Any]:

@@ -60,9 +60,8 @@ class Tensors:
         self.modules: list[QuantLayer | ActivationQuantizer] = []
         self.units: list[int] = []
         for index, unit in enumerate(units):
-            found = [*quant_layers(unit).values(), *activation_quantizers(unit).values()]
-            self.modules += found
-            self.units += [index] * len(found)
+            self.modules += [*quant_layers(unit).values(), *activation_quantizers(unit).values()]
+            self.units += [index] * (len(self.modules) - len(self.units))
 
     def set(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
         """Give a tensor this scale and zero point; a weight is rounded to nearest again."""

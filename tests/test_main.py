@@ -74,6 +74,18 @@ def test_saved_logits_are_those_of_the_networks(finished):
     assert len(list((root / f"initial_logits_{TAG}").glob("*_quantized_chunk*_of_003.csv"))) == 3
 
 
+def test_the_summary_holds_the_bits_of_every_channel(tmp_path):
+    flags = ["--n_bits_w", "3", "--per_channel_act", "--num_samples", "64"]
+    assert main([*flags, "--quant_method", "aciq_mix", *GRID, "--output_dir", str(tmp_path)]) == 0
+    tag = TAG.replace("w4bit", "w3bit")
+    path = tmp_path / "aciq_mix" / f"logits_summary_{tag}" / f"logits_summary_{tag}.json"
+    bits = json.loads(path.read_text())["bits"]
+    weights, activations = bits["weights"], bits["activations"]
+    assert list(weights.values())[0] == list(weights.values())[-1] == 8
+    assert all(sum(row) <= 3 * len(row) for row in list(weights.values())[1:-1])
+    assert {type(value) for value in activations.values()} == {int, list}
+
+
 def test_the_summary_agrees_with_the_saved_logits(finished):
     root, _ = finished
     table = pd.read_csv(root / f"logits_summary_{TAG}" / f"logits_summary_{TAG}.csv")
@@ -228,8 +240,9 @@ def test_help_names_methods_and_defaults(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "adaround, pd_quant, qdrop, rtn" in text
-    assert "optimisation steps per unit (default 20000; adaround, pd_quant, qdrop)" in text
+    assert "aciq_mix, adaround, lapq, pd_quant, qdrop, rtn" in text
+    assert "optimisation steps per unit (default 20000: adaround, pd_quant, qdrop)" in text
+    assert "(default 1024: aciq_mix, adaround, pd_quant, qdrop, rtn; default 512: lapq)" in text
 
 
 @pytest.mark.parametrize(

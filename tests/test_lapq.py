@@ -1,0 +1,258 @@
+"""LAPQ: its starts, its joint search, its cached loss, and what it may look at."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import InputError, RunError
+from quant import QuantizationManager, QuantModel, UnitStates
+from quant.calibration_loss import CalibrationLoss, cross_entropy, squared_error
+from quant.lapq import parabola_vertex
+from quant.model import activation_quantizers, quant_layers
+from quant.powell import minimise
+from quant.ranges import Grid, Sample, full_qparams, histogram, quantization_error, search_qparams
+from quant.states import LossRecord
+
+QUICK = {"p_steps": 4, "powell_maxfev": 60}
+
+
+def quantized(network, batches, on_scalar=None, states=None, **settings) -> QuantModel:
+    method = QuantizationManager().get_quantization_method("lapq", **{**QUICK, **settings})
+    return method.quantize_model(network, None, batches, on_scalar=on_scalar, states=states)
+
+
+def calibration_loss(model: nn.Module, network: nn.Module, images: torch.Tensor) -> float:
+    """The label-free loss, computed plainly."""
+    with torch.no_grad():
+        return -(network(images).softmax(1) * model(images).log_softmax(1)).sum(1).mean().item()
+
+
+def same_bytes(one: QuantModel, other: QuantModel) -> bool:
+    pair = one.state_dict(), other.state_dict()
+    return all(torch.equal(value, pair[1][key]) for key, value in pair[0].items())
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_powell_finds_the_known_minimum_of_a_quadratic(size):
+    random = np.random.RandomState(0)
+    factor = random.normal(size=(size, size))
+    matrix, centre = factor @ factor.T + np.eye(size), random.uniform(-0.3, 0.3, size)
+    visited: dict[float, np.ndarray] = {}
+
+    def objective(point: np.ndarray) -> float:
+        value = float((point - centre) @ matrix @ (point - centre)) + 1.0
+        visited[value] = point.copy()
+        return value
+
+    minimise(objective, size, maxiter=20, maxfev=None)
+    assert min(visited) == pytest.approx(1.0, abs=1e-4)
+    np.testing.assert_allclose(visited[min(visited)], centre, atol=0.02)
+
+
+def test_powell_asks_no_more_than_it_may_and_stays_within_the_limit():
+    asked: list[np.ndarray] = []
+
+    def objective(point: np.ndarray) -> float:
+        asked.append(point.copy())
+        return -float(point.sum())
+
+    minimise(objective, 3, maxiter=5, maxfev=25)
+    assert len(asked) <= 25
+    assert all(np.abs(point).max() <= 5 for point in asked)
+    minimise(objective, 0, maxiter=5, maxfev=None)
+    minimise(objective, 3, maxiter=0, maxfev=None)
+    assert len(asked) <= 25
+
+
+def test_the_vertex_of_a_parabola_and_where_there_is_none():
+    norms = np.linspace(2, 4, 10)
+    assert parabola_vertex(norms, 3 * (norms - 2.7) ** 2 + 1) == pytest.approx(2.7)
+    assert parabola_vertex(norms, -3 * (norms - 2.7) ** 2) is None  # a maximum
+    assert parabola_vertex(norms, (norms - 9) ** 2) is None  # beyond the norms
+    assert parabola_vertex(norms[:2], [1.0, 2.0]) is None
+
+
+@pytest.mark.parametrize("criterion", [cross_entropy, squared_error])
+def test_the_loss_from_a_later_unit_is_the_whole_loss(tiny_network, criterion):
+    images = torch.randn(150, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    model = quantized(tiny_network, [images], powell_maxiter=0)
+    with torch.no_grad():
+        targets = tiny_network(images)
+    targets = targets.softmax(1) if criterion is cross_entropy else targets
+    units = list(model.units)
+    kept = CalibrationLoss(units, images, targets, criterion, images.device)
+    assert kept(0) == pytest.approx(float(criterion(model(images), targets)) / 150, rel=1e-5)
+    for first in (2, 1, 3, 2, 2):
+        for layer in quant_layers(units[first]).values():
+            layer.scale = layer.scale * 1.05
+        anew = CalibrationLoss(units, images, targets, criterion, images.device)
+        assert kept(first) == anew(0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"n_bits_w": 2}, {"asymmetric": True}, {"channel_wise": False}, {"bias_correction": True}],
+)
+def test_the_joint_search_never_ends_above_its_start(tiny_network, tiny_images, settings):
+    settings = {"n_bits_w": 3, "n_bits_a": 2, **settings}
+    start = quantized(tiny_network, [tiny_images], powell_maxiter=0, **settings)
+    end = quantized(tiny_network, [tiny_images], **settings)
+    losses = [calibration_loss(model, tiny_network, tiny_images) for model in (start, end)]
+    assert losses[1] < losses[0]
+
+
+def test_the_start_is_the_best_of_all(tiny_network, tiny_images, caplog):
+    with caplog.at_level(logging.INFO):
+        model = quantized(tiny_network, [tiny_images], n_bits_w=2, powell_maxiter=0)
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("start p")]
+    losses = [float(line.split()[-1]) for line in lines]
+    assert 5 <= len(losses) <= 6 and "inf" in lines[-1]
+    found = calibration_loss(model, tiny_network, tiny_images)
+    assert found == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_the_steps_of_one_tensor_keep_their_ratios(tiny_network, tiny_images):
+    """One factor per tensor: the joint search scales all channels of a weight alike."""
+    start = quantized(tiny_network, [tiny_images], powell_maxiter=0)
+    end = quantized(tiny_network, [tiny_images])
+    moved = 0
+    for before, after in zip(quant_layers(start).values(), quant_layers(end).values(), strict=True):
+        ratio = after.scale / before.scale
+        assert ratio.std() <= 1e-6 * ratio.mean()
+        assert torch.equal(before.zero_point, after.zero_point)
+        moved += bool((ratio - 1).abs().max() > 1e-6)
+        assert before.bits != 8 or torch.equal(before.scale, after.scale)
+    assert moved > 0
+
+
+def test_symmetric_weights_have_the_middle_zero_point_and_asymmetric_ones_lose_less(tiny_network):
+    weight = tiny_network.second.conv1.weight.detach() + 0.1
+    sample = Sample(weight.flatten(1))
+    symmetric, free = Grid(3, 3.0, symmetric=True), Grid(3, 3.0)
+    pairs = [search_qparams(sample, grid) for grid in (symmetric, free)]
+    assert (pairs[0][1] == 4).all()
+    errors = [quantization_error(sample, *pair, free).sum() for pair in pairs]
+    assert errors[1] < errors[0]
+    low, high = sample.rows.amin(1), sample.rows.amax(1)
+    scale, zero_point = full_qparams(sample, symmetric)
+    torch.testing.assert_close(7 * scale, 2 * torch.maximum(high, -low))
+    assert (zero_point == 4).all()
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.0, 4.0])
+def test_a_histogram_has_the_range_of_its_values(norm):
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(3))
+    grid = Grid(4, norm, symmetric=True)
+    exact, binned = Sample(values.reshape(1, -1)), histogram([values])
+    costs = [
+        float(quantization_error(exact, *search_qparams(sample, grid), grid))
+        for sample in (exact, binned)
+    ]
+    assert costs[1] == pytest.approx(costs[0], rel=1e-3)
+
+
+def test_labels_are_looked_at_only_when_asked(tiny_network, tiny_images, caplog):
+    generator = torch.Generator().manual_seed(0)
+    labels = [torch.randint(0, 5, (48,), generator=generator) for _ in range(2)]
+    free = [quantized(tiny_network, [(tiny_images, label)]) for label in labels]
+    assert same_bytes(*free) and "labels" not in caplog.text
+    tied = [
+        quantized(tiny_network, [(tiny_images, label)], lapq_loss="ce_labels") for label in labels
+    ]
+    assert not same_bytes(*tied)
+    assert "labels of the calibration images are used" in caplog.text
+    with pytest.raises(InputError, match="must have labels for lapq_loss ce_labels, got none"):
+        quantized(tiny_network, [tiny_images], lapq_loss="ce_labels")
+
+
+def test_a_resumed_search_computes_only_what_is_missing(
+    tiny_network, tiny_images, tmp_path, monkeypatch
+):
+    computed: list[int] = []
+    plain = CalibrationLoss.__call__
+    monkeypatch.setattr(
+        CalibrationLoss,
+        "__call__",
+        lambda self, first: computed.append(first) or plain(self, first),
+    )
+    states = UnitStates(tmp_path / "state", {})
+    states.open(resume=False)
+    whole = quantized(tiny_network, [tiny_images], states=states)
+    losses = (tmp_path / "state" / "losses.txt").read_text().splitlines(keepends=True)
+    assert len(losses) == len(computed) > 20
+    (tmp_path / "state" / "losses.txt").write_text("".join(losses[:15]) + losses[15][:4])
+    computed.clear()
+    states.open(resume=True)
+    resumed = quantized(tiny_network, [tiny_images], states=states)
+    assert same_bytes(whole, resumed)
+    assert len(computed) == len(losses) - 15
+    states.open(resume=False)
+    assert not (tmp_path / "state" / "losses.txt").exists()
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "losses.txt").write_text("0x1p-3\nnonsense\n")
+    with pytest.raises(InputError, match=r"losses\.txt: must hold a loss per line, got"):
+        LossRecord(tmp_path / "losses.txt")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_network, tiny_images):
+    with torch.no_grad():
+        tiny_network.head.bias[0] = math.nan
+    with pytest.raises(RunError, match="calibration loss must be finite, got nan"):
+        quantized(tiny_network, [tiny_images])
+
+
+def test_the_loss_curve_is_reported(tiny_network, tiny_images, caplog):
+    seen: list[tuple[str, float, int]] = []
+    with caplog.at_level(logging.INFO):
+        quantized(tiny_network, [tiny_images], on_scalar=lambda *scalar: seen.append(scalar))
+    starts = [step for name, _, step in seen if name == "lapq/start_loss"]
+    curve = [(step, loss) for name, loss, step in seen if name == "lapq/loss"]
+    assert starts[:4] == [200, 267, 333, 400]
+    assert [step for step, _ in curve] == list(range(1, len(curve) + 1))
+    assert f"in {len(curve)} evaluations" in caplog.text
+
+
+def test_the_published_ends_stay_in_float(tiny_network, tiny_images):
+    model = quantized(tiny_network, [tiny_images], first_last="fp32", fold_bn=False)
+    assert len(quant_layers(model)) == 4  # of six convolutions; the linear layer is float
+    assert len(activation_quantizers(model)) == 3  # of five
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert all(int(part.bits) == 4 for part in quant_layers(model).values())
+
+
+def test_other_names_of_settings():
+    make = QuantizationManager().get_quantization_method
+    settings = make("lapq", per_channel=False, calib_size=99, num_bits=3).settings
+    assert (settings.channel_wise, settings.num_samples) == (False, 99)
+    assert (settings.n_bits_w, settings.n_bits_a) == (3, 3)
+    assert make("lapq").settings.num_samples == 512
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"per_channel": True, "channel_wise": False},
+            "channel_wise must be left out or agree with per_channel = True, got False",
+        ),
+        (
+            {"calib_size": 5, "num_samples": 6},
+            "num_samples must be left out or agree with calib_size = 5, got 6",
+        ),
+        ({"p_min": 3, "p_max": 2}, r"p_max must be at least p_min = 3, got 2"),
+        (
+            {"first_last": "fp32", "disable_8bit_head_stem": True},
+            "disable_8bit_head_stem must be off with first_last fp32, got on",
+        ),
+        ({"lapq_loss": "kl"}, "lapq_loss must be one of ce, mse, ce_labels, got 'kl'"),
+    ],
+)
+def test_a_bad_setting_is_named(settings, text):
+    with pytest.raises(InputError, match=text):
+        QuantizationManager().get_quantization_method("lapq", **settings)
