@@ -1,0 +1,73 @@
+"""Milliseconds of a QDrop step of each ResNet-18 unit on a GPU, with and without CUDA graphs.
+
+python -m benchmarks.bench_cuda_graph
+    random weights, 256 random images of 224 px, W4A4, batch 32, 2,000 steps per unit: some minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.cifar_runs import table_head, table_line
+from common import EXIT_OK, import_torchvision, pick_device
+from quant.chain import Task, UnitData, nearest, walk_chain
+from quant.model import FLOAT_SPEC, QuantModel
+from quant.qdrop import QDropSettings
+from quant.reconstruction import reconstruct_unit
+
+
+def step_milliseconds(options: argparse.Namespace, cuda_graph: bool) -> dict[str, float]:
+    """Wall milliseconds per step of each unit, the capture of the graph included."""
+    device = pick_device(options.device)
+    settings = QDropSettings(
+        iters_w=options.steps, lr_round=3.0 / options.steps, cuda_graph=cuda_graph
+    )
+    torch.manual_seed(0)
+    network = import_torchvision().models.resnet18().eval().to(device)
+    images = torch.randn(options.images, 3, options.pixels, options.pixels, device=device)
+    found: dict[str, float] = {}
+
+    def timed(data: UnitData) -> None:
+        _wait(device)
+        start = time.perf_counter()
+        reconstruct_unit(data, settings)
+        _wait(device)
+        found[data.name] = 1000 * (time.perf_counter() - start) / options.steps
+
+    model = QuantModel(network, settings.spec).to(device)
+    reference = QuantModel(network, FLOAT_SPEC).to(device)
+    walk_chain(Task(model, reference, network, images), nearest("minmax", "minmax"), timed)
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.bench_cuda_graph", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--pixels", type=int, default=224)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    with_graph, without = (step_milliseconds(options, flag) for flag in (True, False))
+    sys.stdout.write(table_head(("unit", "with graphs, ms", "without, ms", "ratio")))
+    for unit, value in with_graph.items():
+        cells = [unit, f"{value:.2f}", f"{without[unit]:.2f}", f"{without[unit] / value:.2f}"]
+        sys.stdout.write(table_line(cells))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""Seconds of LAPQ's search beside a plain loop that runs the whole network for every loss.
+
+    python -m benchmarks.bench_lapq --data_path CIFAR --checkpoint cifar10_resnet20.pt
+        LAPQ W4A4 of ResNet-20 with 512 images and one round of Powell's method, as users run it, and
+        20 losses of the plain loop, extrapolated to as many losses: about 4 minutes on two cores
+
+The plain loop does for a loss what the published code does: quantize every weight anew and run all
+512 images through the whole network as one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cifar_runs import table_head, table_line, table_parser
+from common import EXIT_OK
+from loaders import load_dataset
+from models import get_entry, load_model
+from quant import QuantizationManager, QuantModel
+from quant.calibration_loss import cross_entropy
+from quant.model import quant_layers
+
+ARCH = "cifar_resnet20"
+IMAGES = 512
+PLAIN_LOSSES = 20
+HEADER = (
+    *("threads", "losses", "ours, s", "s per loss", "plain, s per loss", "plain, s (extrapolated)"),
+    "ratio",
+)
+
+
+def load_images(options: argparse.Namespace) -> Tensor:
+    """Training images of all classes, (IMAGES, 3, 32, 32)."""
+    preprocess = get_entry(ARCH).input_for(None)
+    dataset = load_dataset("imagenet", options.data_path, preprocess)
+    picks = range(0, len(dataset.train), len(dataset.train) // IMAGES)
+    return torch.cat([images for images, _ in dataset.train.subset(picks[:IMAGES]).batches(64)])
+
+
+def our_run(network: nn.Module, images: Tensor) -> tuple[QuantModel, float, int]:
+    """The quantized network, wall seconds of the whole method, and losses evaluated."""
+    steps: list[int] = []
+    method = QuantizationManager().get_quantization_method("lapq")
+    start = time.perf_counter()
+    model = method.quantize_model(
+        network, None, [images], on_scalar=lambda name, value, step: steps.append(step)
+    )
+    return model, time.perf_counter() - start, len(steps)
+
+
+@torch.no_grad()
+def plain_seconds(network: nn.Module, model: QuantModel, images: Tensor) -> float:
+    """Wall seconds of one plain loss."""
+    targets = network(images).softmax(1)
+    start = time.perf_counter()
+    for _ in range(PLAIN_LOSSES):
+        for layer in quant_layers(model).values():
+            layer.round_to(layer.scale, layer.zero_point)
+        cross_entropy(model(images), targets)
+    return (time.perf_counter() - start) / PLAIN_LOSSES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = table_parser("benchmarks.bench_lapq", __doc__).parse_args(argv)
+    network = load_model(ARCH, options.checkpoint, None, 10).network
+    images = load_images(options)
+    model, seconds, losses = our_run(network, images)
+    plain = plain_seconds(network, model, images)
+    cells = [
+        *(str(torch.get_num_threads()), str(losses), f"{seconds:.0f}", f"{seconds / losses:.3f}"),
+        *(f"{plain:.3f}", f"{plain * losses:.0f}", f"{plain * losses / seconds:.1f}"),
+    ]
+    sys.stdout.write(table_head(HEADER) + table_line(cells))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
