@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar_runs import table_head, table_line, table_parser
-from common import EXIT_OK
+from common import EXIT_OK, InputError
 from loaders import load_dataset
 from models import get_entry, load_model
 from quant import QuantizationManager, QuantModel
@@ -39,8 +39,11 @@ def load_images(options: argparse.Namespace) -> Tensor:
     """Training images of all classes, (IMAGES, 3, 32, 32)."""
     preprocess = get_entry(ARCH).input_for(None)
     dataset = load_dataset("imagenet", options.data_path, preprocess)
-    picks = range(0, len(dataset.train), len(dataset.train) // IMAGES)
-    return torch.cat([images for images, _ in dataset.train.subset(picks[:IMAGES]).batches(64)])
+    train = dataset.train
+    if train is None:
+        raise InputError(f"{options.data_path} must hold train/, got val/ alone")
+    chosen = train.subset(range(0, len(train), len(train) // IMAGES)[:IMAGES])
+    return torch.cat([images for images, _ in chosen.batches(64)])
 
 
 def our_run(network: nn.Module, images: Tensor) -> tuple[QuantModel, float, int]:
