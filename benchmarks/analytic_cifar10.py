@@ -1,0 +1,193 @@
+"""Top-1 of LAPQ and ACIQ-Mix on the shared CIFAR-10 JPEG images, in their published setting and in
+the suite's own.
+
+    python -m benchmarks.analytic_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
+            --output_dir RUNS
+        runs of main_imagenet.py, two at a time with one thread each: about 40 minutes on two cores;
+        finished runs found in RUNS are not repeated; two tables go to stdout
+
+CIFAR is the unpacked folder cifar10_jpeg; the reference figures are those of the published code,
+measured on the same network and images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.cifar_runs import (
+    read_record,
+    run_main_script,
+    table_head,
+    table_line,
+    table_parser,
+)
+from common import EXIT_FAILED, EXIT_OK
+
+SEED = 1005
+LAPQ = ("--first_last", "fp32", "--no-channel_wise", "--no-fold_bn")
+ACIQ = (
+    *("--per_channel_act", "--act_points", "outputs"),
+    *("--num_samples", "32", "--init_wmode", "minmax"),
+)
+EQUAL = ("--mix_ratio", "0")
+UNCORRECTED = ("--no-bias_correction",)
+NO_CLIP = ("--aciq_method", "none", *EQUAL, *UNCORRECTED)
+PER_TENSOR = ("--no-per_channel_act", *EQUAL)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run; ``note`` says in words what ``flags`` do, ``reference`` is the published code's Top-1."""
+
+    method: str
+    bits: tuple[int, int]
+    note: str = ""
+    flags: tuple[str, ...] = ()
+    reference: float | None = None
+
+    def folder(self, root: Path) -> Path:
+        weight_bits, activation_bits = self.bits
+        tag = f"cifar_resnet20_w{weight_bits}bit_a{activation_bits}bit_seed{SEED}"
+        return self.root(root) / self.method / f"run_{tag}"
+
+    def root(self, root: Path) -> Path:
+        """Output folder of the run: one per kind of setting, as file names hold the bits alone."""
+        return root / (self.note.replace(" ", "_").replace(",", "") or "suite")
+
+
+def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float) -> list[Setting]:
+    """One published row, with labels as published and without."""
+    flags = (*LAPQ, "--num_samples", str(images)) + ("--bias_correction",) * corrected
+    note = f"{images} images, {'' if corrected else 'no '}bias correction"
+    return [
+        Setting("lapq", bits, f"{note}, labels", (*flags, "--lapq_loss", "ce_labels"), reference),
+        Setting("lapq", bits, note, flags, reference),
+    ]
+
+
+def _aciq(bits: tuple[int, int], rows: dict[str, tuple[tuple[str, ...], float]]) -> list[Setting]:
+    return [
+        Setting("aciq_mix", bits, note, (*ACIQ, *flags), reference)
+        for note, (flags, reference) in rows.items()
+    ]
+
+
+PUBLISHED = [
+    *_lapq((4, 4), 512, True, 86.40),
+    *_lapq((4, 4), 512, False, 86.37),
+    *_lapq((3, 3), 256, True, 78.00),
+    *_lapq((4, 2), 256, True, 73.36),
+    *_aciq(
+        (8, 8),
+        {"min-max": (NO_CLIP, 86.01), "Laplace": ((*EQUAL, *UNCORRECTED), 88.33)},
+    ),
+    *_aciq(
+        (8, 4),
+        {
+            "min-max": (NO_CLIP, 85.92),
+            "Laplace": ((*EQUAL, *UNCORRECTED), 87.94),
+            "Laplace, allocation": (UNCORRECTED, 87.82),
+        },
+    ),
+    *_aciq(
+        (4, 8),
+        {
+            "min-max": (NO_CLIP, 84.57),
+            "Laplace": ((*EQUAL, *UNCORRECTED), 86.62),
+            "Laplace, bias correction": (EQUAL, 87.81),
+            "Laplace, bias correction, allocation": ((), 87.83),
+        },
+    ),
+    *_aciq(
+        (4, 4),
+        {
+            "min-max": (NO_CLIP, 84.14),
+            "Laplace": ((*EQUAL, *UNCORRECTED), 86.28),
+            "Laplace, bias correction": (EQUAL, 87.38),
+            "Laplace, bias correction, activations per tensor": (PER_TENSOR, 87.11),
+            "Laplace, bias correction, allocation": ((), 87.42),
+            "Gauss, bias correction": (("--aciq_method", "gauss", *EQUAL), 86.30),
+        },
+    ),
+    *_aciq(
+        (3, 3),
+        {
+            "min-max": (NO_CLIP, 66.44),
+            "Laplace, bias correction": (EQUAL, 80.89),
+            "Laplace, bias correction, allocation": ((), 82.77),
+        },
+    ),
+    *_aciq((2, 4), {"Laplace, bias correction, allocation": ((), 66.52)}),
+]
+SUITE_BITS = ((8, 8), (8, 4), (4, 8), (4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
+SUITE_METHODS = ("rtn", "aciq_mix", "lapq")
+SUITE = [Setting(method, bits) for bits in SUITE_BITS for method in SUITE_METHODS]
+
+
+def run(setting: Setting, options: argparse.Namespace) -> None:
+    """One run of the main script in one thread, unless its record is there."""
+    if (setting.folder(options.output_dir) / "run.json").exists():
+        return
+    flags = ["--resume", "--output_dir", str(setting.root(options.output_dir)), *setting.flags]
+    flags += ["--quant_method", setting.method, "--seed", str(SEED)]
+    flags += ["--n_bits_w", str(setting.bits[0]), "--n_bits_a", str(setting.bits[1])]
+    flags += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
+    run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def figures(setting: Setting, root: Path) -> tuple[float, float]:
+    """Top-1 of the quantized network, and seconds of the quantization."""
+    record = read_record(setting.folder(root))
+    return record["figures"]["quantized"]["top1_pct"], record["seconds"]["quantize"]
+
+
+def published_table(root: Path) -> str:
+    names = ("method", "W/A", "setting", "Top-1", "published code", "difference", "s")
+    lines = [table_head(names)]
+    for setting in PUBLISHED:
+        top1, seconds = figures(setting, root)
+        assert setting.reference is not None
+        cells = [setting.method, f"{setting.bits[0]}/{setting.bits[1]}", setting.note]
+        cells += [f"{top1:.2f}", f"{setting.reference:.2f}", f"{top1 - setting.reference:+.2f}"]
+        lines.append(table_line([*cells, f"{seconds:.0f}"]))
+    return "".join(lines)
+
+
+def suite_table(root: Path) -> str:
+    lines = [table_head(("W/A", *SUITE_METHODS, "s of each"))]
+    for bits in SUITE_BITS:
+        pairs = [figures(Setting(method, bits), root) for method in SUITE_METHODS]
+        cells = [f"{bits[0]}/{bits[1]}", *(f"{top1:.2f}" for top1, _ in pairs)]
+        lines.append(table_line([*cells, ", ".join(f"{seconds:.0f}" for _, seconds in pairs)]))
+    return "".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = table_parser("benchmarks.analytic_cifar10", __doc__)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(partial(run, options=options), [*PUBLISHED, *SUITE]))
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"a run ended in status {error.returncode}\n")
+        return EXIT_FAILED
+    sys.stdout.write(f"{published_table(options.output_dir)}\n{suite_table(options.output_dir)}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
