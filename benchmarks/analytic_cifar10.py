@@ -35,12 +35,13 @@ SEED = 1005
 LAPQ = ("--first_last", "fp32", "--no-channel_wise", "--no-fold_bn")
 ACIQ = (
     *("--per_channel_act", "--act_points", "outputs"),
-    *("--num_samples", "32", "--init_wmode", "minmax"),
+    *("--num_samples", "32", "--no-output_correction"),
 )
 EQUAL = ("--mix_ratio", "0")
 UNCORRECTED = ("--no-bias_correction",)
 NO_CLIP = ("--aciq_method", "none", *EQUAL, *UNCORRECTED)
-PER_TENSOR = ("--no-per_channel_act", *EQUAL)
+LAPLACE = ("--aciq_method", "laplace")
+PER_TENSOR = (*LAPLACE, "--no-per_channel_act", *EQUAL)
 
 
 @dataclass(frozen=True)
@@ -87,33 +88,33 @@ PUBLISHED = [
     *_lapq((4, 2), 256, True, 73.36),
     *_aciq(
         (8, 8),
-        {"min-max": (NO_CLIP, 86.01), "Laplace": ((*EQUAL, *UNCORRECTED), 88.33)},
+        {"min-max": (NO_CLIP, 86.01), "Laplace": ((*LAPLACE, *EQUAL, *UNCORRECTED), 88.33)},
     ),
     *_aciq(
         (8, 4),
         {
             "min-max": (NO_CLIP, 85.92),
-            "Laplace": ((*EQUAL, *UNCORRECTED), 87.94),
-            "Laplace, allocation": (UNCORRECTED, 87.82),
+            "Laplace": ((*LAPLACE, *EQUAL, *UNCORRECTED), 87.94),
+            "Laplace, allocation": ((*LAPLACE, *UNCORRECTED), 87.82),
         },
     ),
     *_aciq(
         (4, 8),
         {
             "min-max": (NO_CLIP, 84.57),
-            "Laplace": ((*EQUAL, *UNCORRECTED), 86.62),
-            "Laplace, bias correction": (EQUAL, 87.81),
-            "Laplace, bias correction, allocation": ((), 87.83),
+            "Laplace": ((*LAPLACE, *EQUAL, *UNCORRECTED), 86.62),
+            "Laplace, bias correction": ((*LAPLACE, *EQUAL), 87.81),
+            "Laplace, bias correction, allocation": (LAPLACE, 87.83),
         },
     ),
     *_aciq(
         (4, 4),
         {
             "min-max": (NO_CLIP, 84.14),
-            "Laplace": ((*EQUAL, *UNCORRECTED), 86.28),
-            "Laplace, bias correction": (EQUAL, 87.38),
+            "Laplace": ((*LAPLACE, *EQUAL, *UNCORRECTED), 86.28),
+            "Laplace, bias correction": ((*LAPLACE, *EQUAL), 87.38),
             "Laplace, bias correction, activations per tensor": (PER_TENSOR, 87.11),
-            "Laplace, bias correction, allocation": ((), 87.42),
+            "Laplace, bias correction, allocation": (LAPLACE, 87.42),
             "Gauss, bias correction": (("--aciq_method", "gauss", *EQUAL), 86.30),
         },
     ),
@@ -121,11 +122,11 @@ PUBLISHED = [
         (3, 3),
         {
             "min-max": (NO_CLIP, 66.44),
-            "Laplace, bias correction": (EQUAL, 80.89),
-            "Laplace, bias correction, allocation": ((), 82.77),
+            "Laplace, bias correction": ((*LAPLACE, *EQUAL), 80.89),
+            "Laplace, bias correction, allocation": (LAPLACE, 82.77),
         },
     ),
-    *_aciq((2, 4), {"Laplace, bias correction, allocation": ((), 66.52)}),
+    *_aciq((2, 4), {"Laplace, bias correction, allocation": (LAPLACE, 66.52)}),
 ]
 SUITE_BITS = ((8, 8), (8, 4), (4, 8), (4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
 SUITE_METHODS = ("rtn", "aciq_mix", "lapq")

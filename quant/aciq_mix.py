@@ -7,7 +7,8 @@ activations loses least (section 2), channels share the bits of their layer by t
 
 Departs from the published code: moments are taken over all calibration images at once instead of
 averaged over images, a channel with zero bits gives its mean instead of its lower end, the average
-bits are met exactly or from below, and the output of the head is not quantized.
+bits are met exactly or from below, the output of the head is not quantized, and unless told
+otherwise biases take up the shift of the mean outputs on the calibration images.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from quant.density import Density, find_sources, measure_densities, reduced, wat
 from quant.graph import ACT_POINTS, QuantSpec
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import quant_layers, set_state
+from quant.output_correction import match_output_means
 from quant.primitives import choose_qparams, constant_qparams, fake_quantize
 from quant.ranges import RANGE_MODES, weight_qparams
 from quant.registry import register_method
@@ -45,9 +47,10 @@ SHORT_FORMS: ShortForms = {"num_bits": same_bits}
 class AciqSettings(MethodSettings):
     """Settings of ACIQ-Mix."""
 
+    num_samples: int = setting(512, "calibration images", low=1, high=10**9)
     num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
     aciq_method: str = setting(
-        "laplace",
+        "auto",
         "density that activation ranges are clipped for; auto: what fits best, none: no clipping",
         choices=(*PRIORS, "auto", "none"),
     )
@@ -71,8 +74,11 @@ class AciqSettings(MethodSettings):
         "quantize what layers read, or what convolutions put out (published)",
         choices=ACT_POINTS,
     )
-    init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
+    init_wmode: str = setting("minmax", "how weight ranges are chosen", choices=RANGE_MODES)
     bias_correction: bool = setting(True, "give quantized weights the mean of the float ones")
+    output_correction: bool = setting(
+        True, "let the biases take up the shift of each layer's mean output (not published)"
+    )
     variance_correction: bool = setting(
         False, "give quantized weights the spread of the float ones"
     )
@@ -127,6 +133,8 @@ class AciqMix(BaseQuantizationMethod):
         _clip_activations(unit, data.float_input, data.device, self.settings)
         for layer in quant_layers(unit).values():
             _quantize_weight(layer, self.settings)
+        if self.settings.output_correction:
+            match_output_means(data)
 
 
 def _quantize_weight(layer: QuantLayer, settings: AciqSettings) -> None:

@@ -79,6 +79,10 @@ class QuantLayer(nn.Module):
         self.offset = None
         self.quantized = True
 
+    def shift_bias(self, shift: Tensor) -> None:
+        """Add ``shift``, (O,), to the bias."""
+        self.bias = shift if self.bias is None else self.bias + shift
+
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with in its present state."""
         if not self.quantized:
@@ -89,8 +93,10 @@ class QuantLayer(nn.Module):
         return weight if self.offset is None else weight + self.offset
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        shape = (len(self.codes),) + (1,) * (self.codes.dim() - 1)
-        for name in ("bits", "offset"):
+        rows = len(self.codes)
+        per_channel = (rows,) + (1,) * (self.codes.dim() - 1)
+        shapes = {"bits": per_channel, "offset": per_channel, "bias": (rows,)}
+        for name, shape in shapes.items():
             stored = state_dict.get(prefix + name)
             if stored is not None and stored.shape == shape:
                 setattr(self, name, torch.empty_like(stored, device=self.codes.device))

@@ -9,7 +9,6 @@ from scipy import optimize
 
 BRACKET = 0.05  # first step of a line search, in the logarithm of a multiplier
 LIMIT = 5.0  # multipliers stay between exp(-LIMIT) and exp(LIMIT)
-X_TOLERANCE = 1e-3  # scipy's line searches end at 100 times this, relative to the step
 
 
 def minimise(
@@ -28,7 +27,6 @@ def minimise(
         "maxiter": maxiter,
         "maxfev": maxfev,
         "direc": BRACKET * np.eye(size),
-        "xtol": X_TOLERANCE,
     }
     optimize.minimize(
         lambda point: objective(np.clip(point, -LIMIT, LIMIT)),

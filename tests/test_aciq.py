@@ -151,6 +151,41 @@ def test_corrected_weights_have_the_mean_and_the_spread_of_the_float_ones(tiny_n
         assert same == variance
 
 
+def test_biases_take_up_the_shift_of_the_mean_outputs(tiny_network, tiny_images):
+    outputs = {}
+    for corrected in (False, True):
+        model = quantized(
+            tiny_network,
+            tiny_images,
+            num_bits=2,
+            output_correction=corrected,
+            bias_correction=False,
+        )
+        with torch.no_grad():
+            outputs[corrected] = model(tiny_images).mean(0)
+    expected = tiny_network(tiny_images).mean(0).detach()
+    assert (outputs[False] - expected).abs().max() > 0.01
+    torch.testing.assert_close(outputs[True], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_without_bias_gets_one_and_is_loaded_with_it(tiny_images, tmp_path):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, bias=False)
+            self.head = nn.Linear(4, 2, bias=False)
+
+        def forward(self, x):
+            return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+    model = quantized(Bare(), tiny_images, num_bits=3)
+    assert all(layer.bias is not None for layer in quant_layers(model).values())
+    model.save(tmp_path / "model.pt", {})
+    loaded = restore_quantized(read_quantized_file(tmp_path / "model.pt"), Bare())
+    with torch.no_grad():
+        assert torch.equal(loaded(tiny_images), model(tiny_images))
+
+
 def test_the_average_bits_of_every_layer_stay_within_the_budget(tiny_network, tiny_images):
     for ratio in (0.0, 0.5, 1.0):
         model = quantized(

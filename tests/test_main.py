@@ -81,8 +81,9 @@ def test_the_summary_holds_the_bits_of_every_channel(tmp_path):
     path = tmp_path / "aciq_mix" / f"logits_summary_{tag}" / f"logits_summary_{tag}.json"
     bits = json.loads(path.read_text())["bits"]
     weights, activations = bits["weights"], bits["activations"]
-    assert list(weights.values())[0] == list(weights.values())[-1] == 8
-    assert all(sum(row) <= 3 * len(row) for row in list(weights.values())[1:-1])
+    first, *inner, last = weights.values()
+    assert first == last == 8
+    assert all(sum(row) <= 3 * len(row) for row in inner)
     assert {type(value) for value in activations.values()} == {int, list}
 
 
