@@ -40,7 +40,7 @@ from loaders import DATASETS
 from models import get_entry
 from pipeline import run
 from quant import BaseQuantizationMethod, QuantizationManager
-from quant.settings import setting_type
+from quant.settings import flag_name, setting_type
 from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"
@@ -124,7 +124,8 @@ def _add_quantization_flags(parser: FlagParser) -> None:
             options = {"action": argparse.BooleanOptionalAction}
         else:
             options = {"type": kind, "metavar": kind.__name__.upper()}
-        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **options)
+        options |= {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        group.add_argument(f"--{flag_name(name)}", **options)
 
 
 def _add_correction_flags(parser: FlagParser) -> None:
@@ -208,7 +209,7 @@ def make_method(options: argparse.Namespace) -> BaseQuantizationMethod:
     given = {key: value for key, value in vars(options).items() if key in known}
     unused = [key for key in given if key not in own]
     if unused:
-        flags = ", ".join(f"--{key}" for key in unused)
+        flags = ", ".join(f"--{flag_name(key)}" for key in unused)
         raise InputError(
             f"{flags} must be left out for {cls.name}, which does not use it, got {given[unused[0]]}"
         )
@@ -266,7 +267,7 @@ def configuration(options: argparse.Namespace, method: BaseQuantizationMethod) -
     if not hasattr(options, "num_samples"):
         del values["num_samples"]
     return {
-        key: str(value) if isinstance(value, Path) else value
+        flag_name(key): str(value) if isinstance(value, Path) else value
         for key, value in sorted(values.items())
     }
 

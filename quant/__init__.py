@@ -7,6 +7,7 @@ Knows torch; knows nothing of files of logits, data sets or corrections.
 from quant import (  # noqa: F401  (each registers its method)
     aciq_mix,
     adaround,
+    gpfq,
     lapq,
     pd_quant,
     qdrop,

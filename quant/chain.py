@@ -101,6 +101,13 @@ def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Ten
     return torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None
 
 
+def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
+    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
+    itself.
+    """
+    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
+
+
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """Squared error summed over channels (dimension 1), averaged over images and positions."""
     total = F.mse_loss(output, target, reduction="sum")

@@ -28,6 +28,7 @@ class QuantLayer(nn.Module):
     zero_point: Tensor  # shape of scale, float32 with integer values
     bits: Tensor  # scalar, or (O, 1, ...) where channels differ; int64
     offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight; None: nothing is
+    gap: Tensor | None  # shape of scale; moves non-zero levels away from zero; None: nothing does
     weight: Tensor | None
     bias: Tensor | None
 
@@ -46,6 +47,7 @@ class QuantLayer(nn.Module):
         self.register_buffer("zero_point", weight.new_zeros(shape))
         self.register_buffer("bits", torch.tensor(bits))
         self.register_buffer("offset", None)
+        self.register_buffer("gap", None)
 
     def full_precision_weight(self) -> Tensor:
         """The weight before quantization.
@@ -73,10 +75,21 @@ class QuantLayer(nn.Module):
             scale, zero_point: (O, 1, ...) or (1, 1, ...).
             bits: (O, 1, ...) int64 where channels differ; None keeps the present bits.
         """
-        self.scale, self.zero_point = scale, zero_point
-        self.bits = self.bits if bits is None else bits
-        self.codes = quantize(self.full_precision_weight(), scale, zero_point, self.bits)
-        self.offset = None
+        bits = self.bits if bits is None else bits
+        codes = quantize(self.full_precision_weight(), scale, zero_point, bits)
+        self.set_codes(codes, scale, zero_point, bits)
+
+    def set_codes(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: Tensor,
+        gap: Tensor | None = None,
+    ) -> None:
+        """Take over these codes, of the shape of the weight, without an offset."""
+        self.codes, self.scale, self.zero_point, self.bits = codes, scale, zero_point, bits
+        self.offset, self.gap = None, gap
         self.quantized = True
 
     def shift_bias(self, shift: Tensor) -> None:
@@ -90,12 +103,20 @@ class QuantLayer(nn.Module):
         if self.rounding is not None:
             return self.rounding.weight()
         weight = dequantize(self.codes, self.scale, self.zero_point)
+        if self.gap is not None:
+            weight = weight + self.gap * weight.sign()
         return weight if self.offset is None else weight + self.offset
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         rows = len(self.codes)
         per_channel = (rows,) + (1,) * (self.codes.dim() - 1)
-        shapes = {"bits": per_channel, "offset": per_channel, "bias": (rows,)}
+        shapes = {
+            "bits": per_channel,
+            "offset": per_channel,
+            "bias": (rows,),
+            "gap": self.scale.shape,
+            "codes": self.codes.shape,
+        }
         for name, shape in shapes.items():
             stored = state_dict.get(prefix + name)
             if stored is not None and stored.shape == shape:

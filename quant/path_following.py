@@ -16,18 +16,16 @@ whatever the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quant.alphabet import Alphabet
 from quant.layers import QuantConv2d, QuantLayer
 
 BLOCK = 64  # columns whose corrections are applied to the later ones in one product
-
-Rounding = Callable[[Tensor], Tensor]  # (N,) or (N, columns) values -> levels, element by element
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Grams:
     Attributes:
         cross: Y'X, (groups, d, d).
         own: Y'Y, (groups, d, d).
-        mean_float, mean_quant: column means of X and Y, (groups, d).
+        sum_float, sum_quant: column sums of X and Y, (groups, d).
         rows: m.
     """
 
@@ -64,6 +62,16 @@ class Grams:
         self.sum_quant += y.sum(2, dtype=torch.float64)
         self.rows += x.shape[2]
 
+    def residual_mean(self, weight: Tensor, levels: Tensor) -> Tensor:
+        """Mean over the rows of X w - Y q for each neuron of the layer, (O,) float64."""
+        groups = len(self.own)
+        pairs = zip(weight.chunk(groups), levels.chunk(groups), strict=True)
+        parts = [
+            part @ self.sum_float[group] - quantized @ self.sum_quant[group]
+            for group, (part, quantized) in enumerate(pairs)
+        ]
+        return torch.cat(parts) / self.rows
+
 
 def patches(inputs: Tensor, layer: QuantLayer) -> Tensor:
     """The columns that the layer multiplies with its weights, at its own stride: (groups, d, rows)."""
@@ -89,33 +97,34 @@ _PAD_MODES = {
 }
 
 
-def follow_path(weight: Tensor, cross: Tensor, own: Tensor, rounding: Rounding) -> Tensor:
+def follow_path(
+    weight: Tensor, cross: Tensor, own: Tensor, alphabet: Alphabet, act_order: bool = False
+) -> Tensor:
     """Quantize the neurons of one group.
 
     Args:
         weight: (N, d) float64.
         cross: G = Y'X, (d, d) float64.
         own: H = Y'Y, (d, d) float64.
-        rounding: gives the level of every value; called for one column of all neurons at a time.
+        act_order: take the columns in descending order of H[t, t] instead of their own.
 
     Returns:
-        (N, d) levels; a column that is always zero gets the level of 0.
+        (N, d) float64 codes; a column that is always zero gets the code 0.
     """
-    count, columns = weight.shape
-    target = weight @ cross.tril().mT  # (N, d): the analog part of every v_t
+    order = torch.arange(weight.shape[1], device=weight.device)
+    if act_order:
+        order = own.diagonal().argsort(descending=True, stable=True)
+    cross, own = cross[order][:, order], own[order][:, order]
+    target = weight[:, order] @ cross.tril().mT  # the float network's part of every v_t
     power = own.diagonal()
-    levels = torch.zeros_like(weight)
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
+    power = torch.where(power > 0, power, torch.inf)
+    codes, levels = torch.zeros_like(weight), torch.zeros_like(weight)
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[1])
         rest = target[:, start:stop] - levels[:, :start] @ own[:start, start:stop]
         for t in range(start, stop):
-            value = rest[:, t - start] / power[t] if power[t] > 0 else torch.zeros(count).to(weight)
-            levels[:, t] = rounding(value)
-            rest -= torch.outer(levels[:, t], own[t, start:stop])
-    return levels
-
-
-def residual_mean(weight: Tensor, levels: Tensor, grams: Grams, group: int) -> Tensor:
-    """Mean over the rows of X w - Y q, (N,) float64."""
-    difference = weight @ grams.sum_float[group] - levels @ grams.sum_quant[group]
-    return difference / grams.rows
+            column = alphabet.codes(rest[:, t - start : t - start + 1] / power[t])
+            codes[:, t : t + 1] = column
+            levels[:, t : t + 1] = alphabet.levels(column)
+            rest -= levels[:, t : t + 1] * own[t, start:stop]
+    return torch.empty_like(codes).index_copy_(1, order, codes)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import progress
 from quant.base import BaseQuantizationMethod
-from quant.chain import Task, UnitData, nearest, run_unit, walk_chain
+from quant.chain import Task, UnitData, generator_for, nearest, run_unit, walk_chain
 from quant.distribution import InputCorrection
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import activation_quantizers, quant_layers
@@ -79,13 +79,6 @@ class _Refiner:
             return None
         tail = list(self.reference.units)[index + 1 :]
         return PredictionDifference(self.probabilities, tail, self.settings.prediction)
-
-
-def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
-    itself.
-    """
-    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
 
 
 def reconstruct_unit(

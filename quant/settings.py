@@ -43,6 +43,11 @@ def setting_type(field: dataclasses.Field) -> type:
     return {"int": int, "float": float, "bool": bool, "str": str}[name]
 
 
+def flag_name(name: str) -> str:
+    """The flag of a setting; an underscore at the end keeps a name apart from a word of Python."""
+    return name.rstrip("_")
+
+
 def check_setting(field: dataclasses.Field, value: Any) -> Any:
     """Return the value, an int made float where a float is expected.
 
@@ -51,13 +56,13 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
     """
     if value is None and str(field.type).endswith(OPTIONAL):
         return None
-    kind = setting_type(field)
+    kind, name = setting_type(field), flag_name(field.name)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise InputError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
+        raise InputError(f"{name} must be of type {kind.__name__}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{field.name} must be finite, got {value!r}")
+        raise InputError(f"{name} must be finite, got {value!r}")
     rules = field.metadata
     low, high, choices = rules["low"], rules["high"], rules["choices"]
     required = None
@@ -68,7 +73,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
     elif high is not None and not value <= high:
         required = f"at most {high:g}"
     if required is not None:
-        raise InputError(f"{field.name} must be {rules['must'] or required}, got {value!r}")
+        raise InputError(f"{name} must be {rules['must'] or required}, got {value!r}")
     return value
 
 

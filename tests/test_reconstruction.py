@@ -15,6 +15,7 @@ from quant.chain import (
     Task,
     UnitData,
     collect_calibration,
+    generator_for,
     nearest,
     reconstruction_loss,
     run_unit,
@@ -22,7 +23,7 @@ from quant.chain import (
 )
 from quant.graph import QuantSpec
 from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.reconstruction import generator_for, penalty_exponent
+from quant.reconstruction import penalty_exponent
 from quant.reconstruction_settings import ReconstructionSettings
 
 QUICK = {"iters_w": 120, "lr_round": 3e-2, "batch_size_recon": 16}
