@@ -36,7 +36,7 @@ from common import (
     write_stdout,
 )
 from job import Record, prepare
-from loaders import DATASETS
+from loaders import DATASETS, resolve_dataset
 from models import get_entry
 from pipeline import run
 from quant import BaseQuantizationMethod, QuantizationManager
@@ -45,6 +45,8 @@ from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"
 TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}  # either switches the term of both on
+SHORT_FLAGS = {"n_bits_w": ["-b"], "scalar": ["-s"]}  # of the GPFQ scripts
+SMALL_IMAGES = ("cifar10", "cifar100")
 ONE_TIME_FLAGS = ("config", "print_config", "dry_run", "help", "resume")
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,10 @@ def build_parser() -> FlagParser:
 def _add_data_flags(parser: FlagParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", default="auto", help=f"auto or {', '.join(DATASETS)} (default auto)"
+        *("-ds", "--dataset"),
+        type=str.lower,
+        default="auto",
+        help=f"auto or {', '.join(DATASETS)} (default auto)",
     )
     data.add_argument(
         "--data_path", type=Path, help="folder with train/<class> and val/<class>, CIFAR or MNIST"
@@ -73,7 +78,10 @@ def _add_data_flags(parser: FlagParser) -> None:
         "--skip_bad_images", action="store_true", help="leave out unreadable images and count them"
     )
     data.add_argument(
-        "--batch_size", type=_positive, default=64, help="images per forward (default 64)"
+        *("-bs", "--batch_size"),
+        type=_positive,
+        default=64,
+        help="images per forward (default 64)",
     )
     data.add_argument(
         "--workers", type=_positive, default=2, help="image files decoded at once (default 2)"
@@ -82,7 +90,9 @@ def _add_data_flags(parser: FlagParser) -> None:
         "--calibration_list", type=Path, help="file of image ids to calibrate with, in that order"
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--arch", help=f"architecture (default {DEFAULT_ARCH})")
+    model.add_argument(
+        "-model", "--arch", type=str.lower, help=f"architecture (default {DEFAULT_ARCH})"
+    )
     model.add_argument(
         "--checkpoint", type=Path, help="file with the trained weights (a state_dict)"
     )
@@ -112,7 +122,9 @@ def _defaults(fields: dict[str, dataclasses.Field]) -> str:
 def _add_quantization_flags(parser: FlagParser) -> None:
     group = parser.add_argument_group("quantization")
     names = ", ".join(QuantizationManager().list_available_methods())
-    group.add_argument("--quant_method", default="adaround", help=f"{names} (default adaround)")
+    group.add_argument(
+        "--quant_method", type=str.lower, default="adaround", help=f"{names} (default adaround)"
+    )
     options: dict[str, Any]
     for name, fields in method_fields().items():
         field = next(iter(fields.values()))
@@ -125,7 +137,7 @@ def _add_quantization_flags(parser: FlagParser) -> None:
         else:
             options = {"type": kind, "metavar": kind.__name__.upper()}
         options |= {"dest": name, "default": argparse.SUPPRESS, "help": text}
-        group.add_argument(f"--{flag_name(name)}", **options)
+        group.add_argument(*SHORT_FLAGS.get(name, []), f"--{flag_name(name)}", **options)
 
 
 def _add_correction_flags(parser: FlagParser) -> None:
@@ -238,7 +250,7 @@ def _arch_defaults(
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; the architecture and the data set are those of the embedded example when
-    neither is given.
+    neither is given, and ``resnet18`` is the form for small images where the images are CIFAR's.
 
     Raises:
         InputError: a flag is unknown or malformed, or data are given without an architecture.
@@ -250,6 +262,9 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         if options.data_path is not None or options.dataset not in ("auto", "digits"):
             raise InputError("arch must be given together with data_path or dataset, got none")
         options.arch, options.dataset = DEFAULT_ARCH, "digits"
+    if options.arch == "resnet18" and options.dataset != "digits":
+        name, _, _ = resolve_dataset(options.dataset, options.data_path)
+        options.arch = "cifar_resnet18" if name in SMALL_IMAGES else options.arch
     return options
 
 

@@ -39,7 +39,7 @@ from loaders import (
 from logits_io import LogitsAnalyzer
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
-from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor
+from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 
 MODEL_FILE = "quantized_model.pt"
@@ -94,6 +94,8 @@ class _Run:
         with log_to_file(self.job.folder / LOG_FILE):
             quantized = self._quantize()
             self.bits = bits_by_tensor(quantized)
+            networks = {FULL_PRECISION: self.network, QUANTIZED: quantized}
+            self.zero_share = {name: zero_share(network) for name, network in networks.items()}
             with self.clock("run networks"):
                 fitting = self._infer(quantized, self.plan.correction, "correction images")
                 evaluation = self._infer(quantized, self.plan.evaluation, "evaluation images")
@@ -280,6 +282,7 @@ class _Run:
                 "quantized": dataclasses.asdict(rows[1]),
                 "corrected": dataclasses.asdict(next(row for row in rows if row.selected)),
             },
+            "zero_share": self.zero_share,
             "warning_signs": signs,
             "seconds": self.clock.seconds,
             "unsaved": self.saves.failures,

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 DATASETS = ("digits", "imagenet", *LAYOUTS)
-DEFAULT_ROOT = Path("data")  # searched for CIFAR-100 when no data_path is given
+DEFAULT_ROOT = Path("data")  # where CIFAR and MNIST are when no data_path is given
 
 
 def resolve_dataset(name: str, data_path: Path | None) -> tuple[str, Path | None, str]:
@@ -72,7 +72,7 @@ def load_dataset(
 
     Args:
         name: one of ``DATASETS``.
-        data_path: where it lies; unused by ``digits``.
+        data_path: where it lies; None: CIFAR and MNIST are in ``data``, ``digits`` needs none.
         download: fetch it first (CIFAR, MNIST).
         skip_bad: leave out unreadable image files instead of refusing them.
         threads: image files decoded at once.
@@ -91,8 +91,8 @@ def load_dataset(
             raise InputError(f"{flag} must be left out for dataset {name}, which does not use it")
     if name == "digits":
         return load_digits_data(preprocess)
+    if name in LAYOUTS:
+        return load_torchvision_set(name, data_path or DEFAULT_ROOT, preprocess, download)
     if data_path is None:
         raise InputError(f"data_path must be given for dataset {name}, got none")
-    if name == "imagenet":
-        return load_folder(data_path, preprocess, skip_bad, threads)
-    return load_torchvision_set(name, data_path, preprocess, download)
+    return load_folder(data_path, preprocess, skip_bad, threads)

@@ -15,11 +15,22 @@ from models.checkpoints import checkpoint_classes, load_strictly, read_state_dic
 from models.cifar_resnet import CifarResNet
 from models.digits import DIGITS_ENTRY
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
-from models.zoo import list_zoo, refuse_transformer, zoo_entry
+from models.lenet import LENET_ENTRY
+from models.zoo import (
+    CIFAR_RESNET18,
+    cifar_resnet18_entry,
+    list_zoo,
+    refuse_transformer,
+    zoo_entry,
+)
 from quant import QuantModel, read_quantized_file, restore_quantized
 
 CIFAR_DEPTHS = (20, 32, 44, 56)
-OWN_ENTRIES = {"digits_resnet": DIGITS_ENTRY} | {
+OWN_ENTRIES = {
+    "digits_resnet": DIGITS_ENTRY,
+    "lenet": LENET_ENTRY,
+    CIFAR_RESNET18: cifar_resnet18_entry(),
+} | {
     f"cifar_resnet{depth}": ModelEntry(
         arch=f"cifar_resnet{depth}",
         build=partial(CifarResNet, depth),

@@ -10,7 +10,7 @@ from torch import nn
 
 from common import InputError, import_torchvision
 from loaders.transforms import Preprocess
-from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
 NOT_CNN = ("vit_", "swin_", "maxvit")
 ALIASES = {
@@ -19,6 +19,7 @@ ALIASES = {
     "regnetx_3200m": "regnet_x_3_2gf",
 }
 REGNETX_600M = "regnetx_600m"
+CIFAR_RESNET18 = "cifar_resnet18"
 
 # Of the QDrop and PD-Quant code: weight of the rounding penalty (0.01 unless said otherwise), and
 # temperature and anchor of PD-Quant (4.0 and 0.02).
@@ -69,6 +70,20 @@ def zoo_entry(arch: str) -> ModelEntry:
             import_torchvision().models.get_model_weights(name).DEFAULT
         ),
     )
+
+
+def cifar_resnet18_entry() -> ModelEntry:
+    """ResNet-18 for 32 x 32 images: a 3 x 3 stem without stride, no max-pool; torchvision's names of
+    parameters.
+    """
+    return ModelEntry(CIFAR_RESNET18, _cifar_resnet18, 10, Preprocess(CIFAR_MEAN, CIFAR_STD))
+
+
+def _cifar_resnet18(num_classes: int) -> nn.Module:
+    network = import_torchvision().models.resnet18(num_classes=num_classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
 
 
 def _build(name: str, num_classes: int) -> nn.Module:

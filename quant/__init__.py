@@ -14,7 +14,13 @@ from quant import (  # noqa: F401  (each registers its method)
     rtn,
 )
 from quant.base import BaseQuantizationMethod
-from quant.model import QuantModel, bits_by_tensor, read_quantized_file, restore_quantized
+from quant.model import (
+    QuantModel,
+    bits_by_tensor,
+    read_quantized_file,
+    restore_quantized,
+    zero_share,
+)
 from quant.registry import QuantizationManager, register_method
 from quant.settings import MethodSettings
 from quant.states import UnitReport, UnitStates
@@ -30,4 +36,5 @@ __all__ = [
     "read_quantized_file",
     "register_method",
     "restore_quantized",
+    "zero_share",
 ]

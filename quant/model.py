@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common import InputError
 from files import read_torch_file, write_torch_file
-from quant.graph import NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
+from quant.graph import LAYERS, NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.units import cut_into_units
 
@@ -87,6 +87,24 @@ def bits_by_tensor(model: QuantModel) -> dict[str, dict[str, int | list[int]]]:
             {k: v for unit in model.units for k, v in activation_quantizers(unit).items()}
         ),
     }
+
+
+def zero_share(network: nn.Module) -> float:
+    """Share of exact zeros among the weights and biases of the convolutions and linear layers,
+    quantized or not.
+    """
+    zeros = total = 0
+    for module in network.modules():
+        weight = module.effective_weight() if isinstance(module, QuantLayer) else None
+        if isinstance(module, LAYERS):
+            weight = module.weight
+        if weight is None:
+            continue
+        for tensor in (weight, module.bias):
+            if isinstance(tensor, Tensor):
+                zeros += int((tensor == 0).sum())
+                total += tensor.numel()
+    return zeros / max(1, total)
 
 
 def _bits(parts: Mapping[str, QuantLayer | ActivationQuantizer]) -> dict[str, int | list[int]]:

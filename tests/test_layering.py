@@ -22,6 +22,8 @@ LAYER = {
     "loaders": 3,
     "models": 3,
     "evaluation": 3,
+    "plots": 3,
+    "quantization_log": 3,
     "reporting": 4,
     "job": 4,
     "pipeline": 5,
