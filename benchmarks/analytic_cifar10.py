@@ -12,22 +12,18 @@ measured on the same network and images.
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from benchmarks.cifar_runs import (
+    Case,
     read_record,
-    run_main_script,
+    run_all,
+    runs_parser,
     table_head,
     table_line,
-    table_parser,
 )
 from common import EXIT_FAILED, EXIT_OK
 
@@ -54,14 +50,10 @@ class Setting:
     flags: tuple[str, ...] = ()
     reference: float | None = None
 
-    def folder(self, root: Path) -> Path:
-        weight_bits, activation_bits = self.bits
-        tag = f"cifar_resnet20_w{weight_bits}bit_a{activation_bits}bit_seed{SEED}"
-        return self.root(root) / self.method / f"run_{tag}"
-
-    def root(self, root: Path) -> Path:
-        """Output folder of the run: one per kind of setting, as file names hold the bits alone."""
-        return root / (self.note.replace(" ", "_").replace(",", "") or "suite")
+    def case(self, root: Path) -> Case:
+        """Its run below ``root``, in a folder per kind of setting: file names hold the bits alone."""
+        kind = self.note.replace(" ", "_").replace(",", "") or "suite"
+        return Case(self.method, self.bits, SEED, root / kind, self.flags)
 
 
 def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float) -> list[Setting]:
@@ -133,20 +125,9 @@ SUITE_METHODS = ("rtn", "aciq_mix", "lapq")
 SUITE = [Setting(method, bits) for bits in SUITE_BITS for method in SUITE_METHODS]
 
 
-def run(setting: Setting, options: argparse.Namespace) -> None:
-    """One run of the main script in one thread, unless its record is there."""
-    if (setting.folder(options.output_dir) / "run.json").exists():
-        return
-    flags = ["--resume", "--output_dir", str(setting.root(options.output_dir)), *setting.flags]
-    flags += ["--quant_method", setting.method, "--seed", str(SEED)]
-    flags += ["--n_bits_w", str(setting.bits[0]), "--n_bits_a", str(setting.bits[1])]
-    flags += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
-    run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 def figures(setting: Setting, root: Path) -> tuple[float, float]:
     """Top-1 of the quantized network, and seconds of the quantization."""
-    record = read_record(setting.folder(root))
+    record = read_record(setting.case(root).folder)
     return record["figures"]["quantized"]["top1_pct"], record["seconds"]["quantize"]
 
 
@@ -171,20 +152,10 @@ def suite_table(root: Path) -> str:
     return "".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = table_parser("benchmarks.analytic_cifar10", __doc__)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    try:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(partial(run, options=options), [*PUBLISHED, *SUITE]))
-    except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"a run ended in status {error.returncode}\n")
+    options = runs_parser("benchmarks.analytic_cifar10", __doc__).parse_args(argv)
+    cases = [setting.case(options.output_dir) for setting in (*PUBLISHED, *SUITE)]
+    if not run_all(cases, options):
         return EXIT_FAILED
     sys.stdout.write(f"{published_table(options.output_dir)}\n{suite_table(options.output_dir)}")
     return EXIT_OK

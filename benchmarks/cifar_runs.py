@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,59 @@ def run_main_script(
     command += ["--data_path", str(options.data_path), "--arch", "cifar_resnet20"]
     command += ["--checkpoint", str(options.checkpoint), "--save_results", "selected", *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+
+
+def runs_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The same for scripts that keep their runs and make several at a time."""
+    parser = table_parser(name, description)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    return parser
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of the main script in one thread.
+
+    Attributes:
+        root: the ``--output_dir`` of the run.
+        flags: what it is told beyond method, bits, seed and folder.
+    """
+
+    method: str
+    bits: tuple[int, int]
+    seed: int
+    root: Path
+    flags: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        tag = f"cifar_resnet20_w{self.bits[0]}bit_a{self.bits[1]}bit_seed{self.seed}"
+        return self.root / self.method / f"run_{tag}"
+
+
+def run_all(cases: Sequence[Case], options: argparse.Namespace) -> bool:
+    """Run the cases without a record, ``options.jobs`` at a time; False where one failed, which is
+    said on stderr.
+    """
+    try:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(partial(_run_case, options=options), cases))
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"a run ended in status {error.returncode}\n")
+        return False
+    return True
+
+
+def _run_case(case: Case, options: argparse.Namespace) -> None:
+    if (case.folder / "run.json").exists():
+        return
+    flags = ["--resume", "--output_dir", str(case.root), "--quant_method", case.method]
+    flags += ["--seed", str(case.seed)]
+    flags += ["--n_bits_w", str(case.bits[0]), "--n_bits_a", str(case.bits[1]), *case.flags]
+    flags += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
+    run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def read_record(folder: Path) -> dict[str, Any]:

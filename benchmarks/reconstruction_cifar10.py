@@ -11,26 +11,23 @@ and of the prototype in the specification. 1,000 iterations per unit instead of 
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from benchmarks.cifar_runs import (
+    Case,
     read_record,
-    run_main_script,
+    run_all,
+    runs_parser,
     table_head,
     table_line,
-    table_parser,
 )
 from common import EXIT_FAILED, EXIT_OK
 
+FLAGS = ("--iters_w", "1000", "--lr_round", "3e-3")
 SEEDS = (1005, 1006, 1007)
 HEADER = (
     *("method", "W/A", "Top-1, seeds 1005 1006 1007", "mean", "sd", "reference"),
@@ -46,10 +43,9 @@ class Setting:
     bits: tuple[int, int]
     reference: tuple[float, ...] = ()
 
-    def folder(self, root: Path, seed: int) -> Path:
-        weight_bits, activation_bits = self.bits
-        tag = f"cifar_resnet20_w{weight_bits}bit_a{activation_bits}bit_seed{seed}"
-        return root / f"seed{seed}" / self.method / f"run_{tag}"
+    def case(self, root: Path, seed: int) -> Case:
+        """Its run with a seed, in a folder per seed, where runs share a cache."""
+        return Case(self.method, self.bits, seed, root / f"seed{seed}", FLAGS)
 
 
 SETTINGS = (
@@ -67,22 +63,9 @@ SETTINGS = (
 )
 
 
-def run(case: tuple[Setting, int], options: argparse.Namespace) -> None:
-    """One run of the main script in one thread, unless its record is there."""
-    setting, seed = case
-    if (setting.folder(options.output_dir, seed) / "run.json").exists():
-        return
-    flags = ["--resume", "--output_dir", str(options.output_dir / f"seed{seed}")]
-    flags += ["--quant_method", setting.method, "--seed", str(seed)]
-    flags += ["--n_bits_w", str(setting.bits[0]), "--n_bits_a", str(setting.bits[1])]
-    flags += ["--iters_w", "1000", "--lr_round", "3e-3"]
-    flags += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
-    run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 def row(setting: Setting, root: Path) -> str:
     """The table's row, from the records of the runs."""
-    records = [read_record(setting.folder(root, seed)) for seed in SEEDS]
+    records = [read_record(setting.case(root, seed).folder) for seed in SEEDS]
     figures = [record["figures"]["quantized"] for record in records]
     top1 = [figure["top1_pct"] for figure in figures]
     mean = statistics.mean(top1)
@@ -99,21 +82,10 @@ def row(setting: Setting, root: Path) -> str:
     return table_line(cells)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = table_parser("benchmarks.reconstruction_cifar10", __doc__)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    cases = [(setting, seed) for setting in SETTINGS for seed in SEEDS]
-    try:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(partial(run, options=options), cases))
-    except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"a run ended in status {error.returncode}\n")
+    options = runs_parser("benchmarks.reconstruction_cifar10", __doc__).parse_args(argv)
+    cases = [setting.case(options.output_dir, seed) for setting in SETTINGS for seed in SEEDS]
+    if not run_all(cases, options):
         return EXIT_FAILED
     sys.stdout.write(table_head(HEADER))
     for setting in SETTINGS:
