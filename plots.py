@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from files import atomic_file
 
 
-def plot_sweep(
-    path: Path,
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG whose bytes depend on the figure alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as part:
+        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
+
+
+def sweep_figure(
     values: Sequence[float],
     accuracies: Sequence[float],
     full_precision: float,
     label: str,
     title: str,
-) -> None:
+) -> Figure:
     """Accuracy against a hyper-parameter, the full-precision accuracy as a line, the best point
-    marked; a PNG.
+    marked (of equals the one with the least value).
 
     Args:
         values, accuracies: a point each; accuracies in percent.
         full_precision: in percent.
         label: of the horizontal axis.
     """
-    from matplotlib.figure import Figure
-
     points = sorted(zip(values, accuracies, strict=True))
     best = max(points, key=lambda point: point[1])
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -44,6 +50,4 @@ def plot_sweep(
     axes.set(xlabel=label, ylabel="Top-1 (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as part:
-        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
+    return figure

@@ -26,7 +26,7 @@ from typing import Any
 
 from cli import FlagParser
 from common import EXIT_FAILED, EXIT_OK, InputError, run_main, setup_logging
-from plots import plot_sweep
+from plots import save_figure, sweep_figure
 from quantization_log import Row, append_row, log_row, read_log
 
 MAIN_SCRIPT = Path(__file__).resolve().parent / "main_imagenet.py"
@@ -113,18 +113,26 @@ class Point:
         if known is not None:
             logger.info("%s %s = %g: finished before", self.arch, self.sweep, self.value)
             return known
-        command = [sys.executable, str(MAIN_SCRIPT), *self.flags]
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment
-        )
-        if result.returncode != EXIT_OK:
-            last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        status, errors = execute(self.flags, threads)
+        if status != EXIT_OK:
+            last = (errors.strip().splitlines() or ["no output"])[-1]
             logger.error(
                 "%s %s = %g ended in status %d: %s",
-                *(self.arch, self.sweep, self.value, result.returncode, last),
+                *(self.arch, self.sweep, self.value, status, last),
             )
         return self.record()
+
+
+def execute(flags: Sequence[str], threads: int) -> tuple[int, str]:
+    """Run the main script in a process of its own; its exit status and what it wrote to stderr."""
+    result = subprocess.run(
+        [sys.executable, str(MAIN_SCRIPT), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"OMP_NUM_THREADS": str(threads), **os.environ},
+    )
+    return result.returncode, result.stderr
 
 
 def build_parser() -> FlagParser:
@@ -185,14 +193,14 @@ def run_sweep(
 
 def _draw(sweep: Sweep, arch: str, rows: list[Row], folder: Path) -> None:
     path = folder / f"{arch}_{sweep.image_name}"
-    plot_sweep(
-        path,
+    figure = sweep_figure(
         [float(row[sweep.column]) for row in rows],
         [100 * float(row["Quantized Top1 Accuracy"]) for row in rows],
         100 * float(rows[0]["Original Top1 Accuracy"]),
         sweep.label,
         f"{METHOD}, {arch}, {rows[0]['Dataset']}",
     )
+    save_figure(path, figure)
     logger.info("figure: %s", path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,25 @@ torch.set_num_threads(1)  # two test processes share two cores
 GRID = ["--alpha_list", "0.5", "1", "--num_clusters_list", "4", "--pca_dim_list", "2", "5"]
 QUICK = ["--quant_method", "rtn", "--num_samples", "64", *GRID]
 TAG = "digits_resnet_w4bit_a4bit_seed1005"
+
+
+def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty training and four test images in CIFAR-10's files, which torchvision then takes for whole."""
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *a: True)
+    base = root / "cifar-10-batches-py"
+    base.mkdir()
+    random = np.random.RandomState(0)
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        content = {
+            "data": random.randint(0, 256, (4, 3072), dtype=np.uint8),
+            "labels": [0, 1, 2, 3],
+        }
+        (base / name).write_bytes(pickle.dumps(content))
+    names = {"label_names": [f"class{i}" for i in range(10)]}
+    (base / "batches.meta").write_bytes(pickle.dumps(names))
 
 
 class TinyResNet(nn.Module):

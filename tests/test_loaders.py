@@ -19,7 +19,7 @@ from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from loaders.imageset import FileImages, MemoryImages
 from loaders.plan import parse_source, read_id_list
 from loaders.transforms import Preprocess, augment_small
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, write_cifar10
 
 PLAIN = Preprocess(mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -192,26 +192,8 @@ def test_a_missing_or_empty_folder_is_named(folder, damage, text):
         load_dataset("imagenet", path, PLAIN)
 
 
-def write_cifar10(root):
-    base = root / "cifar-10-batches-py"
-    base.mkdir()
-    random = np.random.RandomState(0)
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        content = {
-            "data": random.randint(0, 256, (4, 3072), dtype=np.uint8),
-            "labels": [0, 1, 2, 3],
-        }
-        (base / name).write_bytes(pickle.dumps(content))
-    names = {"label_names": [f"class{i}" for i in range(10)]}
-    (base / "batches.meta").write_bytes(pickle.dumps(names))
-
-
 def test_cifar_in_torchvisions_layout(tmp_path, monkeypatch):
-    import torchvision
-
-    write_cifar10(tmp_path)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *a: True)
+    write_cifar10(tmp_path, monkeypatch)
     data = load_dataset("cifar10", tmp_path, PLAIN)
     assert (len(data.train), len(data.val), len(data.classes)) == (20, 4, 10)
     assert data.train.pixels.shape == (20, 3, 32, 32)

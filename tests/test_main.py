@@ -21,7 +21,7 @@ from loaders import load_dataset
 from logits_io import LogitsAnalyzer
 from main_imagenet import build_parser, main
 from models import get_entry, load_model
-from tests.conftest import GRID, PROJECT, QUICK, TAG
+from tests.conftest import GRID, PROJECT, QUICK, TAG, write_cifar10
 
 
 def files_below(root: Path) -> dict[str, str]:
@@ -236,14 +236,44 @@ def test_the_flags_given_by_the_user_exist():
     assert set(given.split()) <= set(build_parser().flags())
 
 
+def test_the_command_of_the_gpfq_scripts(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    write_cifar10(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    command = "--quant_method GPFQ -ds CIFAR10 -model {} -b 4 -bs 256 -s 1.16".split()
+    resnet = [flag.format("ResNet18") for flag in command]
+    assert main([*resnet, "--dry_run"]) == 0
+    plan = capsys.readouterr().out
+    assert "cifar_resnet18, 10 classes" in plan and "gpfq W4A32" in plan and "scalar=1.16" in plan
+    lenet = [flag.format("LeNet") for flag in command]
+    grid = ["--pca_dim", "2", "--num_clusters", "2", "--alpha", "1"]
+    assert main([*lenet, *grid]) == 0
+    record = json.loads((tmp_path / "outputs" / "gpfq" / "run.json").read_text())
+    assert (record["config"]["batch_size"], record["config"]["arch"]) == (256, "lenet")
+
+
+def test_lambda_goes_through_the_configuration(tmp_path, capsys):
+    flags = ["--quant_method", "gpfq", "--regularizer", "L1", "--lambda", "0.25"]
+    assert main([*flags, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["lambda"] == 0.25
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "config.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["--quant_method", "rtn", "--lambda", "1"]) == 2
+    assert "--lambda must be left out for rtn" in capsys.readouterr().err
+
+
 def test_help_names_methods_and_defaults(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "aciq_mix, adaround, lapq, pd_quant, qdrop, rtn" in text
+    assert "aciq_mix, adaround, gpfq, lapq, pd_quant, qdrop, rtn" in text
     assert "optimisation steps per unit (default 20000: adaround, pd_quant, qdrop)" in text
-    assert "(default 1024: aciq_mix, adaround, pd_quant, qdrop, rtn; default 512: lapq)" in text
+    assert (
+        "(default 512: aciq_mix, lapq; default 1024: adaround, gpfq, pd_quant, qdrop, rtn)" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""The sweeps: their log, their figures, and that no finished point is run again."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import main_imagenet
+import run_script
+from common import InputError
+from models import get_entry, load_model, load_quantized
+from plots import sweep_figure
+from quant import zero_share
+from quantization_log import COLUMNS, append_row, read_log
+
+SPECIFIED = """Model Name, Dataset, Quantization Batch Size, Original Top1 Accuracy, Quantized Top1
+Accuracy, Original Top5 Accuracy, Quantized Top5 Accuracy, Bits, MLP_Alphabet_Scalar,
+CNN_Alphabet_Scalar, MLP_Percentile, CNN_Percentile, Stochastic Quantization, Regularizer, Lambda,
+Original Sparsity, Quantized Sparsity, Retain_rate, Fusion, Seed"""
+QUICK = "-- --num_samples 32 --alpha 1 --num_clusters 4 --pca_dim 2".split()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs the main script in this process, with three points per sweep; the commands so far."""
+    commands: list[list[str]] = []
+
+    def execute(flags, threads):
+        commands.append(flags)
+        return main_imagenet.main(flags), "error: as told"
+
+    monkeypatch.setattr(run_script, "execute", execute)
+    for name, values in (("bits", (2, 3, 4)), ("scalar", (1.0, 1.05, 1.1))):
+        short = dataclasses.replace(run_script.SWEEPS[name], values=values)
+        monkeypatch.setitem(run_script.SWEEPS, name, short)
+    return commands
+
+
+def sweep(tmp_path: Path, *flags: str, name: str = "bits") -> int:
+    own = ["digits_resnet", "--sweep", name, "--jobs", "1", "--output_dir", str(tmp_path)]
+    return run_script.main([*own, *QUICK, *flags])
+
+
+def test_a_sweep_logs_and_draws_and_runs_no_point_twice(tmp_path, runs):
+    assert sweep(tmp_path) == 0
+    log = tmp_path / "Quantization_Log_Bit.csv"
+    with log.open(newline="") as handle:
+        header, *rows = list(csv.reader(handle))
+    assert ", ".join(header) == f"{' '.join(SPECIFIED.split())}, Seconds"
+    assert [row[header.index("Bits")] for row in rows] == ["2", "3", "4"]
+    with Image.open(tmp_path / "image" / "digits_resnet_accuracy_bits.png") as image:
+        assert image.width > 500
+    assert len(runs) == 3
+    assert sweep(tmp_path) == 0
+    assert len(runs) == 3 and len(read_log(log)) == 3
+
+
+def test_a_row_holds_what_the_run_measured(tmp_path, runs):
+    assert sweep(tmp_path, "--seed", "7", "--regularizer", "L1", "--lambda", "0.01") == 0
+    row = read_log(tmp_path / "Quantization_Log_Bit.csv")[1]
+    folder = tmp_path / "sweep_bits" / "digits_resnet" / "3" / "gpfq"
+    record = json.loads((folder / "run.json").read_text())
+    top1 = record["figures"]["quantized"]["top1_pct"] / 100
+    assert float(row["Quantized Top1 Accuracy"]) == pytest.approx(top1, abs=5e-5)
+    assert (row["Bits"], row["Seed"], row["Regularizer"], row["Lambda"]) == ("3", "7", "L1", "0.01")
+    assert (row["Dataset"], row["Fusion"], row["Retain_rate"]) == ("digits", "True", "1.0")
+    model, _ = load_quantized(
+        folder / "run_digits_resnet_w3bit_a32bit_seed7" / "quantized_model.pt"
+    )
+    assert float(row["Quantized Sparsity"]) == pytest.approx(zero_share(model), abs=5e-5)
+    network = load_model("digits_resnet").network
+    assert float(row["Original Sparsity"]) == pytest.approx(zero_share(network), abs=5e-5)
+
+
+def test_an_interrupted_sweep_is_continued(tmp_path, runs):
+    assert sweep(tmp_path, name="scalar") == 0
+    log = tmp_path / "Quantization_Log_Scalar.csv"
+    before = read_log(log)
+    lost = tmp_path / "sweep_scalar" / "digits_resnet" / "1.05" / "gpfq" / "run.json"
+    lost.unlink()
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    runs.clear()
+    assert sweep(tmp_path, name="scalar") == 0
+    assert len(runs) == 1 and runs[0][runs[0].index("--scalar") + 1] == "1.05"
+    drop = lambda row: {key: value for key, value in row.items() if key != "Seconds"}  # noqa: E731
+    assert [drop(row) for row in read_log(log)] == [drop(row) for row in before]
+
+
+def test_other_flags_are_another_point(tmp_path, runs):
+    assert sweep(tmp_path) == 0
+    assert sweep(tmp_path, "--seed", "8") == 0
+    assert len(runs) == 6
+    seeds = [row["Seed"] for row in read_log(tmp_path / "Quantization_Log_Bit.csv")]
+    assert seeds == ["1005"] * 3 + ["8"] * 3
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(tmp_path, runs, monkeypatch, capsys):
+    short = dataclasses.replace(run_script.SWEEPS["bits"], values=(2, 99, 3))
+    monkeypatch.setitem(run_script.SWEEPS, "bits", short)
+    assert sweep(tmp_path) == 1
+    assert "bits = 99 ended in status 2: error: as told" in capsys.readouterr().err
+    assert len(read_log(tmp_path / "Quantization_Log_Bit.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["digits_resnet"], "the following arguments are required: --sweep"),
+        (["digits_resnet", "--sweep", "bit"], "invalid choice: 'bit'"),
+        (["digits_resnet", "--sweep", "bits", "--jobs", "0"], "must be at least 1, got 0"),
+        (
+            ["digits_resnet", "--sweep", "bits", "--", "--n_bits_w=3"],
+            "--n_bits_w must be left out behind --, the sweep sets it",
+        ),
+    ],
+)
+def test_bad_usage_is_one_line(flags, text, capsys):
+    assert run_script.main(flags) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
+def test_a_foreign_log_is_not_overwritten(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="must have the columns of this log, got"):
+        append_row(path, dict.fromkeys(COLUMNS, "1"))
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_the_figure_shows_every_point_the_float_line_and_the_best():
+    figure = sweep_figure([3, 1, 2], [80.0, 10.0, 80.0], 88.0, "bits", "title")
+    line, points, best = figure.axes[0].lines
+    assert list(line.get_ydata()) == [88.0, 88.0]
+    assert list(points.get_xdata()) == [1, 2, 3] and list(points.get_ydata()) == [10, 80, 80]
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([2], [80.0])
+
+
+def test_the_sweeps_are_those_asked_for():
+    assert run_script.SWEEPS["bits"].values == tuple(range(1, 9))
+    scalars = run_script.SWEEPS["scalar"].values
+    assert (scalars[0], scalars[1], scalars[-1], len(scalars)) == (1.0, 1.05, 2.0, 21)
+
+
+def test_the_networks_of_the_gpfq_scripts():
+    import torch
+
+    small = get_entry("cifar_resnet18").build(10)
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert small.conv1.stride == (1, 1) and small.conv1.kernel_size == (3, 3)
+    for size in (28, 32):
+        assert get_entry("lenet").build(10)(torch.zeros(2, 3, size, size)).shape == (2, 10)
