@@ -41,7 +41,7 @@ REFERENCE = {
 }
 PUBLISHED = ("--alphabet", "published", "--radius", "mean_max", "--no-fold_bn")
 SAME_BITS = ("--disable_8bit_head_stem",)
-OWN_BITS = (2, 3, 4)
+OWN_BITS = (2, 3)
 OWN = {
     "rtn": Case("rtn", (0, FLOAT), SEED, Path("own")),
     "gpfq": Case("gpfq", (0, FLOAT), SEED, Path("own")),

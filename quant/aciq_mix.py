@@ -47,7 +47,6 @@ SHORT_FORMS: ShortForms = {"num_bits": same_bits}
 class AciqSettings(MethodSettings):
     """Settings of ACIQ-Mix."""
 
-    num_samples: int = setting(512, "calibration images", low=1, high=10**9)
     num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
     aciq_method: str = setting(
         "auto",

@@ -272,7 +272,7 @@ def test_help_names_methods_and_defaults(capsys):
     assert "aciq_mix, adaround, gpfq, lapq, pd_quant, qdrop, rtn" in text
     assert "optimisation steps per unit (default 20000: adaround, pd_quant, qdrop)" in text
     assert (
-        "(default 512: aciq_mix, lapq; default 1024: adaround, gpfq, pd_quant, qdrop, rtn)" in text
+        "(default 1024: aciq_mix, adaround, gpfq, pd_quant, qdrop, rtn; default 512: lapq)" in text
     )
 
 
