@@ -222,12 +222,14 @@ class Descent:
     def finish(self) -> None:
         """Leave the network at the best point visited, and say what came of it."""
         self._move(self.best)
+        evaluations = len(self.known) - 1
+        self.search.report("lapq/evaluations", evaluations, 0)
         logger.info(
             "joint search over %d steps: loss %.5g -> %.5g in %d evaluations",
             len(self.free),
             self.start.loss,
             self.best_loss,
-            len(self.known) - 1,
+            evaluations,
         )
 
 
