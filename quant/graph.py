@@ -178,6 +178,10 @@ def _refuse_unsupported(network: fx.GraphModule) -> None:
             raise InputError(
                 f"weights must be in Conv2d or Linear layers, got module {node.target!r} ({type(module).__name__})"
             )
+        if isinstance(module, nn.Conv2d) and module.groups > module.in_channels:
+            raise InputError(
+                f"groups must be at most the {module.in_channels} channels, got {module.groups} in {node.target!r}"
+            )
         if isinstance(module, LAYERS) and calls[node.target] > 1:
             raise InputError(
                 f"a layer must be used once per forward, got module {node.target!r} used again"

@@ -232,6 +232,12 @@ def test_a_bad_setting_is_named(settings, text):
         QuantizationManager().get_quantization_method("gpfq", **settings)
 
 
+def test_more_groups_than_channels_are_named(tiny_network, tiny_images):
+    tiny_network.first.conv1.groups = 9
+    with pytest.raises(InputError, match=r"groups must be at most the 8 channels, got 9 in 'first"):
+        quantized(tiny_network, tiny_images)
+
+
 def test_a_threshold_beyond_the_alphabet_is_named(tiny_network, tiny_images):
     with pytest.raises(InputError, match=r"lambda must be below the reach .* in stem\.0"):
         quantized(tiny_network, tiny_images, regularizer="L0", lambda_=50.0)
