@@ -180,7 +180,7 @@ def test_every_setting_has_a_help_text_and_a_valid_default(name):
         assert field.metadata["help"]
         assert str(field.type) in (
             *("int", "float", "bool", "str"),
-            *("int | None", "float | None", "bool | None"),
+            *("int | None", "float | None", "bool | None", "str | None"),
         )
         assert check_setting(field, field.default) == field.default
 
