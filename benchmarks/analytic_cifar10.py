@@ -29,7 +29,7 @@ from benchmarks.cifar_runs import (
 from common import EXIT_FAILED, EXIT_OK
 
 SEED = 1005
-LAPQ = ("--first_last", "fp32", "--no-channel_wise", "--no-fold_bn")
+LAPQ = ("--first_last", "fp32", "--no-channel_wise", "--no-fold_bn", "--no-asymmetric")
 ACIQ = (
     *("--per_channel_act", "--act_points", "outputs"),
     *("--num_samples", "32", "--no-output_correction"),
@@ -59,7 +59,8 @@ class Setting:
 
 def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float) -> list[Setting]:
     """One published row, with labels as published and without."""
-    flags = (*LAPQ, "--num_samples", str(images)) + ("--bias_correction",) * corrected
+    correction = "--bias_correction" if corrected else "--no-bias_correction"
+    flags = (*LAPQ, "--num_samples", str(images), correction)
     note = f"{images} images, {'' if corrected else 'no '}bias correction"
     return [
         Setting("lapq", bits, f"{note}, labels", (*flags, "--lapq_loss", "ce_labels"), reference),

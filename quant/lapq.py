@@ -49,7 +49,9 @@ class LapqSettings(MethodSettings):
     num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
     per_channel: bool | None = setting(None, "another name of channel_wise")
     calib_size: int | None = setting(None, "another name of num_samples", low=1, high=10**9)
-    asymmetric: bool = setting(False, "two-sided tensors get a searched zero point")
+    asymmetric: bool = setting(
+        True, "two-sided tensors get a searched zero point; off (published): the middle one"
+    )
     p_min: float = setting(2.0, "least power of the error that a start minimises", low=0.5, high=50)
     p_max: float = setting(4.0, "greatest power of the error", low=0.5, high=50)
     p_steps: int = setting(10, "powers to try", low=1, high=1000)
@@ -62,7 +64,7 @@ class LapqSettings(MethodSettings):
         "cross-entropy or squared error against the float network, or cross-entropy with labels (published)",
         choices=tuple(LOSSES),
     )
-    bias_correction: bool = setting(False, "give quantized weights the mean of the float ones")
+    bias_correction: bool = setting(True, "give quantized weights the mean of the float ones")
     first_last: str = setting(
         "8bit",
         "first and last layer: 8 bits, or float with all linear layers (published)",
