@@ -49,7 +49,7 @@ class AciqSettings(MethodSettings):
 
     num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
     aciq_method: str = setting(
-        "auto",
+        "laplace",
         "density that activation ranges are clipped for; auto: what fits best, none: no clipping",
         choices=(*PRIORS, "auto", "none"),
     )
