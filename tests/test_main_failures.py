@@ -56,7 +56,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         ),
         (
             ["--quant_method", "adaruond"],
-            "got 'adaruond'; closest: adaround; known: adaround, pd_quant, qdrop, rtn",
+            "got 'adaruond'; closest: adaround; known: aciq_mix, adaround, gpfq, lapq, pd_quant, qdrop, rtn",
         ),
         (
             ["--dataset", "cifar11", "--arch", "resnet18"],
@@ -130,7 +130,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
             ["--correction_source", "test"],
             "correction_source must be train, train_aug or val:FRACTION",
         ),
-        (["--batch_size", "0"], "argument --batch_size: must be at least 1, got 0"),
+        (["--batch_size", "0"], "argument -bs/--batch_size: must be at least 1, got 0"),
         (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:i, got 'tpu'"),
         (["--nbits_w", "4"], "flag must be a known name, got 'nbits_w'; closest: n_bits_w"),
         (["adaround"], "arguments must be flags and their values, got 'adaround'"),
@@ -152,7 +152,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         ),
         (
             ["--dataset", "cifar10", "--arch", "cifar_resnet20"],
-            "data_path must be given for dataset cifar10",
+            "cifar10 must be in data/cifar-10-batches-py (--download fetches it), got no such folder",
         ),
         (["--seed", "-1"], "seed must be between 0 and 2^32 - 1, got -1"),
         (["--config"], "argument --config: expected one argument"),
