@@ -20,6 +20,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +264,9 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
             raise InputError("arch must be given together with data_path or dataset, got none")
         options.arch, options.dataset = DEFAULT_ARCH, "digits"
     if options.arch == "resnet18" and options.dataset != "digits":
-        name, _, _ = resolve_dataset(options.dataset, options.data_path)
-        options.arch = "cifar_resnet18" if name in SMALL_IMAGES else options.arch
+        with suppress(InputError):  # what is wrong with the data is said where they are loaded
+            name, _, _ = resolve_dataset(options.dataset, options.data_path)
+            options.arch = "cifar_resnet18" if name in SMALL_IMAGES else options.arch
     return options
 
 

@@ -51,9 +51,9 @@ class BaseQuantizationMethod(ABC):
         fp_model: nn.Module | None,
         train_loader: Iterable,
         on_unit: Callable[[UnitReport], None] | None = None,
-        on_scalar: Callable[[str, float, int], None] | None = None,
         states: UnitStates | None = None,
         cache_dir: Path | None = None,
+        on_scalar: Callable[[str, float, int], None] | None = None,
     ) -> QuantModel:
         """Quantize a copy of ``model``; neither ``model`` nor ``fp_model`` changes.
 
@@ -63,10 +63,10 @@ class BaseQuantizationMethod(ABC):
             train_loader: gives (images, labels, ...) batches or image tensors; the first
                 ``num_samples`` images calibrate; labels are looked at only where a setting says so.
             on_unit: called after each unit with its report.
-            on_scalar: called with name, value and step of what else the method reports.
             states: where finished units are stored, and found again by a resumed run.
             cache_dir: where results are kept that serve other settings of the same network and
                 images.
+            on_scalar: called with name, value and step of what else the method reports.
 
         Raises:
             InputError: the network cannot be traced or cut, or the loader is empty.

@@ -120,8 +120,8 @@ def test_the_start_is_the_best_of_all(tiny_network, tiny_images, caplog):
 
 def test_the_steps_of_one_tensor_keep_their_ratios(tiny_network, tiny_images):
     """One factor per tensor: the joint search scales all channels of a weight alike."""
-    start = quantized(tiny_network, [tiny_images], powell_maxiter=0)
-    end = quantized(tiny_network, [tiny_images])
+    start = quantized(tiny_network, [tiny_images], n_bits_w=3, n_bits_a=2, powell_maxiter=0)
+    end = quantized(tiny_network, [tiny_images], n_bits_w=3, n_bits_a=2)
     moved = 0
     for before, after in zip(quant_layers(start).values(), quant_layers(end).values(), strict=True):
         ratio = after.scale / before.scale
