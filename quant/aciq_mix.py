@@ -13,8 +13,8 @@ otherwise biases take up the shift of the mean outputs on the calibration images
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -32,7 +32,7 @@ from quant.output_correction import match_output_means
 from quant.primitives import choose_qparams, constant_qparams, fake_quantize
 from quant.ranges import RANGE_MODES, weight_qparams
 from quant.registry import register_method
-from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting, spelled_out
+from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting
 from quant.weight_correction import match_moments
 
 MIXED_BITS = 4  # bits up to which channels share bits, as in the published code
@@ -91,16 +91,13 @@ class AciqSettings(MethodSettings):
         ):
             if getattr(self, name) and not getattr(self, needed):
                 raise InputError(f"{needed} must be on for {name}, got {needed} off")
+        for name, bits in (("mix_weights", self.n_bits_w), ("mix_acts", self.n_bits_a)):
+            if getattr(self, name) and bits > MIXED_BITS:
+                raise InputError(f"bits must be at most {MIXED_BITS} for {name}, got {bits}")
 
     @property
     def spec(self) -> QuantSpec:
-        return QuantSpec(
-            self.n_bits_w,
-            self.n_bits_a,
-            self.channel_wise,
-            not self.disable_8bit_head_stem,
-            act_points=self.act_points,
-        )
+        return dataclasses.replace(super().spec, act_points=self.act_points)
 
     def mixes_weights(self, bits: int) -> bool:
         wanted = self.channel_wise if self.mix_weights is None else self.mix_weights
@@ -118,9 +115,7 @@ class AciqMix(BaseQuantizationMethod):
     name = "aciq_mix"
     summary = "analytic clipping, bits shared among channels, corrected weights; no training"
     settings_class = AciqSettings
-
-    def __init__(self, **settings: Any):
-        super().__init__(**spelled_out(AciqSettings, SHORT_FORMS, settings))
+    short_forms = SHORT_FORMS
 
     def _quantize(self, task: Task) -> None:
         walk_chain(task, self._initialise)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common import RunError, require_known
 from quant.chain import Task, collect_calibration
 from quant.model import FLOAT_SPEC, QuantModel
-from quant.settings import MethodSettings
+from quant.settings import MethodSettings, ShortForms, spelled_out
 from quant.states import UnitReport, UnitStates
 
 logger = logging.getLogger(__name__)
@@ -25,18 +25,21 @@ class BaseQuantizationMethod(ABC):
     """One quantization method with its settings.
 
     A new method is one file: a subclass with ``name``, ``summary`` and ``settings_class``,
-    ``_quantize``, and the ``register_method`` decorator.
+    ``_quantize``, and the ``register_method`` decorator; ``short_forms`` where a setting stands for
+    others.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
+    short_forms: ClassVar[ShortForms] = {}
 
     def __init__(self, **settings: Any):
         known = [field.name for field in dataclasses.fields(self.settings_class)]
         for key in settings:
             require_known(f"setting of {self.name}", key, known)
-        self.settings: Any = self.settings_class(**settings)
+        spelled = spelled_out(self.settings_class, self.short_forms, settings)
+        self.settings: Any = self.settings_class(**spelled)
 
     def get_method_name(self) -> str:
         return self.name

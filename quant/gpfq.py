@@ -13,6 +13,7 @@ stem and head have 8 bits unless told otherwise.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from quant.path_following import Grams, follow_path
 from quant.primitives import code_dtype
 from quant.ranges import RANGE_MODES, activation_qparams
 from quant.registry import register_method
-from quant.settings import BITS, MethodSettings, ShortForms, setting, spelled_out
+from quant.settings import BITS, MethodSettings, ShortForms, setting
 
 GRAM_BATCH = 16  # images whose patches are in memory at a time
 LARGEST = 1e6
@@ -85,13 +86,7 @@ class GpfqSettings(MethodSettings):
 
     @property
     def spec(self) -> QuantSpec:
-        return QuantSpec(
-            self.n_bits_w,
-            self.n_bits_a,
-            self.channel_wise,
-            not self.disable_8bit_head_stem,
-            fold=self.fold_bn,
-        )
+        return dataclasses.replace(super().spec, fold=self.fold_bn)
 
     def reach(self, layer: QuantLayer, weight: Tensor) -> Tensor:
         """Scalar times radius for the (N, d) weight, (N, 1) or (1, 1)."""
@@ -111,9 +106,7 @@ class Gpfq(BaseQuantizationMethod):
         "layer by layer, each weight rounded to undo the error made so far (greedy path following)"
     )
     settings_class = GpfqSettings
-
-    def __init__(self, **settings: Any):
-        super().__init__(**spelled_out(GpfqSettings, SHORT_FORMS, settings))
+    short_forms = SHORT_FORMS
 
     def _quantize(self, task: Task) -> None:
         walk_chain(task, _Unit(task, self.settings))

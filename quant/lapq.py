@@ -14,10 +14,10 @@ are folded; codes of the stem, the head and the tensor that feeds the head keep 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from quant.base import BaseQuantizationMethod
 from quant.chain import Task
 from quant.graph import QuantSpec
 from quant.registry import register_method
-from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting, spelled_out
+from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting
 from quant.step_search import FULL_RANGE, LOSSES, StepSearch
 
 FIRST_LAST = ("8bit", "fp32")
@@ -88,14 +88,8 @@ class LapqSettings(MethodSettings):
 
     @property
     def spec(self) -> QuantSpec:
-        return QuantSpec(
-            self.n_bits_w,
-            self.n_bits_a,
-            self.channel_wise,
-            not self.disable_8bit_head_stem,
-            float_ends=self.first_last == "fp32",
-            fold=self.fold_bn,
-        )
+        float_ends = self.first_last == "fp32"
+        return dataclasses.replace(super().spec, float_ends=float_ends, fold=self.fold_bn)
 
 
 @register_method
@@ -105,9 +99,7 @@ class Lapq(BaseQuantizationMethod):
     name = "lapq"
     summary = "steps of all tensors searched jointly for the network's loss (Powell)"
     settings_class = LapqSettings
-
-    def __init__(self, **settings: Any):
-        super().__init__(**spelled_out(LapqSettings, SHORT_FORMS, settings))
+    short_forms = SHORT_FORMS
 
     def _quantize(self, task: Task) -> None:
         settings = self.settings

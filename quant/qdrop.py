@@ -14,7 +14,7 @@ from typing import Any
 from quant.reconstruction import ReconstructionMethod
 from quant.reconstruction_settings import ReconstructionSettings
 from quant.registry import register_method
-from quant.settings import BITS, ShortForms, same_bits, setting, spelled_out
+from quant.settings import BITS, ShortForms, same_bits, setting
 
 SHORT_FORMS: ShortForms = {
     "num_bits": same_bits,
@@ -58,6 +58,4 @@ class QDrop(ReconstructionMethod):
     name = "qdrop"
     summary = "adaround with randomly dropped activation quantization"
     settings_class = QDropSettings
-
-    def __init__(self, **settings: Any):
-        super().__init__(**spelled_out(QDropSettings, SHORT_FORMS, settings))
+    short_forms = SHORT_FORMS

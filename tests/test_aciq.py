@@ -252,6 +252,7 @@ def test_outputs_of_convolutions_are_quantized_and_sums_are_not(tiny_network, ti
             {"variance_correction": True, "channel_wise": False},
             "channel_wise must be on for variance_correction, got channel_wise off",
         ),
+        ({"mix_weights": True, "n_bits_w": 5}, "bits must be at most 4 for mix_weights, got 5"),
         ({"aciq_method": "mix"}, "aciq_method must be one of laplace, gauss, auto, none"),
         ({"mix_ratio": 1.5}, "mix_ratio must be at most 1, got 1.5"),
         ({"num_bits": 3, "n_bits_a": 4}, "n_bits_a must be left out or agree with num_bits = 3"),
