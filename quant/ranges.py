@@ -161,27 +161,36 @@ class _Search:
         tail_counts = torch.ones_like(self.tails) if counts is None else counts[index]
         self.tail_counts = tail_counts / 2  # halved, for an element may be in both tails
 
-    def offer(self, width: Tensor, zero: Tensor) -> None:
-        """Try one candidate per row; rows whose extremes alone cost too much are not evaluated."""
-        bits = self.grid.bits
-        scale, zero_point = choose_qparams(*self.ends(width, zero), bits)
-        low, high = -zero_point * scale, (quant_max(bits) - zero_point) * scale
-        clipped = self.tails - self.tails.clamp(low.unsqueeze(1), high.unsqueeze(1))
-        bound = (clipped.abs_().pow_(self.grid.norm) * self.tail_counts).sum(1)
-        open_rows = (bound <= self.cost).nonzero().flatten()
-        if len(open_rows) == 0:
-            return
+    def offer(self, widths: Tensor, zeros: Tensor) -> None:
+        """Try candidates in order, each of shape (candidates, rows); rows whose extremes alone cost
+        too much are not evaluated.
+        """
+        scales, zero_points = choose_qparams(*self.ends(widths, zeros), self.grid.bits)
+        bounds = self._least_costs(scales, zero_points)
+        for i in (bounds <= self.cost).any(dim=1).nonzero().flatten().tolist():
+            open_rows = (bounds[i] <= self.cost).nonzero().flatten()
+            if len(open_rows) == 0:
+                continue
+            cost = self._costs(open_rows, scales[i], zero_points[i])
+            better = cost <= self.cost[open_rows]
+            chosen = open_rows[better]
+            self.cost[chosen] = cost[better]
+            self.width[chosen] = widths[i, chosen]
+            self.zero[chosen] = zeros[i, chosen]
+
+    def _least_costs(self, scales: Tensor, zero_points: Tensor) -> Tensor:
+        """What clipping the extremes costs, a lower bound of the cost; of the shape of ``scales``."""
+        low, high = -zero_points * scales, (quant_max(self.grid.bits) - zero_points) * scales
+        clipped = self.tails - self.tails.clamp(low.unsqueeze(-1), high.unsqueeze(-1))
+        return (clipped.abs_().pow_(self.grid.norm) * self.tail_counts).sum(-1)
+
+    def _costs(self, open_rows: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         rows = self.sample.rows
         part = Sample(rows if len(open_rows) == len(rows) else rows[open_rows], self.sample.counts)
-        cost = quantization_error(part, scale[open_rows], zero_point[open_rows], self.grid)
-        better = cost <= self.cost[open_rows]
-        chosen = open_rows[better]
-        self.cost[chosen] = cost[better]
-        self.width[chosen] = width[chosen]
-        self.zero[chosen] = zero[chosen]
+        return quantization_error(part, scale[open_rows], zero_point[open_rows], self.grid)
 
     def ends(self, width: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-        """Low and high end, each (rows,), of ranges given by width and zero point."""
+        """Low and high end of ranges given by width and zero point, all (..., rows)."""
         top = quant_max(self.grid.bits)
         step = self.reach * width / NUM_WIDTHS / top
         return -zero * step, (top - zero) * step
@@ -192,13 +201,13 @@ def search_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
     |error|^norm.
     """
     search = _Search(sample, grid)
+    zeros = search.reach.new_tensor(search.zeros[::-1]).unsqueeze(1).repeat(1, len(search.reach))
     for i in range(NUM_WIDTHS, 0, -1):
-        for code in reversed(search.zeros):
-            search.offer(torch.full_like(search.reach, i), torch.full_like(search.reach, code))
+        search.offer(torch.full_like(zeros, i), zeros)
     stride = _zero_stride(grid.bits) if len(search.zeros) > 1 else 1
     while stride > 1:
-        for width, zero in _refinements(search.width, search.zero, stride, grid.bits):
-            search.offer(width, zero)
+        for widths, zeros in _refinements(search.width, search.zero, stride, grid.bits):
+            search.offer(widths, zeros)
         stride //= 4
     return choose_qparams(*search.ends(search.width, search.zero), grid.bits)
 
@@ -236,15 +245,12 @@ def _refinements(
     width: Tensor, zero: Tensor, stride: int, bits: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighbours of each row's best: widths within REFINED_WIDTHS, zero points at a quarter of the
-    stride.
+    stride; (zero points, rows) for each width.
     """
-    width, zero = width.clone(), zero.clone()
+    shifts = torch.arange(stride, -stride - 1, -stride // 4, device=zero.device).unsqueeze(1)
+    width, zeros = width.clone(), (zero + shifts).clamp(0, quant_max(bits))
     for by_width in range(REFINED_WIDTHS, -REFINED_WIDTHS - 1, -1):
-        for by_zero in range(stride, -stride - 1, -stride // 4):
-            yield (
-                (width + by_width).clamp(1, NUM_WIDTHS),
-                (zero + by_zero).clamp(0, quant_max(bits)),
-            )
+        yield (width + by_width).clamp(1, NUM_WIDTHS).expand_as(zeros), zeros
 
 
 def quantization_error(sample: Sample, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:

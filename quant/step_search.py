@@ -100,7 +100,7 @@ class StepSearch:
             self.units, task.images, self._targets(), criterion, self.device
         )
         self.record = LossRecord() if task.states is None else task.states.losses()
-        self.first_changed = 0
+        self.changed: set[int] | None = None  # tensors since the last loss; None: any
 
     def _targets(self) -> Tensor:
         if self.settings.uses_labels:
@@ -132,7 +132,7 @@ class StepSearch:
                 scale, zero_point = self._best(histogram(batches), quantizer.num_bits, norm)
                 self.tensors.set(numbers[quantizer], scale[0], zero_point[0])
             value = run_unit(unit, value, self.device)
-        self.first_changed = 0
+        self.changed = None
         loss = self.evaluate()
         logger.info("start p = %.3g: loss %.5g", norm, loss)
         if math.isfinite(norm):
@@ -150,16 +150,18 @@ class StepSearch:
         """
         for index, pair in enumerate(start.qparams):
             self.tensors.set(index, *pair)
-        self.first_changed = 0
+        self.changed = None
         descent = Descent(self, start)
         minimise(
             descent, len(descent.free), self.settings.powell_maxiter, self.settings.powell_maxfev
         )
         descent.finish()
 
-    def touch(self, index: int) -> None:
-        """Note that a tensor has changed."""
-        self.first_changed = min(self.first_changed, self.tensors.units[index])
+    def move(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
+        """Give a tensor another scale, and note that it has changed."""
+        self.tensors.set(index, scale, zero_point)
+        if self.changed is not None:
+            self.changed.add(index)
 
     def evaluate(self) -> float:
         """The loss of the network as it is.
@@ -173,8 +175,11 @@ class StepSearch:
         return loss
 
     def _compute(self) -> float:
-        first, self.first_changed = self.first_changed, len(self.units)
-        return self.loss(first)
+        changed, self.changed = self.changed, set()
+        if changed is None:
+            return self.loss(0)
+        first = min(self.tensors.units[index] for index in changed)
+        return self.loss(first, [self.tensors.modules[index] for index in changed])
 
     def report(self, name: str, value: float, step: int) -> None:
         if self.task.on_scalar is not None:
@@ -201,6 +206,7 @@ class Descent:
 
     def __call__(self, point: np.ndarray) -> float:
         """The loss at ``point``, (tensors,) float64."""
+        point = point + 0.0  # no negative zero
         key = point.tobytes()
         if key not in self.known:
             self._move(point)
@@ -215,8 +221,7 @@ class Descent:
         for place in np.flatnonzero(point != self.present):
             index = self.free[place]
             scale, zero_point = self.start.qparams[index]
-            self.search.tensors.set(index, scale * math.exp(point[place]), zero_point)
-            self.search.touch(index)
+            self.search.move(index, scale * math.exp(point[place]), zero_point)
         self.present = point.copy()
 
     def finish(self) -> None:

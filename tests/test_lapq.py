@@ -93,6 +93,29 @@ def test_the_loss_from_a_later_unit_is_the_whole_loss(tiny_network, criterion):
         assert kept(first) == anew(0)
 
 
+def test_the_loss_from_a_changed_module_is_the_whole_loss(tiny_network):
+    images = torch.randn(150, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    model = quantized(tiny_network, [images], powell_maxiter=0)
+    with torch.no_grad():
+        targets = tiny_network(images).softmax(1)
+    units = list(model.units)
+    kept = CalibrationLoss(units, images, targets, cross_entropy, images.device)
+    kept(0)
+    modules = [
+        (number, module)
+        for number, unit in enumerate(units)
+        for module in (*quant_layers(unit).values(), *activation_quantizers(unit).values())
+    ]
+    last = len(modules) - 1
+    for picks in ([0], [0], [0, 1], [1], [2, 3], [3], [2], [last, 4], [last], [last], [1, last]):
+        changed = [modules[pick] for pick in picks]
+        for _, module in changed:
+            module.scale = module.scale * 1.05
+        anew = CalibrationLoss(units, images, targets, cross_entropy, images.device)
+        first = min(number for number, _ in changed)
+        assert kept(first, [module for _, module in changed]) == anew(0)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -180,7 +203,7 @@ def test_a_resumed_search_computes_only_what_is_missing(
     monkeypatch.setattr(
         CalibrationLoss,
         "__call__",
-        lambda self, first: computed.append(first) or plain(self, first),
+        lambda self, *changed: computed.append(changed) or plain(self, *changed),
     )
     states = UnitStates(tmp_path / "state", {})
     states.open(resume=False)
