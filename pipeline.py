@@ -39,6 +39,7 @@ from loaders import (
 from logits_io import LogitsAnalyzer
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
+from metrics import Scorer
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 
@@ -221,14 +222,13 @@ class _Run:
             grid = fit_grid(
                 fitting.logits[QUANTIZED], fitting.logits[FULL_PRECISION], self.job.grid
             )
-        rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], evaluation)]
+        scorer = Scorer(evaluation.logits[FULL_PRECISION], evaluation.targets)
+        rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], scorer)]
         with self.clock("apply and save corrections"):
             corrected = grid.corrected(evaluation.logits[QUANTIZED])
             bar = progress(corrected, "corrections", len(grid.results))
             for index, (result, logits) in enumerate(bar):
-                rows.append(
-                    score(result.kind, logits, evaluation, result.setting, result.heldout_kl)
-                )
+                rows.append(score(result.kind, logits, scorer, result.setting, result.heldout_kl))
                 wanted = self.options.save_results == "all" or index == grid.selected
                 if wanted and result.setting is not None:
                     self._save_result(result.setting, logits, evaluation)

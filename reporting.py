@@ -18,7 +18,7 @@ import numpy as np
 from correction import Setting
 from evaluation import Inference
 from logits_io.naming import FULL_PRECISION, QUANTIZED
-from metrics import agreement, kl_divergence, mean_confidence, mean_squared_error, topk_accuracy
+from metrics import Scorer, agreement, mean_confidence
 from quant import UnitReport
 
 MAX_GAP = 0.01  # difference of mean FP confidence above which the fitting images are called unlike the others
@@ -51,22 +51,22 @@ class Row:
 def score(
     name: str,
     logits: np.ndarray,
-    evaluation: Inference,
+    scorer: Scorer,
     setting: Setting | None = None,
     heldout_kl: float | None = None,
 ) -> Row:
     """The row of (N, C) ``logits`` on the evaluation images."""
-    reference, targets = evaluation.logits[FULL_PRECISION], evaluation.targets
+    figures = scorer(logits)
     return Row(
         logits=name,
         alpha=setting.alpha if setting else None,
         num_clusters=setting.num_clusters if setting else None,
         pca_dim=setting.pca_dim if setting else None,
-        top1_pct=100 * topk_accuracy(logits, targets, 1),
-        top5_pct=100 * topk_accuracy(logits, targets, 5),
-        agreement_pct=100 * agreement(logits, reference),
-        kl_to_fp=kl_divergence(reference, logits),
-        mse_to_fp=mean_squared_error(logits, reference),
+        top1_pct=100 * float((figures.ahead < 1).mean()),
+        top5_pct=100 * float((figures.ahead < 5).mean()),
+        agreement_pct=100 * float(figures.agrees.mean()),
+        kl_to_fp=float(figures.kl.mean()),
+        mse_to_fp=float(figures.mse.mean()),
         heldout_kl=heldout_kl,
     )
 

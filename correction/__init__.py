@@ -3,7 +3,8 @@ torch.
 """
 
 from correction.baselines import RidgeMap
-from correction.cluster_affine import MAX_LOGIT, ClusterAffineCorrection
+from correction.checks import MAX_LOGIT
+from correction.cluster_affine import ClusterAffineCorrection
 from correction.selection import (
     CorrectionGrid,
     GridRequest,

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from correction.cluster_affine import check_pair
+from correction.checks import check_pair
+from rowwise import blocks
 
 
 class RidgeMap:
@@ -36,4 +37,7 @@ class RidgeMap:
 
     def transform(self, q_logits: np.ndarray) -> np.ndarray:
         """Mapped logits, (N, C) float32."""
-        return (q_logits.astype(np.float64) @ self.map_ + self.shift_).astype(np.float32)
+        out = np.empty(q_logits.shape, dtype=np.float32)
+        for block in blocks(len(q_logits)):
+            out[block] = q_logits[block].astype(np.float64) @ self.map_ + self.shift_
+        return out

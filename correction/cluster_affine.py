@@ -6,143 +6,22 @@ float32; fits accumulate in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 
 from common import InputError
+from correction.checks import check_alpha, check_logits, check_pair, check_shrinkage
+from correction.lines import Lines, Moments, apply_lines, blended
+from correction.partition import Partition, Projection, fit_partition
+from files import atomic_file
 
-KMEANS_STARTS = 10
-MAX_LOGIT = 1e15  # sums of squares of larger ones leave float32
-MIN_VARIANCE = 1e-12  # relative to the squared mean: below it a class has no slope to fit
-
-
-@dataclass(frozen=True)
-class Lines:
-    """out = slope * q + shift, a line per cluster and class."""
-
-    slope: np.ndarray  # (K, C) float64
-    shift: np.ndarray  # (K, C) float64
-
-
-def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
-    """The logits as (N, C) float32.
-
-    Raises:
-        InputError: not 2-d, empty, NaN or infinite (the text names the row), or too large to square.
-    """
-    array = np.asarray(logits, dtype=np.float32)
-    if array.ndim != 2 or array.size == 0:
-        raise InputError(f"{name} must be of shape (samples, classes), got {array.shape}")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise InputError(f"{name} must be finite, got NaN or Inf in row {int(np.argmin(finite))}")
-    largest = float(np.abs(array).max())
-    if largest > MAX_LOGIT:
-        raise InputError(f"{name} must be at most {MAX_LOGIT:g} in size, got {largest:g}")
-    return array
-
-
-def fit_projection(q_logits: np.ndarray, pca_dim: int) -> PCA:
-    """PCA of the quantized logits, exact and deterministic.
-
-    Raises:
-        InputError: more dimensions than classes or samples.
-    """
-    limit = min(q_logits.shape)
-    if not 1 <= pca_dim <= limit:
-        raise InputError(
-            f"pca_dim must be between 1 and {limit} (min of {q_logits.shape[1]} classes and "
-            f"{q_logits.shape[0]} fitting samples), got {pca_dim}"
-        )
-    return PCA(n_components=pca_dim, svd_solver="covariance_eigh").fit(q_logits)
-
-
-def fit_clusters(projected: np.ndarray, num_clusters: int, random_state: int) -> KMeans:
-    """KMeans of (N, D) projections, on one thread: with several its sums depend on which finishes
-    first.
-
-    Raises:
-        InputError: more clusters than samples.
-    """
-    if not 1 <= num_clusters <= len(projected):
-        raise InputError(
-            f"num_clusters must be between 1 and the {len(projected)} fitting samples, got {num_clusters}"
-        )
-    with threadpool_limits(limits=1):
-        return KMeans(num_clusters, n_init=KMEANS_STARTS, random_state=random_state).fit(projected)
-
-
-def fit_global_line(q_logits: np.ndarray, fp_logits: np.ndarray) -> Lines:
-    """Per class the least-squares line from quantized to full-precision logits: K = 1."""
-    labels = np.zeros(len(q_logits), dtype=np.int64)
-    identity = Lines(np.ones((1, q_logits.shape[1])), np.zeros((1, q_logits.shape[1])))
-    return _add_residual_lines(identity, q_logits, fp_logits, labels, 1, 0.0)
-
-
-def fit_cluster_lines(
-    q_logits: np.ndarray,
-    fp_logits: np.ndarray,
-    labels: np.ndarray,
-    num_clusters: int,
-    shrinkage: float,
-) -> Lines:
-    """The global line plus, per cluster, a residual line with weight n / (n + shrinkage), n samples
-    in it.
-
-    Shrinkage 0 gives each cluster its own least-squares line; an empty cluster keeps the global
-    one.
-    """
-    line = fit_global_line(q_logits, fp_logits)
-    start = Lines(line.slope.repeat(num_clusters, 0), line.shift.repeat(num_clusters, 0))
-    return _add_residual_lines(start, q_logits, fp_logits, labels, num_clusters, shrinkage)
-
-
-def _add_residual_lines(
-    start: Lines,
-    q_logits: np.ndarray,
-    fp_logits: np.ndarray,
-    labels: np.ndarray,
-    num_clusters: int,
-    shrinkage: float,
-) -> Lines:
-    slope, shift = start.slope.copy(), start.shift.copy()
-    for k in range(num_clusters):
-        members = labels == k
-        count = int(members.sum())
-        if count == 0:
-            continue
-        q = q_logits[members].astype(np.float64)  # (n, C)
-        residual = fp_logits[members] - (start.slope[k] * q + start.shift[k])
-        extra_slope, extra_shift = _least_squares(q, residual)
-        share = count / (count + shrinkage)
-        slope[k] += share * extra_slope
-        shift[k] += share * extra_shift
-    return Lines(slope, shift)
-
-
-def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and shift (C,) per column of (n, C) arrays; slope 0 where x does not vary."""
-    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
-    centred = x - x_mean
-    variance = np.square(centred).mean(axis=0)
-    covariance = (centred * (y - y_mean)).mean(axis=0)
-    flat = variance <= MIN_VARIANCE * (1.0 + np.square(x_mean))
-    slope = np.where(flat, 0.0, covariance / np.where(flat, 1.0, variance))
-    return slope, y_mean - slope * x_mean
-
-
-def apply_lines(q_logits: np.ndarray, lines: Lines, labels: np.ndarray, alpha: float) -> np.ndarray:
-    """q + alpha * (slope * q + shift - q) with the line of each sample's cluster, (N, C) float32.
-
-    alpha 0 returns the very bits of ``q_logits``.
-    """
-    gain = (1.0 + alpha * (lines.slope - 1.0)).astype(np.float32)
-    offset = (alpha * lines.shift).astype(np.float32)
-    return gain[labels] * q_logits + offset[labels]
+FORMAT = "cluster-affine correction 1"
 
 
 class ClusterAffineCorrection:
@@ -162,10 +41,15 @@ class ClusterAffineCorrection:
         random_state: seed of KMeans.
 
     Attributes:
-        pca_, kmeans_: the fitted scikit-learn objects.
+        partition_: projection and cluster centres.
         slope_, shift_: (K, C) float64.
         counts_: (K,) samples per cluster.
     """
+
+    partition_: Partition
+    slope_: np.ndarray
+    shift_: np.ndarray
+    counts_: np.ndarray
 
     def __init__(
         self,
@@ -180,6 +64,7 @@ class ClusterAffineCorrection:
         self.alpha = alpha
         self.shrinkage = shrinkage
         self.random_state = random_state
+        self._moments: Moments | None = None
 
     def fit(self, q_logits: np.ndarray, fp_logits: np.ndarray) -> ClusterAffineCorrection:
         """Learn from (N, C) quantized and full-precision logits of the same samples.
@@ -188,56 +73,146 @@ class ClusterAffineCorrection:
             InputError: shapes differ, a value is NaN or infinite, or K, D, alpha or shrinkage is
                 out of range.
         """
+        self._moments = None
+        return self.partial_fit(q_logits, fp_logits)
+
+    def partial_fit(self, q_logits: np.ndarray, fp_logits: np.ndarray) -> ClusterAffineCorrection:
+        """Learn from more samples. The first call, or ``fit_clusters`` before it, decides on the
+        clusters; the lines are those of all samples seen.
+
+        Raises:
+            InputError: as ``fit``, or another number of classes than before.
+        """
         q_logits, fp_logits = check_pair(q_logits, fp_logits)
         check_alpha(self.alpha)
         check_shrinkage(self.shrinkage)
-        self.pca_ = fit_projection(q_logits, self.pca_dim)
-        self.kmeans_ = fit_clusters(
-            self.pca_.transform(q_logits), self.num_clusters, self.random_state
-        )
-        labels = self.kmeans_.labels_
-        self.counts_ = np.bincount(labels, minlength=self.num_clusters)
-        self._lines = fit_cluster_lines(
-            q_logits, fp_logits, labels, self.num_clusters, self.shrinkage
-        )
-        self.slope_, self.shift_ = self._lines.slope, self._lines.shift
+        if self._moments is None:
+            self.fit_clusters(q_logits)
+        assert self._moments is not None
+        self._require_classes(q_logits.shape[1])
+        self._moments.add(q_logits, fp_logits, self.partition_.assign(q_logits))
+        self._take(self._moments.lines(self.shrinkage), self._moments.counts)
         return self
 
-    def transform(self, q_logits: np.ndarray) -> np.ndarray:
+    def fit_clusters(self, q_logits: np.ndarray) -> ClusterAffineCorrection:
+        """Find the clusters in (N, C) quantized logits, and forget what was learned so far."""
+        q_logits = check_logits("q_logits", q_logits)
+        self.partition_ = fit_partition(
+            q_logits, self.pca_dim, self.num_clusters, self.random_state
+        )
+        self._moments = Moments(self.num_clusters)
+        return self
+
+    def transform(self, q_logits: Any) -> Any:
         """Corrected logits, (N, C) float32.
+
+        Args:
+            q_logits: a numpy array, or a float32 torch tensor, which is corrected on its device.
 
         Raises:
             InputError: not fitted, another number of classes, or NaN or Inf.
         """
         if not hasattr(self, "slope_"):
             raise InputError("ClusterAffineCorrection must be fitted before transform, got no fit")
+        if hasattr(q_logits, "new_tensor"):
+            return self._transform_tensor(q_logits)
         q_logits = check_logits("q_logits", q_logits)
-        if q_logits.shape[1] != self.slope_.shape[1]:
-            raise InputError(
-                f"q_logits must have {self.slope_.shape[1]} classes as in fit, got {q_logits.shape[1]}"
-            )
-        labels = self.kmeans_.predict(self.pca_.transform(q_logits))
-        return apply_lines(q_logits, self._lines, labels, self.alpha)
+        self._require_classes(q_logits.shape[1])
+        return apply_lines(q_logits, self._lines, self.partition_.assign(q_logits), self.alpha)
 
     build_correction_model = fit
     apply_correction = transform
 
+    def _transform_tensor(self, q_logits: Any) -> Any:
+        if q_logits.dim() != 2:
+            shape = tuple(q_logits.shape)
+            raise InputError(f"q_logits must be of shape (samples, classes), got {shape}")
+        self._require_classes(q_logits.shape[1])
+        if not bool(q_logits.isfinite().all()):
+            row = int((~q_logits.isfinite()).any(1).int().argmax())
+            raise InputError(f"q_logits must be finite, got NaN or Inf in row {row}")
+        gain, offset = (q_logits.new_tensor(array) for array in blended(self._lines, self.alpha))
+        labels = self.partition_.assign_tensor(q_logits)
+        return gain[labels] * q_logits + offset[labels]
 
-def check_pair(q_logits: np.ndarray, fp_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (N, C) float32 of one shape."""
-    q_logits, fp_logits = check_logits("q_logits", q_logits), check_logits("fp_logits", fp_logits)
-    if q_logits.shape != fp_logits.shape:
-        raise InputError(
-            f"fp_logits must be of the shape of q_logits {q_logits.shape}, got {fp_logits.shape}"
-        )
-    return q_logits, fp_logits
+    def _require_classes(self, classes: int) -> None:
+        known = self.partition_.projection.mean.shape[0]
+        if classes != known:
+            raise InputError(f"q_logits must have {known} classes as in fit, got {classes}")
+
+    def _take(self, lines: Lines, counts: np.ndarray) -> None:
+        self._lines, self.counts_ = lines, counts
+        self.slope_, self.shift_ = lines.slope, lines.shift
+
+    @classmethod
+    def from_parts(
+        cls, partition: Partition, lines: Lines, counts: np.ndarray, **settings: Any
+    ) -> ClusterAffineCorrection:
+        """A fitted correction put together from its parts; ``settings`` as in the constructor."""
+        centres, components = partition.centres, partition.projection.components
+        correction = cls(len(centres), len(components), **settings)
+        correction.partition_ = partition
+        correction._take(lines, counts)
+        return correction
+
+    def save(self, path: str | Path) -> None:
+        """Write what ``transform`` needs as an npz file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        settings = {name: getattr(self, name) for name in ("alpha", "shrinkage", "random_state")}
+        arrays = {
+            "settings": np.frombuffer(
+                json.dumps({"format": FORMAT, **settings}).encode(), np.uint8
+            ),
+            **dataclasses.asdict(self.partition_.projection),
+            "centres": self.partition_.centres,
+            **dataclasses.asdict(self._lines),
+            "counts": self.counts_,
+        }
+        with atomic_file(Path(path)) as part, part.open("wb") as handle:
+            np.savez(handle, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ClusterAffineCorrection:
+        """Read a file of ``save``; ``transform`` gives the same bytes as before.
+
+        Raises:
+            InputError: missing, damaged, or something else.
+        """
+        try:
+            content = io.BytesIO(Path(path).read_bytes())
+            with np.load(content, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            settings = json.loads(arrays["settings"].tobytes())
+            if settings.pop("format") != FORMAT:
+                raise ValueError("another format")
+            projection = Projection(arrays["mean"], arrays["components"])
+            lines = Lines(arrays["slope"], arrays["shift"])
+            partition = Partition(projection, arrays["centres"])
+            correction = cls.from_parts(partition, lines, arrays["counts"], **settings)
+            _check_shapes(partition, lines, correction.counts_)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{path}: must be a correction.npz written by this suite, got: {reason}"
+            ) from None
+        return correction
 
 
-def check_alpha(alpha: float) -> None:
-    if not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha must be between 0 and 1, got {alpha}")
-
-
-def check_shrinkage(shrinkage: float) -> None:
-    if not 0.0 <= shrinkage:
-        raise InputError(f"shrinkage must be at least 0, got {shrinkage}")
+def _check_shapes(partition: Partition, lines: Lines, counts: np.ndarray) -> None:
+    """Raise ValueError where the arrays do not belong together or a value is not finite."""
+    components = partition.projection.components
+    (dims, classes), clusters = components.shape, len(partition.centres)
+    expected = {
+        "mean": (partition.projection.mean, (classes,)),
+        "components": (components, (dims, classes)),
+        "centres": (partition.centres, (clusters, dims)),
+        "slope": (lines.slope, (clusters, classes)),
+        "shift": (lines.shift, (clusters, classes)),
+        "counts": (counts, (clusters,)),
+    }
+    for name, (array, shape) in expected.items():
+        if array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(f"{name} of shape {array.shape}, or not finite")

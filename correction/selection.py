@@ -9,23 +9,20 @@ nothing; no network is run.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from common import InputError, progress
 from correction.baselines import RidgeMap
-from correction.cluster_affine import (
-    apply_lines,
-    check_alpha,
-    check_pair,
-    check_shrinkage,
-    fit_cluster_lines,
-    fit_clusters,
-    fit_global_line,
-    fit_projection,
-)
+from correction.checks import check_alpha, check_pair, check_shrinkage
+from correction.cluster_affine import ClusterAffineCorrection
+from correction.lines import Lines, Moments, apply_lines
+from correction.partition import Partition, Projection, fit_centres, fit_projection
 from metrics import kl_divergence
 
 HOLDOUT = 0.2
@@ -143,6 +140,19 @@ def holdout_size(num_samples: int) -> int:
     return max(1, round(HOLDOUT * num_samples))
 
 
+@dataclass(frozen=True)
+class _FittedLines:
+    """Clusters in some dimensions of the projection, and their lines."""
+
+    centres: np.ndarray  # (K, D)
+    lines: Lines
+    counts: np.ndarray  # (K,)
+
+    def partition(self, projection: Projection) -> Partition:
+        dims = self.centres.shape[1]
+        return Partition(Projection(projection.mean, projection.components[:dims]), self.centres)
+
+
 class _FittedGrid:
     """Every correction of the grid, fitted on one set of samples."""
 
@@ -150,16 +160,29 @@ class _FittedGrid:
         self, q_logits: np.ndarray, fp_logits: np.ndarray, shape: GridShape, request: GridRequest
     ):
         self.shape = shape
-        self.pca = fit_projection(q_logits, max(shape.pca_dims))
-        projected = self.pca.transform(q_logits)
+        self.request = request
+        self.projection = fit_projection(q_logits, max(shape.pca_dims))
+        projected = self.projection(q_logits)
         self.global_line = fit_global_line(q_logits, fp_logits)
         self.ridge = _fit_ridge(q_logits, fp_logits)
-        self.clusters = {}
+
+        def fit(pair: tuple[int, int]) -> _FittedLines:
+            k, dim = pair
+            centres = fit_centres(projected[:, :dim], k, request.random_state)
+            labels = Partition(self.projection, centres).nearest(projected[:, :dim])
+            moments = Moments(k)
+            moments.add(q_logits, fp_logits, labels)
+            return _FittedLines(centres, moments.lines(request.shrinkage), moments.counts)
+
         pairs = [(k, dim) for dim in shape.pca_dims for k in shape.num_clusters]
-        for k, dim in progress(pairs, "clusters"):
-            kmeans = fit_clusters(projected[:, :dim], k, request.random_state)
-            lines = fit_cluster_lines(q_logits, fp_logits, kmeans.labels_, k, request.shrinkage)
-            self.clusters[k, dim] = (kmeans, lines)
+        with (
+            threadpool_limits(limits=1),  # each fit in one thread, several fits at a time
+            ThreadPoolExecutor(
+                os.cpu_count(), initializer=threadpool_limits, initargs=(1,)
+            ) as pool,
+        ):
+            fits = list(progress(pool.map(fit, pairs), "clusters", len(pairs)))
+        self.clusters = dict(zip(pairs, fits, strict=True))
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[str, Setting | None, np.ndarray]]:
         """Kind, setting and corrected logits of every correction, baselines first."""
@@ -168,19 +191,43 @@ class _FittedGrid:
         yield (
             "global_line",
             GLOBAL_LINE,
-            apply_lines(q_logits, self.global_line, one_cluster, GLOBAL_LINE.alpha),
+            apply_lines(q_logits, self.global_line.lines, one_cluster, GLOBAL_LINE.alpha),
         )
         if self.ridge is not None:
             yield "ridge_map", None, self.ridge.transform(q_logits)
-        projected = self.pca.transform(q_logits)
-        for (k, dim), (kmeans, lines) in self.clusters.items():
-            labels = kmeans.predict(projected[:, :dim])
+        projected = self.projection(q_logits)
+        for (_, dim), fitted in self.clusters.items():
+            partition = fitted.partition(self.projection)
+            labels = partition.nearest(projected[:, :dim])
             for alpha in self.shape.alphas:
                 yield (
                     "cluster_affine",
-                    Setting(alpha, k, dim),
-                    apply_lines(q_logits, lines, labels, alpha),
+                    Setting(alpha, len(fitted.centres), dim),
+                    apply_lines(q_logits, fitted.lines, labels, alpha),
                 )
+
+    def correction(self, setting: Setting | None) -> ClusterAffineCorrection:
+        """The correction of a setting by itself; None: the identity."""
+        if setting is None:
+            setting, fitted = Setting(0.0, 1, 1), self.global_line
+        else:
+            key = (setting.num_clusters, setting.pca_dim)
+            fitted = self.clusters.get(key, self.global_line)
+        return ClusterAffineCorrection.from_parts(
+            fitted.partition(self.projection),
+            fitted.lines,
+            fitted.counts,
+            alpha=setting.alpha,
+            shrinkage=self.request.shrinkage,
+            random_state=self.request.random_state,
+        )
+
+
+def fit_global_line(q_logits: np.ndarray, fp_logits: np.ndarray) -> _FittedLines:
+    """Per class the least-squares line from quantized to full-precision logits: one cluster."""
+    moments = Moments(1)
+    moments.add(q_logits, fp_logits, np.zeros(len(q_logits), dtype=np.int64))
+    return _FittedLines(np.zeros((1, 1), np.float32), moments.global_line(), moments.counts)
 
 
 def _fit_ridge(q_logits: np.ndarray, fp_logits: np.ndarray) -> RidgeMap | None:
@@ -214,6 +261,10 @@ class CorrectionGrid:
             self.results, self._fitted.corrected(q_logits), strict=True
         ):
             yield result, logits
+
+    def selected_correction(self) -> ClusterAffineCorrection:
+        """The selected correction by itself, to be saved or applied elsewhere."""
+        return self._fitted.correction(self.results[self.selected].setting)
 
 
 def fit_grid(q_logits: np.ndarray, fp_logits: np.ndarray, request: GridRequest) -> CorrectionGrid:

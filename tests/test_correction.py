@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, Ridge
 
 from common import InputError
 from correction import ClusterAffineCorrection, GridRequest, RidgeMap, Setting, fit_grid, plan_grid
-from correction.cluster_affine import fit_cluster_lines, fit_global_line, fit_projection
+from correction.lines import Lines, Moments
+from correction.partition import fit_projection
 from correction.selection import GLOBAL_LINE, holdout_size
 from metrics import kl_divergence
 
@@ -17,6 +20,12 @@ from metrics import kl_divergence
 def fitted(q, fp, **options) -> ClusterAffineCorrection:
     defaults = {"num_clusters": 4, "pca_dim": 3}
     return ClusterAffineCorrection(**{**defaults, **options}).fit(q, fp)
+
+
+def fit_global_line(q, fp) -> Lines:
+    moments = Moments(1)
+    moments.add(q, fp, np.zeros(len(q), dtype=np.int64))
+    return moments.global_line()
 
 
 def planted(lines: int = 3, samples: int = 600, classes: int = 4):
@@ -52,7 +61,7 @@ def test_one_cluster_without_shrinkage_is_least_squares_per_class(toy_logits):
 def test_each_cluster_without_shrinkage_is_least_squares_of_its_members(toy_logits):
     q, fp = toy_logits
     correction = fitted(q, fp, shrinkage=0.0)
-    members = correction.kmeans_.labels_ == 2
+    members = correction.partition_.assign(q) == 2
     line = LinearRegression().fit(q[members][:, [1]].astype(np.float64), fp[members, 1])
     assert correction.slope_[2, 1] == pytest.approx(line.coef_[0], rel=1e-9)
     assert correction.counts_.sum() == len(q)
@@ -61,7 +70,7 @@ def test_each_cluster_without_shrinkage_is_least_squares_of_its_members(toy_logi
 def test_planted_lines_are_recovered():
     q, fp, group, slope, _ = planted()
     correction = fitted(q, fp, num_clusters=3, shrinkage=0.0)
-    labels = correction.kmeans_.labels_
+    labels = correction.partition_.assign(q)
     for k in range(3):
         truth = group[np.argmax(labels == k)]
         assert np.allclose(correction.slope_[k], slope[truth], atol=1e-4)
@@ -83,10 +92,11 @@ def test_shrinkage_goes_from_the_clusters_line_to_the_global_one(toy_logits):
 def test_an_empty_cluster_takes_the_global_line(toy_logits, shrinkage):
     q, fp = toy_logits
     labels = np.random.RandomState(0).randint(0, 2, len(q))
-    lines = fit_cluster_lines(q, fp, labels, 3, shrinkage)
-    globally = fit_global_line(q, fp)
-    assert np.array_equal(lines.slope[2], globally.slope[0])
-    assert np.array_equal(lines.shift[2], globally.shift[0])
+    moments = Moments(3)
+    moments.add(q, fp, labels)
+    lines, globally = moments.lines(shrinkage), fit_global_line(q, fp)
+    assert np.allclose(lines.slope[2], globally.slope[0], rtol=1e-12)
+    assert np.allclose(lines.shift[2], globally.shift[0], rtol=1e-12, atol=1e-12)
 
 
 def test_a_class_that_does_not_vary_is_only_shifted(toy_logits):
@@ -133,7 +143,7 @@ def test_offsets_do_not_cancel_the_sums(toy_logits):
 
 def test_projections_to_fewer_dimensions_are_prefixes(toy_logits):
     q, _ = toy_logits
-    wide, narrow = fit_projection(q, 5).transform(q), fit_projection(q, 2).transform(q)
+    wide, narrow = fit_projection(q, 5)(q), fit_projection(q, 2)(q)
     assert np.allclose(wide[:, :2], narrow, atol=1e-5)
 
 
@@ -193,7 +203,116 @@ def test_shapes_that_do_not_fit_are_named(toy_logits):
         fitted(q[:0], fp[:0])
 
 
+@pytest.mark.parametrize("sizes", [[400], [100] * 4, [1, 2, 397]])
+def test_parts_give_the_lines_of_the_whole(toy_logits, sizes):
+    q, fp = ((array + 50).astype(np.float32) for array in toy_logits)
+    whole = fitted(q, fp)
+    parts = ClusterAffineCorrection(4, 3).fit_clusters(q)
+    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+        parts.partial_fit(q[end - size : end], fp[end - size : end])
+    np.testing.assert_allclose(parts.slope_, whole.slope_, atol=1e-6)
+    np.testing.assert_allclose(parts.shift_, whole.shift_, atol=1e-6)
+    assert np.array_equal(parts.counts_, whole.counts_)
+    assert np.array_equal(parts.fit(fp, q).slope_, fitted(fp, q).slope_)  # fit forgets the parts
+
+
+def test_the_first_part_decides_on_the_clusters(toy_logits):
+    q, fp = toy_logits
+    parts = ClusterAffineCorrection(4, 3).partial_fit(q[:200], fp[:200])
+    centres = parts.partition_.centres
+    assert np.array_equal(centres, fitted(q[:200], fp[:200]).partition_.centres)
+    assert np.array_equal(parts.partial_fit(q[200:], fp[200:]).partition_.centres, centres)
+    with pytest.raises(InputError, match="q_logits must have 6 classes as in fit, got 5"):
+        parts.partial_fit(q[:, :5], fp[:, :5])
+
+
+def test_clusters_are_those_of_kmeans(toy_logits):
+    q, fp = toy_logits
+    correction = fitted(q, fp)
+    pca = PCA(3, svd_solver="covariance_eigh").fit(q)
+    kmeans = KMeans(4, n_init=10, random_state=0).fit(pca.transform(q))
+    assert np.array_equal(correction.partition_.assign(q), kmeans.labels_)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_a_tensor_is_corrected_like_an_array(toy_logits, alpha):
+    q, fp = toy_logits
+    correction = fitted(q, fp, alpha=alpha)
+    result = correction.transform(torch.from_numpy(q))
+    assert isinstance(result, torch.Tensor)
+    np.testing.assert_allclose(result.numpy(), correction.transform(q), atol=1e-5)
+    broken = torch.from_numpy(q).clone()
+    broken[17, 2] = torch.nan
+    with pytest.raises(InputError, match="q_logits must be finite, got NaN or Inf in row 17"):
+        correction.transform(broken)
+    with pytest.raises(InputError, match="q_logits must have 6 classes as in fit, got 5"):
+        correction.transform(broken[:, :5])
+    with pytest.raises(InputError, match=r"must be of shape \(samples, classes\), got \(6,\)"):
+        correction.transform(broken[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_on_a_gpu_stays_there(toy_logits):
+    q, fp = toy_logits
+    correction = fitted(q, fp)
+    result = correction.transform(torch.from_numpy(q).cuda())
+    assert result.is_cuda
+    np.testing.assert_allclose(result.cpu().numpy(), correction.transform(q), atol=1e-5)
+
+
+def test_a_saved_correction_gives_the_same_bytes(toy_logits, tmp_path):
+    q, fp = toy_logits
+    correction = fitted(q, fp, alpha=0.6, shrinkage=3.0, random_state=5)
+    correction.save(tmp_path / "correction.npz")
+    again = ClusterAffineCorrection.load(tmp_path / "correction.npz")
+    assert again.transform(q).tobytes() == correction.transform(q).tobytes()
+    for name in ("num_clusters", "pca_dim", "alpha", "shrinkage", "random_state"):
+        assert getattr(again, name) == getattr(correction, name)
+    assert np.array_equal(again.counts_, correction.counts_)
+
+
+def test_a_file_that_is_no_correction_is_named(toy_logits, tmp_path):
+    path = tmp_path / "c.npz"
+    text = "c.npz: must be a correction.npz written by this suite, got: "
+    with pytest.raises(InputError, match=text + ".*No such file"):
+        ClusterAffineCorrection.load(path)
+    fitted(*toy_logits).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    with pytest.raises(InputError, match=text):
+        ClusterAffineCorrection.load(path)
+    path.write_bytes(whole)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    for change in (
+        {"slope": arrays["slope"][:2]},
+        {"shift": arrays["shift"] * np.nan},
+        {"settings": np.frombuffer(b'{"format": "x"}', np.uint8)},
+    ):
+        np.savez(path, **{**arrays, **change})
+        with pytest.raises(InputError, match=text):
+            ClusterAffineCorrection.load(path)
+    np.savez(path, a=1)
+    with pytest.raises(InputError, match=text):
+        ClusterAffineCorrection.load(path)
+
+
 # --- the grid
+
+
+def test_the_selected_correction_by_itself_gives_the_same_logits(toy_logits):
+    q, fp = toy_logits
+    for request in (GridRequest([0.4, 1.0], [2, 5], [2, 4]), GridRequest([0.0], [1], [1])):
+        grid = fit_grid(q, fp, request)
+        expected = next(
+            logits for i, (_, logits) in enumerate(grid.corrected(q)) if i == grid.selected
+        )
+        assert np.allclose(grid.selected_correction().transform(q), expected, atol=1e-6)
+    random = np.random.RandomState(0)
+    same = random.normal(0, 3, (60, 6)).astype(np.float32)
+    identity = fit_grid(same, same, GridRequest([1.0], [8], [2])).selected_correction()
+    assert identity.transform(q).tobytes() == q.tobytes()
 
 
 def test_the_grid_holds_baselines_and_every_setting(toy_logits):
@@ -294,7 +413,7 @@ def test_three_fitting_samples_are_the_fewest(toy_logits):
 def test_pca_is_scikit_learns(toy_logits):
     q, _ = toy_logits
     ours, full = fit_projection(q, 3), PCA(3, svd_solver="full").fit(q)
-    assert np.allclose(ours.explained_variance_, full.explained_variance_, rtol=1e-4)
+    assert np.allclose(ours(q).var(axis=0, ddof=1), full.explained_variance_, rtol=1e-4)
 
 
 def test_logits_too_large_to_square_are_refused(toy_logits):

@@ -14,6 +14,7 @@ from tests.conftest import PROJECT
 LAYER = {
     "common": 1,
     "files": 1,
+    "rowwise": 1,
     "metrics": 1,
     "cli": 1,
     "quant": 2,

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from metrics import (
+    Scorer,
     agreement,
+    classes_ahead,
     kl_divergence,
     log_softmax,
     mean_confidence,
-    mean_squared_error,
     topk_accuracy,
 )
 
@@ -61,6 +62,35 @@ def test_the_others_by_hand():
     a = np.array([[1.0, 3.0], [2.0, 0.0]], dtype=np.float32)
     b = np.array([[1.0, 2.0], [0.0, 4.0]], dtype=np.float32)
     assert agreement(a, b) == 0.5
-    assert mean_squared_error(a, b) == pytest.approx((0 + 1 + 4 + 16) / 4)
+    assert Scorer(b, np.array([0, 0]))(a).mse.tolist() == [0.5, 10.0]
     expected = (1 / (1 + np.exp(-2)) + 1 / (1 + np.exp(-2))) / 2
     assert mean_confidence(a) == pytest.approx(expected)
+
+
+def test_the_scorer_equals_the_plain_figures(pair):
+    reference, logits = (np.tile(array, (7, 1)) for array in pair)  # several blocks
+    logits = logits + np.arange(len(logits), dtype=np.float32)[:, None] / 500
+    targets = np.random.RandomState(1).randint(0, 12, len(logits))
+    figures = Scorer(reference, targets)(logits)
+    for k in (1, 5):
+        assert (figures.ahead < k).mean() == topk_accuracy(logits, targets, k)
+    assert figures.agrees.mean() == agreement(logits, reference)
+    assert figures.kl.mean() == pytest.approx(kl_divergence(reference, logits), rel=1e-5)
+    assert figures.mse.mean() == pytest.approx(np.square(logits - reference).mean(), rel=1e-5)
+    assert figures.confidence.mean() == pytest.approx(mean_confidence(logits), rel=1e-5)
+    cosine = F.cosine_similarity(*map(torch.from_numpy, (logits, reference)))
+    np.testing.assert_allclose(figures.cosine, cosine, atol=1e-5)
+    assert np.array_equal(figures.prediction, logits.argmax(1))
+
+
+def test_the_same_logits_have_no_divergence(pair):
+    reference = pair[0]
+    figures = Scorer(reference, np.zeros(200, dtype=np.int64))(reference.copy())
+    assert not figures.kl.any() and not figures.mse.any() and figures.agrees.all()
+    np.testing.assert_allclose(figures.cosine, 1, atol=1e-6)
+
+
+def test_of_equal_logits_the_first_class_comes_first():
+    logits = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 2.0]], dtype=np.float32)
+    assert classes_ahead(logits, np.array([0, 0])).tolist() == [0, 1]
+    assert classes_ahead(logits, np.array([1, 1])).tolist() == [1, 2]

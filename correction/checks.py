@@ -1,0 +1,47 @@
+"""What a correction accepts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common import InputError
+
+MAX_LOGIT = 1e15  # sums of squares of larger ones leave float32
+
+
+def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
+    """The logits as (N, C) float32.
+
+    Raises:
+        InputError: not 2-d, empty, NaN or infinite (the text names the row), or too large to square.
+    """
+    array = np.asarray(logits, dtype=np.float32)
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(f"{name} must be of shape (samples, classes), got {array.shape}")
+    largest = max(float(array.max()), -float(array.min()))
+    if not np.isfinite(largest):
+        row = int(np.argmin(np.isfinite(array).all(axis=1)))
+        raise InputError(f"{name} must be finite, got NaN or Inf in row {row}")
+    if largest > MAX_LOGIT:
+        raise InputError(f"{name} must be at most {MAX_LOGIT:g} in size, got {largest:g}")
+    return array
+
+
+def check_pair(q_logits: np.ndarray, fp_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (N, C) float32 of one shape."""
+    q_logits, fp_logits = check_logits("q_logits", q_logits), check_logits("fp_logits", fp_logits)
+    if q_logits.shape != fp_logits.shape:
+        raise InputError(
+            f"fp_logits must be of the shape of q_logits {q_logits.shape}, got {fp_logits.shape}"
+        )
+    return q_logits, fp_logits
+
+
+def check_alpha(alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha must be between 0 and 1, got {alpha}")
+
+
+def check_shrinkage(shrinkage: float) -> None:
+    if not 0.0 <= shrinkage:
+        raise InputError(f"shrinkage must be at least 0, got {shrinkage}")

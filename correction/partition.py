@@ -1,0 +1,97 @@
+"""Which cluster a sample belongs to: PCA of its logits, then the nearest centre.
+
+Letters: N samples, C classes, K clusters, D dimensions of the projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
+
+from common import InputError
+
+KMEANS_STARTS = 10
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The leading principal components of logits."""
+
+    mean: np.ndarray  # (C,) float32
+    components: np.ndarray  # (D, C) float32
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """(N, D) float32 of (N, C)."""
+        return logits @ self.components.T - self.mean @ self.components.T
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Clusters of projected logits."""
+
+    projection: Projection
+    centres: np.ndarray  # (K, D) float32
+
+    def assign(self, logits: np.ndarray) -> np.ndarray:
+        """The cluster of each of (N, C) logits, (N,) int64."""
+        return self.nearest(self.projection(logits))
+
+    def nearest(self, projected: np.ndarray) -> np.ndarray:
+        """The cluster of each of (N, D) projections, (N,) int64; the first of equally near ones."""
+        sizes = np.square(self.centres).sum(axis=1)
+        return (sizes - 2 * (projected @ self.centres.T)).argmin(axis=1)
+
+    def assign_tensor(self, logits: Any) -> Any:
+        """``assign`` for a torch tensor, on its device."""
+        mean, components, centres = (
+            logits.new_tensor(array)
+            for array in (self.projection.mean, self.projection.components, self.centres)
+        )
+        projected = logits @ components.T - mean @ components.T
+        return (centres.square().sum(1) - 2 * (projected @ centres.T)).argmin(1)
+
+
+def fit_projection(q_logits: np.ndarray, pca_dim: int) -> Projection:
+    """PCA of the quantized logits, exact and deterministic; the first components of it are the PCA to
+    fewer dimensions.
+
+    Raises:
+        InputError: more dimensions than classes or samples.
+    """
+    limit = min(q_logits.shape)
+    if not 1 <= pca_dim <= limit:
+        raise InputError(
+            f"pca_dim must be between 1 and {limit} (min of {q_logits.shape[1]} classes and "
+            f"{q_logits.shape[0]} fitting samples), got {pca_dim}"
+        )
+    pca = PCA(n_components=pca_dim, svd_solver="covariance_eigh").fit(q_logits)
+    return Projection(pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
+
+
+def fit_centres(projected: np.ndarray, num_clusters: int, random_state: int) -> np.ndarray:
+    """Centres (K, D) by KMeans of (N, D) projections, on one thread: with several its sums depend on
+    which finishes first.
+
+    Raises:
+        InputError: more clusters than samples.
+    """
+    if not 1 <= num_clusters <= len(projected):
+        raise InputError(
+            f"num_clusters must be between 1 and the {len(projected)} fitting samples, got {num_clusters}"
+        )
+    with threadpool_limits(limits=1):
+        kmeans = KMeans(num_clusters, n_init=KMEANS_STARTS, random_state=random_state)
+        return kmeans.fit(projected).cluster_centers_.astype(np.float32)
+
+
+def fit_partition(
+    q_logits: np.ndarray, pca_dim: int, num_clusters: int, random_state: int
+) -> Partition:
+    """Projection and clusters of quantized logits."""
+    projection = fit_projection(q_logits, pca_dim)
+    return Partition(projection, fit_centres(projection(q_logits), num_clusters, random_state))
