@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 
 from correction.checks import check_pair
-from rowwise import blocks
 
 
 class RidgeMap:
@@ -29,15 +28,11 @@ class RidgeMap:
         residual = fp_logits - fp_mean - q
         gram = q.T @ q
         penalty = self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-        self.map_ = np.eye(len(gram)) + np.linalg.solve(
-            gram + penalty + 1e-12 * np.eye(len(gram)), q.T @ residual
-        )
-        self.shift_ = fp_mean - q_mean @ self.map_
+        change = np.linalg.solve(gram + penalty + 1e-12 * np.eye(len(gram)), q.T @ residual)
+        self.change_ = change.astype(np.float32)  # W - I
+        self.shift_ = (fp_mean - q_mean - q_mean @ change).astype(np.float32)
         return self
 
     def transform(self, q_logits: np.ndarray) -> np.ndarray:
         """Mapped logits, (N, C) float32."""
-        out = np.empty(q_logits.shape, dtype=np.float32)
-        for block in blocks(len(q_logits)):
-            out[block] = q_logits[block].astype(np.float64) @ self.map_ + self.shift_
-        return out
+        return q_logits + (q_logits @ self.change_ + self.shift_)
