@@ -11,12 +11,18 @@ from typing import Any
 import torch
 
 from common import InputError, pick_device
-from correction import MAX_LOGIT, GridRequest, GridShape, plan_grid
+from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShape, plan_grid
 from files import require_writable
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from logits_io import RunName
 from models import LoadedModel, get_entry, load_model
 from quant import BaseQuantizationMethod
+
+DEFAULT_SHRINKAGE = 10.0
+FITTING_FLAGS = (
+    *("alpha_list", "num_clusters_list", "pca_dim_list", "shrinkage", "correction_samples"),
+    "correction_source",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,7 @@ class Job:
     plan: DataPlan
     grid: GridRequest
     shape: GridShape
+    correction: ClusterAffineCorrection | None  # from a file; None: one is fitted
     device: torch.device
     name: RunName
 
@@ -64,11 +71,16 @@ class Job:
             "settings": ", ".join(
                 f"{key}={value}" for key, value in self.method.get_quantization_params().items()
             ),
-            "correction": f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}",
+            "correction": self._describe_correction(),
             "device": str(self.device),
             "writes to": str(self.root),
         }
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
+
+    def _describe_correction(self) -> str:
+        if self.correction is not None:
+            return f"loaded from {self.options.load_correction}"
+        return f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}"
 
 
 def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record: Record) -> Job:
@@ -105,17 +117,39 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
         options.alpha_list,
         options.num_clusters_list,
         options.pca_dim_list,
-        options.shrinkage,
+        DEFAULT_SHRINKAGE if options.shrinkage is None else options.shrinkage,
         settings.seed,
     )
     shape = plan_grid(grid, len(plan.correction), model.num_classes)
+    correction = _load_correction(options, model.num_classes)
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
-    job = Job(options, record, method, model, dataset, plan, grid, shape, device, name)
+    job = Job(options, record, method, model, dataset, plan, grid, shape, correction, device, name)
     for folder in (job.root, options.log_dir):
         if folder is not None:
             require_writable(folder)
     _try_network(job)
     return job
+
+
+def _load_correction(
+    options: argparse.Namespace, num_classes: int
+) -> ClusterAffineCorrection | None:
+    if options.load_correction is None:
+        return None
+    for name in FITTING_FLAGS:
+        value = getattr(options, name)
+        if value is not None:
+            flag = name.removesuffix("_list")
+            raise InputError(
+                f"--{flag} must be left out with --load_correction, which fits nothing, got {value}"
+            )
+    correction = ClusterAffineCorrection.load(options.load_correction)
+    classes = correction.slope_.shape[1]
+    if classes != num_classes:
+        raise InputError(
+            f"{options.load_correction}: must be of {num_classes} classes like the model, got {classes}"
+        )
+    return correction
 
 
 @torch.inference_mode()

@@ -156,13 +156,17 @@ def _add_correction_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--shrinkage",
         type=float,
-        default=10.0,
         help="pull of the clusters to the global line (default 10)",
     )
     group.add_argument(
         "--correction_samples", type=_positive, help="images to fit on (default 10000, or all)"
     )
     group.add_argument("--correction_source", help="train (default), train_aug or val:FRACTION")
+    group.add_argument(
+        "--load_correction",
+        type=Path,
+        help="correction.npz of an earlier run, applied as it is; nothing is fitted",
+    )
 
 
 def _add_run_flags(parser: FlagParser) -> None:

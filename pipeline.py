@@ -29,7 +29,7 @@ from common import (
     utc_now,
     versions,
 )
-from correction import Setting, fit_grid, plan_grid
+from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
 from evaluation import Inference, infer_logits
 from files import atomic_file, atomic_folder, write_json
 from job import Job
@@ -44,6 +44,7 @@ from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 
 MODEL_FILE = "quantized_model.pt"
+CORRECTION_FILE = "correction.npz"
 CONFIG_FILE = "config.yaml"
 CALIBRATION_FILE = "calibration_ids.json"
 LOG_FILE = "run.log"
@@ -98,12 +99,17 @@ class _Run:
             networks = {FULL_PRECISION: self.network, QUANTIZED: quantized}
             self.zero_share = {name: zero_share(network) for name, network in networks.items()}
             with self.clock("run networks"):
-                fitting = self._infer(quantized, self.plan.correction, "correction images")
+                fitting = None
+                if self.job.correction is None:
+                    fitting = self._infer(quantized, self.plan.correction, "correction images")
                 evaluation = self._infer(quantized, self.plan.evaluation, "evaluation images")
             self.metadata = self._metadata()
             self._save_initial(evaluation)
-            rows = self._correct(fitting, evaluation)
-            signs = warning_signs(fitting, evaluation, self.plan.correction_source)
+            grid = self._fit_correction(fitting)
+            rows = self._correct(grid, evaluation)
+            signs = {}
+            if fitting is not None:
+                signs = warning_signs(fitting, evaluation, self.plan.correction_source)
             self._save_summary(rows, signs)
             self._finish(rows, signs, len(evaluation.targets))
         return Outcome(rows, self.saves.failures)
@@ -216,12 +222,22 @@ class _Run:
             )
             self.saved_initial = name.initial_folder
 
-    def _correct(self, fitting: Inference, evaluation: Inference) -> list[Row]:
-        """Fit the grid, score every correction and save those asked for."""
-        with self.clock("fit correction"):
-            grid = fit_grid(
-                fitting.logits[QUANTIZED], fitting.logits[FULL_PRECISION], self.job.grid
-            )
+    def _fit_correction(self, fitting: Inference | None) -> CorrectionGrid | LoadedCorrection:
+        """The grid, or the correction from a file; the selected one is saved."""
+        grid: CorrectionGrid | LoadedCorrection
+        if self.job.correction is not None:
+            grid = LoadedCorrection(self.job.correction)
+        else:
+            assert fitting is not None
+            with self.clock("fit correction"):
+                logits = fitting.logits
+                grid = fit_grid(logits[QUANTIZED], logits[FULL_PRECISION], self.job.grid)
+        with self.saves.attempt("the correction"):
+            grid.selected_correction().save(self.job.folder / CORRECTION_FILE)
+        return grid
+
+    def _correct(self, grid: CorrectionGrid | LoadedCorrection, evaluation: Inference) -> list[Row]:
+        """Score every correction and save those asked for."""
         scorer = Scorer(evaluation.logits[FULL_PRECISION], evaluation.targets)
         rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], scorer)]
         with self.clock("apply and save corrections"):

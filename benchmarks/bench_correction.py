@@ -115,10 +115,16 @@ def report(samples: int, classes: int, plain: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(prog="benchmarks.bench_correction", description=__doc__).parse_args(argv)
+    argparse.ArgumentParser(prog="benchmarks.bench_correction", description=__doc__).parse_args(
+        argv
+    )
     sys.stdout.write(table_head(HEADER))
     sys.stdout.flush()
-    for samples, classes, plain in ((50_000, 1000, True), (100_000, 1000, False), (50_000, 2000, False)):
+    for samples, classes, plain in (
+        (50_000, 1000, True),
+        (100_000, 1000, False),
+        (50_000, 2000, False),
+    ):
         _in_own_process(lambda s=samples, c=classes, p=plain: report(s, c, p))
     return EXIT_OK
 

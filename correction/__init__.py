@@ -5,6 +5,7 @@ torch.
 from correction.baselines import RidgeMap
 from correction.checks import MAX_LOGIT
 from correction.cluster_affine import ClusterAffineCorrection
+from correction.loaded import LoadedCorrection
 from correction.selection import (
     CorrectionGrid,
     GridRequest,
@@ -21,6 +22,7 @@ __all__ = [
     "CorrectionGrid",
     "GridRequest",
     "GridShape",
+    "LoadedCorrection",
     "RidgeMap",
     "Setting",
     "SettingResult",

@@ -55,12 +55,13 @@ class SettingResult:
     samples.
 
     ``kind`` is identity, global_line, ridge_map or cluster_affine. Identity and ridge map have no
-    ``setting``; the ridge map is shown for comparison and never selected.
+    ``setting``; the ridge map is shown for comparison and never selected. A correction that was not
+    fitted here has no ``heldout_kl``.
     """
 
     kind: str
     setting: Setting | None
-    heldout_kl: float
+    heldout_kl: float | None
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ class CorrectionGrid:
         self._fitted = fitted
         self.results = results
         candidates = [i for i, result in enumerate(results) if result.kind != "ridge_map"]
-        self.selected = min(candidates, key=lambda i: results[i].heldout_kl)
+        self.selected = min(candidates, key=lambda i: results[i].heldout_kl or 0.0)
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
         """Every correction with its (N, C) corrected logits, one after the other."""
