@@ -5,7 +5,7 @@ Letters: N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ def infer_logits(
     device: torch.device,
     description: str = "inference",
     total: int | None = None,
+    on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
 ) -> Inference:
     """Run all networks over the batches in one pass, so that each image is decoded once.
 
@@ -37,13 +38,17 @@ def infer_logits(
         networks: in evaluation mode, on ``device``.
         batches: (images (B, 3, H, W) float32, labels (B,)).
         total: number of batches, for the progress bar.
+        on_batch: told of the logits by name and of the labels of every batch as it is done.
     """
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in networks}
     targets: list[np.ndarray] = []
     for images, labels in progress(batches, description, total):
         images = images.to(device, non_blocking=True)
-        for name, network in networks.items():
-            outputs[name].append(network(images).float().cpu().numpy())
+        logits = {name: network(images).float().cpu().numpy() for name, network in networks.items()}
+        for name, values in logits.items():
+            outputs[name].append(values)
         targets.append(labels.numpy())
-    logits = {name: np.concatenate(parts) for name, parts in outputs.items()}
-    return Inference(logits, np.concatenate(targets).astype(np.int64))
+        if on_batch is not None:
+            on_batch(logits, targets[-1])
+    whole = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    return Inference(whole, np.concatenate(targets).astype(np.int64))

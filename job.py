@@ -14,7 +14,7 @@ from common import InputError, pick_device
 from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShape, plan_grid
 from files import require_writable
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
-from logits_io import RunName
+from logits_io import LogitsAnalyzer, RunName
 from models import LoadedModel, get_entry, load_model
 from quant import BaseQuantizationMethod
 
@@ -77,6 +77,19 @@ class Job:
         }
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
 
+    def analyzer(self) -> LogitsAnalyzer:
+        """Writes the logits folders of the run."""
+        options = self.options
+        formats = tuple(dict.fromkeys(options.logits_format))
+        return LogitsAnalyzer(self.root, options.chunk_size, formats, options.compression)
+
+    def describe_fit(self) -> dict[str, Any]:
+        """Where the lines of the corrections come from."""
+        if self.correction is not None:
+            return {"shrinkage": self.correction.shrinkage, "correction_source": "file"}
+        source = self.plan.correction_source
+        return {"shrinkage": self.grid.shrinkage, "correction_source": source}
+
     def _describe_correction(self) -> str:
         if self.correction is not None:
             return f"loaded from {self.options.load_correction}"
@@ -124,6 +137,7 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
     correction = _load_correction(options, model.num_classes)
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
     job = Job(options, record, method, model, dataset, plan, grid, shape, correction, device, name)
+    job.analyzer()
     for folder in (job.root, options.log_dir):
         if folder is not None:
             require_writable(folder)

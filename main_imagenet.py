@@ -38,6 +38,7 @@ from common import (
 )
 from job import Record, prepare
 from loaders import DATASETS, resolve_dataset
+from logits_io.formats import COMPRESSIONS, FORMATS
 from models import get_entry
 from pipeline import run
 from quant import BaseQuantizationMethod, QuantizationManager
@@ -184,7 +185,17 @@ def _add_run_flags(parser: FlagParser) -> None:
         help="result folders to write (default all)",
     )
     group.add_argument(
-        "--chunk_size", type=_positive, default=1000, help="samples per CSV file (default 1000)"
+        "--chunk_size", type=_positive, default=1000, help="samples per file (default 1000)"
+    )
+    group.add_argument(
+        "--logits_format",
+        nargs="+",
+        choices=FORMATS,
+        default=["csv"],
+        help=f"{', '.join(FORMATS)}, one or several (default csv)",
+    )
+    group.add_argument(
+        "--compression", choices=COMPRESSIONS, default="none", help="of the logits (default none)"
     )
     group.add_argument(
         "--log_dir", type=Path, help="TensorBoard folder (default: in the run's folder)"

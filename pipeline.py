@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 
 from common import (
     InputError,
+    RunError,
     SaveLog,
     StageClock,
     current_commit,
@@ -36,7 +38,6 @@ from job import Job
 from loaders import (
     ImageSet,
 )
-from logits_io import LogitsAnalyzer
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from logits_io.tables import write_records
 from metrics import Scorer
@@ -81,7 +82,7 @@ class _Run:
         self.saves = SaveLog()
         self.saved_initial: str | None = None
         self.started = utc_now()
-        self.analyzer = LogitsAnalyzer(job.root, job.options.chunk_size)
+        self.analyzer = job.analyzer()
         self.network = job.model.network.to(job.device)
 
     def all_stages(self) -> Outcome:
@@ -98,13 +99,12 @@ class _Run:
             self.bits = bits_by_tensor(quantized)
             networks = {FULL_PRECISION: self.network, QUANTIZED: quantized}
             self.zero_share = {name: zero_share(network) for name, network in networks.items()}
-            with self.clock("run networks"):
+            self.metadata = self._metadata()
+            with self.clock("run networks and save logits"):
                 fitting = None
                 if self.job.correction is None:
                     fitting = self._infer(quantized, self.plan.correction, "correction images")
-                evaluation = self._infer(quantized, self.plan.evaluation, "evaluation images")
-            self.metadata = self._metadata()
-            self._save_initial(evaluation)
+                evaluation = self._evaluate(quantized)
             grid = self._fit_correction(fitting)
             rows = self._correct(grid, evaluation)
             signs = {}
@@ -188,12 +188,30 @@ class _Run:
             "weights_digest": self.job.model.digest,
         }
 
-    def _infer(self, quantized: nn.Module, images: ImageSet, description: str) -> Inference:
-        networks = {FULL_PRECISION: self.network, QUANTIZED: quantized}
+    def _infer(
+        self,
+        quantized: nn.Module,
+        images: ImageSet,
+        description: str,
+        on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
+    ) -> Inference:
+        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
         batches = -(-len(images) // self.options.batch_size)
-        return infer_logits(
-            networks, images.batches(self.options.batch_size), self.job.device, description, batches
-        )
+        loader = images.batches(self.options.batch_size)
+        return infer_logits(networks, loader, self.job.device, description, batches, on_batch)
+
+    def _evaluate(self, quantized: nn.Module) -> Inference:
+        """The logits on the evaluation images, written to disk while the networks run."""
+        name = self.job.name
+        evaluation: Inference | None = None
+        with self.saves.attempt("the initial logits"):
+            with self.analyzer.writer(name.initial_folder, name.file_stem, self.metadata) as writer:
+                images = self.plan.evaluation
+                evaluation = self._infer(quantized, images, "evaluation images", writer.add)
+            self.saved_initial = name.initial_folder
+        if evaluation is None:
+            raise RunError("evaluation images must be readable; the log tells what was not")
+        return evaluation
 
     def _metadata(self) -> dict[str, Any]:
         """The row beside the logits: the same for the same command, so it holds no time; run.json
@@ -212,15 +230,6 @@ class _Run:
             "commit": current_commit() or "unknown",
             "versions": " ".join(f"{name}={number}" for name, number in versions().items()),
         }
-
-    def _save_initial(self, evaluation: Inference) -> None:
-        kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
-        name = self.job.name
-        with self.clock("save logits"), self.saves.attempt("the initial logits"):
-            self.analyzer.save_logits_to_csv(
-                name.initial_folder, name.file_stem, kinds, evaluation.targets, self.metadata
-            )
-            self.saved_initial = name.initial_folder
 
     def _fit_correction(self, fitting: Inference | None) -> CorrectionGrid | LoadedCorrection:
         """The grid, or the correction from a file; the selected one is saved."""
@@ -253,8 +262,7 @@ class _Run:
     def _save_result(self, setting: Setting, logits: np.ndarray, evaluation: Inference) -> None:
         name = self.job.name
         kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
-        extra = {**dataclasses.asdict(setting), "shrinkage": self.job.grid.shrinkage}
-        extra["correction_source"] = self.plan.correction_source
+        extra = {**dataclasses.asdict(setting), **self.job.describe_fit()}
         folder = name.results_folder(setting.alpha, setting.num_clusters, setting.pca_dim)
         with self.saves.attempt(folder):
             self.analyzer.save_logits_to_csv(

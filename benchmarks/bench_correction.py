@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,10 +92,10 @@ def plain_grid(fitting: tuple, evaluation: tuple) -> float:
     return sum(seconds) * len(ALPHAS) * len(DIMS)
 
 
-def _in_own_process(function: Callable[[], None]) -> None:
+def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
     """Run in a child, so that its peak memory is its own."""
     context = torch.multiprocessing.get_context("fork")
-    child = context.Process(target=function)
+    child = context.Process(target=function, args=arguments)
     child.start()
     child.join()
     if child.exitcode:
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (100_000, 1000, False),
         (50_000, 2000, False),
     ):
-        _in_own_process(lambda s=samples, c=classes, p=plain: report(s, c, p))
+        in_own_process(report, samples, classes, plain)
     return EXIT_OK
 
 

@@ -1,13 +1,11 @@
-"""LogitsAnalyzer: the logits of a run in a folder of CSV files, saved, linked and loaded back.
+"""LogitsAnalyzer: the logits of a run in a folder of files, saved, linked and loaded back.
 
 Letters: N samples, C classes.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,11 @@ from typing import Any
 import numpy as np
 
 from common import InputError
-from files import atomic_folder, sha256_file
-from logits_io.naming import (
-    TARGETS,
-    chunk_file,
-    chunk_metadata_file,
-    find_stems,
-    metadata_file,
-    whole_file,
-)
-from logits_io.tables import read_csv, read_records, write_csv, write_records
+from logits_io.formats import decode, require_formats
+from logits_io.naming import TARGETS, find_stems, metadata_file
+from logits_io.records import FileRecord, read_file_records
+from logits_io.tables import read_records
+from logits_io.writer import LogitsWriter, Style, checked
 
 DEFAULT_CHUNK_SIZE = 1000
 
@@ -43,13 +36,41 @@ class LogitsAnalyzer:
 
     Args:
         chunk_size: rows per file; a folder of more samples is written in chunks.
+        formats: csv, parquet, npz, or several of them.
+        compression: none, gzip or zstd.
+
+    Raises:
+        InputError: a value is out of range or not available.
     """
 
-    def __init__(self, root: str | Path, chunk_size: int = DEFAULT_CHUNK_SIZE):
+    def __init__(
+        self,
+        root: str | Path,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        formats: Sequence[str] = ("csv",),
+        compression: str = "none",
+    ):
         if chunk_size < 1:
             raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
+        require_formats(tuple(formats), compression)
         self.root = Path(root)
-        self.chunk_size = chunk_size
+        self.style = Style(chunk_size, tuple(formats), compression)
+
+    def writer(
+        self, folder: str, stem: str, metadata: Mapping[str, Any], same_as: str | None = None
+    ) -> LogitsWriter:
+        """A context that takes batches while a network runs, and writes them meanwhile.
+
+        Args:
+            folder: name below the root; when it exists, the files of ``stem`` in it are replaced
+                and those of other stems (other seeds) stay.
+            stem: what the file names begin with.
+            metadata: one row of plain values; samples, classes and files are added.
+            same_as: a folder below the root; kinds that it already holds are hard-linked from
+                there, or copied where the file system has no links, instead of being written again.
+        """
+        source = self.root / same_as if same_as else None
+        return LogitsWriter(self.root / folder, stem, self.style, metadata, source)
 
     def save_logits_to_csv(
         self,
@@ -60,18 +81,13 @@ class LogitsAnalyzer:
         metadata: Mapping[str, Any],
         same_as: str | None = None,
     ) -> Path:
-        """Write a folder as a whole: it appears under its name only when every file in it is
-        complete.
+        """Write a folder as a whole, in the formats of the analyzer (CSV unless told otherwise): it
+        appears under its name only when every file in it is complete.
 
         Args:
-            folder: name below the root; when it exists, the files of ``stem`` in it are replaced
-                and those of other stems (other seeds) stay.
-            stem: what the file names begin with.
+            folder, stem, metadata, same_as: as in ``writer``.
             logits: kind (quantized, fullprecision, corrected) -> (N, C) float32.
             targets: (N,) int64.
-            metadata: one row of plain values; samples, classes and chunking are added.
-            same_as: a folder below the root; kinds that it already holds are hard-linked from
-                there, or copied where the file system has no links, instead of being written again.
 
         Returns:
             The folder.
@@ -80,52 +96,13 @@ class LogitsAnalyzer:
             InputError: arrays of different lengths or of another dtype.
             OSError: the disk is full or not writable; the former folder is still there.
         """
-        arrays = _checked(logits, targets)
-        samples = len(targets)
-        chunked = samples > self.chunk_size
-        source = self.root / same_as if same_as else None
-        with atomic_folder(self.root / folder) as part:
-            _link_others(self.root / folder, part, stem)
-            chunks = []
-            for kind, array in arrays.items():
-                if source is not None and _link_files(source, part, stem, kind):
-                    continue
-                if chunked:
-                    chunks += self._save_logits_in_chunks(part, stem, kind, array)
-                else:
-                    write_csv(part / whole_file(stem, kind), array)
-            if chunked:
-                rows = _linked_chunks(source, stem, part) + chunks
-                write_records(part / chunk_metadata_file(stem), rows)
-            classes = next(iter(logits.values())).shape[1]
-            row = {**metadata, "samples": samples, "classes": classes}
-            row |= {"chunked": chunked, "chunk_size": self.chunk_size, "kinds": " ".join(arrays)}
-            write_records(part / metadata_file(stem), [row])
+        arrays = checked(logits, targets)
+        size = self.style.chunk_size
+        with self.writer(folder, stem, metadata, same_as) as writer:
+            for start in range(0, len(targets), size):
+                part = {kind: array[start : start + size] for kind, array in arrays.items()}
+                writer.add({kind: part[kind] for kind in logits}, part[TARGETS])
         return self.root / folder
-
-    def _save_logits_in_chunks(
-        self, folder: Path, stem: str, kind: str, array: np.ndarray
-    ) -> list[dict[str, Any]]:
-        """Write ``array`` in files of ``chunk_size`` rows and describe each."""
-        count = -(-len(array) // self.chunk_size)
-        rows = []
-        for index in range(1, count + 1):
-            first = (index - 1) * self.chunk_size
-            part = array[first : first + self.chunk_size]
-            path = folder / chunk_file(stem, kind, index, count)
-            write_csv(path, part)
-            rows.append(
-                {
-                    "kind": kind,
-                    "index": index,
-                    "count": count,
-                    "first_row": first,
-                    "last_row": first + len(part) - 1,
-                    "file": path.name,
-                    "sha256": sha256_file(path),
-                }
-            )
-        return rows
 
     def load(self, folder: str | Path, stem: str | None = None) -> SavedLogits:
         """Read a folder back; every float has the bits that were saved.
@@ -147,74 +124,37 @@ class LogitsAnalyzer:
                 f"got {', '.join(stems) or 'none'}"
             )
         metadata = read_records(path / metadata_file(stem))[0]
-        files = _files_by_kind(path, stem, metadata)
+        records = read_file_records(path, stem, metadata)
         shape = (metadata["samples"], metadata["classes"])
-        logits = {
-            kind: _read_kind(path, names, shape) for kind, names in files.items() if kind != TARGETS
+        first = str(metadata["formats"]).split()[0]
+        kinds = [kind for kind in str(metadata["kinds"]).split() if kind != TARGETS]
+        chosen = {
+            kind: [r for r in records if r.kind == kind and r.format == first]
+            for kind in (*kinds, TARGETS)
         }
-        targets = _read_kind(path, files[TARGETS], (metadata["samples"], 1), np.int64)[:, 0]
+        logits = {kind: _read_kind(path, chosen[kind], shape) for kind in kinds}
+        targets = _read_kind(path, chosen[TARGETS], (metadata["samples"], 1), np.int64)[:, 0]
         return SavedLogits(logits, targets, metadata)
 
 
-def _checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
-    for kind, array in logits.items():
-        if array.dtype != np.float32 or array.ndim != 2 or len(array) != len(targets):
-            raise InputError(
-                f"{kind} logits must be float32 of shape ({len(targets)}, classes), got {array.dtype} {array.shape}"
-            )
-    return {**logits, TARGETS: np.asarray(targets, dtype=np.int64)}
-
-
-def _files_of_kind(folder: Path, stem: str, kind: str) -> list[Path]:
-    whole = folder / whole_file(stem, kind)
-    return [whole] if whole.is_file() else sorted(folder.glob(f"{stem}_{kind}_chunk*_of_*.csv"))
-
-
-def _link_files(source: Path, target: Path, stem: str, kind: str) -> bool:
-    """Link the files of a kind into ``target``; False when ``source`` has none."""
-    files = _files_of_kind(source, stem, kind)
-    for path in files:
-        _link(path, target)
-    return bool(files)
-
-
-def _link(path: Path, folder: Path) -> None:
-    try:
-        os.link(path, folder / path.name)
-    except OSError:
-        shutil.copyfile(path, folder / path.name)
-
-
-def _link_others(source: Path, target: Path, stem: str) -> None:
-    """Link the files of all stems but ``stem`` into ``target``."""
-    if source.is_dir():
-        for path in sorted(source.iterdir()):
-            if path.is_file() and not path.name.startswith(f"{stem}_"):
-                _link(path, target)
-
-
-def _linked_chunks(source: Path | None, stem: str, folder: Path) -> list[dict[str, Any]]:
-    """The chunk rows of the source folder whose files were linked into ``folder``."""
-    if source is None or not (source / chunk_metadata_file(stem)).is_file():
-        return []
-    rows = read_records(source / chunk_metadata_file(stem))
-    return [row for row in rows if (folder / row["file"]).is_file()]
-
-
-def _files_by_kind(folder: Path, stem: str, metadata: Mapping[str, Any]) -> dict[str, list[str]]:
-    kinds = str(metadata["kinds"]).split()
-    if not metadata["chunked"]:
-        return {kind: [whole_file(stem, kind)] for kind in kinds}
-    rows = read_records(folder / chunk_metadata_file(stem))
-    return {kind: [row["file"] for row in rows if row["kind"] == kind] for kind in kinds}
-
-
 def _read_kind(
-    folder: Path, names: list[str], shape: tuple[int, int], dtype: type = np.float32
+    folder: Path, records: list[FileRecord], shape: tuple[int, int], dtype: type = np.float32
 ) -> np.ndarray:
-    array = np.concatenate([read_csv(folder / name, dtype) for name in names])
-    if array.shape != shape:
-        raise InputError(
-            f"{folder}: {names[0]} and following must hold {shape} values, got {array.shape}"
-        )
+    """The rows of all files of a kind.
+
+    Raises:
+        InputError: a file is missing, damaged, or has another shape than described.
+    """
+    array: np.ndarray = np.empty(shape, dtype=dtype)
+    filled = 0
+    for record in records:
+        part = decode(folder / record.file, dtype)
+        if part.shape != (record.rows, shape[1]) or record.first_row != filled:
+            raise InputError(
+                f"{folder / record.file}: must hold {(record.rows, shape[1])} values, got {part.shape}"
+            )
+        array[filled : filled + len(part)] = part
+        filled += len(part)
+    if filled != shape[0]:
+        raise InputError(f"{folder}: must hold {shape[0]} samples, got {filled}")
     return array

@@ -51,13 +51,13 @@ class RunName:
         return f"logits_{self.tag}"
 
 
-def whole_file(stem: str, kind: str) -> str:
-    return f"{stem}_{kind}.csv"
+def whole_file(stem: str, kind: str, ending: str) -> str:
+    return f"{stem}_{kind}{ending}"
 
 
-def chunk_file(stem: str, kind: str, index: int, count: int) -> str:
+def chunk_file(stem: str, kind: str, index: int, count: int, ending: str) -> str:
     """Name of chunk ``index`` (from 1) of ``count``."""
-    return f"{stem}_{kind}_chunk{index:03d}_of_{count:03d}.csv"
+    return f"{stem}_{kind}_chunk{index:03d}_of_{count:03d}{ending}"
 
 
 def metadata_file(stem: str) -> str:

@@ -1,56 +1,43 @@
-"""Arrays to CSV and back: numbers only, no header, float32 bit for bit."""
+"""Tables of plain values as CSV with a header."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common import InputError
 
-
-def write_csv(path: Path, array: np.ndarray) -> None:
-    """Write a 1-d or 2-d array, a sample a row.
-
-    polars writes the shortest text that reads back as the same float32; where it is missing
-    ``np.savetxt`` with nine significant digits does, whose text differs and whose values do not.
-    """
-    table = array.reshape(len(array), -1)
-    try:
-        import polars
-    except ImportError:
-        np.savetxt(
-            path,
-            table,
-            fmt="%d" if np.issubdtype(array.dtype, np.integer) else "%.9g",
-            delimiter=",",
-        )
-        return
-    polars.DataFrame(np.ascontiguousarray(table)).write_csv(path, include_header=False)
-
-
-def read_csv(path: Path, dtype: type = np.float32) -> np.ndarray:
-    """Read a file of ``write_csv`` as (N, columns).
-
-    Raises:
-        InputError: missing, empty, or holding something else than numbers.
-    """
-    try:
-        return pd.read_csv(path, header=None, dtype=dtype).to_numpy()
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise InputError(
-            f"{path}: must be a CSV file of numbers without header, got: {error}"
-        ) from None
+SEAL = "sha256_of_this_file"
+BLANK = "0" * 64
 
 
 def write_records(path: Path, records: list[dict]) -> None:
     """Write dicts with the same keys as a CSV table with a header."""
-    pd.DataFrame(records).to_csv(path, index=False, lineterminator="\n")
+    path.write_bytes(_as_csv(records))
+
+
+def write_sealed(path: Path, record: dict) -> None:
+    """Write one dict as a table whose last column is the SHA-256 of the file with zeros there."""
+    content = _as_csv([{**record, SEAL: BLANK}])
+    digest = hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(content[:-65] + digest + content[-1:])
+
+
+def seal_holds(path: Path) -> bool:
+    """Whether no byte of a file of ``write_sealed`` has changed."""
+    content = path.read_bytes()
+    blank = content[:-65] + BLANK.encode() + content[-1:]
+    return content[-65:-1] == hashlib.sha256(blank).hexdigest().encode()
+
+
+def _as_csv(records: list[dict]) -> bytes:
+    return pd.DataFrame(records).to_csv(index=False, lineterminator="\n").encode()
 
 
 def read_records(path: Path) -> list[dict]:
-    """Read a file of ``write_records``; values are what pandas makes of them.
+    """Read such a table; values are what pandas makes of them.
 
     Raises:
         InputError: missing or no table.

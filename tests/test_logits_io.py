@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -11,11 +14,18 @@ import pytest
 from common import InputError
 from files import sha256_file
 from logits_io import LogitsAnalyzer, RunName
-from logits_io.tables import read_csv, write_csv
+from logits_io.formats import COMPRESSIONS, FORMATS, decode, encode, ending
+from logits_io.records import damaged_row, read_file_records
+from logits_io.tables import seal_holds
+from tests.conftest import PROJECT
 
 NAME = RunName("resnet18", 4, 2, 1005)
 STEM = "logits_resnet18_w4bit_a2bit_seed1005"
 META = {"arch": "resnet18", "method": "rtn"}
+
+
+def write(path, array, compression="none"):
+    path.write_bytes(encode(array, path.name.split(".")[1], compression))
 
 
 def random_bits(rows: int, columns: int) -> np.ndarray:
@@ -55,13 +65,13 @@ def writer(request, monkeypatch):
 def test_every_float_reads_back_bit_for_bit(writer, tmp_path):
     array = random_bits(500, 40)
     array[0, :4] = [0.0, -0.0, np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal]
-    write_csv(tmp_path / "a.csv", array)
-    assert read_csv(tmp_path / "a.csv").view(np.uint32).tolist() == array.view(np.uint32).tolist()
+    write(tmp_path / "a.csv", array)
+    assert decode(tmp_path / "a.csv").view(np.uint32).tolist() == array.view(np.uint32).tolist()
 
 
 def test_files_hold_numbers_only_and_no_header(writer, tmp_path):
-    write_csv(tmp_path / "a.csv", np.array([[1.5, -2.0]], dtype=np.float32))
-    write_csv(tmp_path / "b.csv", np.array([3, 1]))
+    write(tmp_path / "a.csv", np.array([[1.5, -2.0]], dtype=np.float32))
+    write(tmp_path / "b.csv", np.array([3, 1]))
     values = [float(text) for text in (tmp_path / "a.csv").read_text().strip().split(",")]
     assert values == [1.5, -2.0]
     assert (tmp_path / "b.csv").read_text() == "3\n1\n"
@@ -97,7 +107,7 @@ def test_chunks_are_named_described_and_read_back(tmp_path, logits):
     assert names == [f"{STEM}_quantized_chunk{i:03d}_of_003.csv" for i in (1, 2, 3)]
     table = pd.read_csv(folder / f"{STEM}_chunked_metadata.csv")
     columns = ["kind", "index", "count", "first_row", "last_row", "file", "sha256"]
-    assert list(table) == columns
+    assert list(table) == [*columns, "row_sum", "weighted_row_sum", "format"]
     rows = table[table.kind == "targets"]
     assert list(zip(rows.first_row, rows.last_row, strict=True)) == [(0, 9), (10, 19), (20, 24)]
     assert all(
@@ -155,7 +165,7 @@ def test_a_failure_leaves_the_former_folder_and_nothing_half_written(tmp_path, l
     def full(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr("logits_io.analyzer.write_records", full)
+    monkeypatch.setattr("logits_io.writer.write_sealed", full)
     changed = {kind: array + 1 for kind, array in logits.items()}
     with pytest.raises(OSError, match="disk full"):
         analyzer.save_logits_to_csv("out", STEM, changed, TARGETS, META)
@@ -205,10 +215,163 @@ def test_loading_names_what_is_missing_or_damaged(tmp_path, logits):
     chunk = folder / f"{STEM}_quantized_chunk002_of_003.csv"
     whole = chunk.read_text()
     for damage, text in (
-        (lambda: chunk.write_text("\n".join(whole.split("\n")[:5])), r"must hold \(25, 4\) values"),
-        (lambda: chunk.write_text(whole.replace("\n", ",x\n", 1)), "must be a CSV file of numbers"),
-        (lambda: chunk.unlink(), "must be a CSV file of numbers without header, got: "),
+        (
+            lambda: chunk.write_text("\n".join(whole.split("\n")[:5])),
+            r"must hold \(10, 4\) values, got \(5, 4\)",
+        ),
+        (lambda: chunk.write_text(whole.replace("\n", ",x\n", 1)), "must be a csv file of numbers"),
+        (lambda: chunk.unlink(), "must be a csv file of numbers without header, got: "),
     ):
         damage()
         with pytest.raises(InputError, match=text):
             analyzer.load("out")
+
+
+CHOICES = [(f, c) for f in FORMATS for c in COMPRESSIONS if (f, c) != ("npz", "zstd")]
+
+
+@pytest.mark.parametrize(("file_format", "compression"), CHOICES)
+def test_every_format_reads_back_bit_for_bit(tmp_path, file_format, compression):
+    array = random_bits(300, 7)
+    array[0, :3] = [0.0, -0.0, np.finfo(np.float32).smallest_subnormal]
+    for values in (array, np.arange(300)):
+        path = tmp_path / f"a{ending(file_format, compression)}"
+        path.write_bytes(encode(values, file_format, compression))
+        again = decode(path, values.dtype.type)
+        assert again.tobytes() == values.tobytes()
+        assert encode(values, file_format, compression) == path.read_bytes()  # no time in it
+
+
+@pytest.mark.parametrize(("file_format", "compression"), CHOICES)
+def test_a_cut_file_is_named(tmp_path, file_format, compression):
+    path = tmp_path / f"a{ending(file_format, compression)}"
+    content = encode(random_bits(300, 7), file_format, compression)
+    path.write_bytes(content[: len(content) // 2] + b"x")
+    with pytest.raises(InputError, match=f"{path.name}: must be a .* file of numbers"):
+        decode(path)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_several_formats_hold_the_same(tmp_path, logits, compression):
+    analyzer = LogitsAnalyzer(tmp_path, 10, FORMATS, compression)
+    folder = analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
+    assert len(list(folder.iterdir())) == 3 * 3 * 3 + 2
+    arrays: dict = {}
+    for record in read_file_records(folder, STEM):
+        values = decode(folder / record.file, np.int64 if record.kind == "targets" else np.float32)
+        assert arrays.setdefault((record.kind, record.index), values).tobytes() == values.tobytes()
+    saved = LogitsAnalyzer(tmp_path).load("out")  # whatever the reader would write itself
+    assert saved.logits["fullprecision"].tobytes() == logits["fullprecision"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("formats", "compression", "text"),
+    [
+        (["hdf5"], "none", "logits_format must be one of csv, parquet, npz, got 'hdf5'"),
+        ([], "none", "logits_format must be at least one format, got none"),
+        (["csv"], "bz2", "compression must be one of none, gzip, zstd, got 'bz2'"),
+        (["csv", "npz"], "zstd", "compression of npz must be none or gzip, got zstd"),
+    ],
+)
+def test_formats_that_do_not_exist_are_refused(tmp_path, formats, compression, text):
+    with pytest.raises(InputError, match=text):
+        LogitsAnalyzer(tmp_path, 10, formats, compression)
+
+
+# --- while the network runs
+
+
+@pytest.mark.parametrize("sizes", [[25], [1] * 25, [7, 11, 7], [10, 10, 5], [24, 1]])
+def test_batches_of_any_size_give_the_files_of_the_whole(tmp_path, logits, sizes):
+    analyzer = LogitsAnalyzer(tmp_path, 10)
+    whole = analyzer.save_logits_to_csv("whole", STEM, logits, TARGETS, META)
+    with analyzer.writer("parts", STEM, META) as writer:
+        for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+            part = slice(end - size, end)
+            writer.add({kind: array[part] for kind, array in logits.items()}, TARGETS[part])
+        assert not (tmp_path / "parts").exists()
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "parts").iterdir()
+    }
+    assert not [t for t in threading.enumerate() if t.name == "logits writer"]
+
+
+def test_a_block_that_fails_leaves_nothing(tmp_path, logits):
+    with (
+        pytest.raises(RuntimeError, match="the network broke"),
+        LogitsAnalyzer(tmp_path).writer("out", STEM, META) as writer,
+    ):
+        writer.add(logits, TARGETS)
+        raise RuntimeError("the network broke")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_at_the_end_and_does_not_stop_the_block(tmp_path, logits, monkeypatch):
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("logits_io.writer.encode", full)
+    done = False
+    with (
+        pytest.raises(OSError, match="disk full"),
+        LogitsAnalyzer(tmp_path, 5).writer("out", STEM, META) as writer,
+    ):
+        for _ in range(50):
+            writer.add(logits, TARGETS)
+        done = True
+    assert done and not list(tmp_path.iterdir())
+
+
+def test_batches_that_differ_are_refused(tmp_path, logits):
+    with (
+        pytest.raises(InputError, match=r"batches must hold .* of 4 classes as the first did, got"),
+        LogitsAnalyzer(tmp_path).writer("out", STEM, META) as writer,
+    ):
+        writer.add(logits, TARGETS)
+        writer.add({"quantized": logits["quantized"]}, TARGETS)
+
+
+@pytest.mark.slow
+def test_a_stream_of_200000_rows_stays_below_1_gb(tmp_path):
+    code = f"""
+import resource
+import numpy as np
+from logits_io import LogitsAnalyzer
+batch = np.random.default_rng(0).standard_normal((500, 1000), dtype=np.float32)
+with LogitsAnalyzer({str(tmp_path)!r}).writer("out", "logits_x", {{}}) as writer:
+    for i in range(400):
+        writer.add({{"quantized": batch + i}}, np.zeros(500))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert int(result.stdout) < 1_000_000
+    assert len(list((tmp_path / "out").glob("*_quantized_chunk*_of_200.csv"))) == 200
+
+
+# --- digests
+
+
+def test_every_flipped_byte_of_the_metadata_breaks_the_seal(tmp_path, logits):
+    folder = LogitsAnalyzer(tmp_path).save_logits_to_csv("out", STEM, logits, TARGETS, META)
+    path = folder / f"{STEM}_metadata.csv"
+    content = path.read_bytes()
+    assert seal_holds(path)
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not seal_holds(path)
+
+
+def test_the_sums_find_the_damaged_row(tmp_path):
+    array = random_bits(50, 9)
+    folder = LogitsAnalyzer(tmp_path).save_logits_to_csv(
+        "out", STEM, {"quantized": array}, np.zeros(50), {}
+    )
+    record = read_file_records(folder, STEM)[0]
+    assert damaged_row(array, record) is None
+    for row in (0, 17, 49):
+        broken = array.copy()
+        broken[row, 4] += np.float32(1.0) + abs(broken[row, 4])
+        assert damaged_row(broken, record) == row
+    broken[3, 1] = 12.5
+    assert damaged_row(broken, record) is None  # two rows

@@ -15,6 +15,9 @@ import torch
 import yaml
 
 import main_imagenet
+import pipeline
+import verify_logits
+from correction import ClusterAffineCorrection
 from evaluation import infer_logits
 from files import sha256_file
 from loaders import load_dataset
@@ -22,6 +25,8 @@ from logits_io import LogitsAnalyzer
 from main_imagenet import build_parser, main
 from models import get_entry, load_model
 from tests.conftest import GRID, PROJECT, QUICK, TAG, write_cifar10
+
+LAST = "alpha1.0_clusters4_pca5_digits_resnet_w4bit_a4bit"
 
 
 def files_below(root: Path) -> dict[str, str]:
@@ -57,7 +62,7 @@ def test_a_run_writes_the_folders_given(finished):
     )
     inside = sorted(path.name for path in (root / f"run_{TAG}").iterdir())
     assert inside == [
-        *("calibration_ids.json", "config.yaml", "quantized_model.pt"),
+        *("calibration_ids.json", "config.yaml", "correction.npz", "quantized_model.pt"),
         *("run.json", "run.log", "state", "tensorboard"),
     ]
 
@@ -87,13 +92,68 @@ def test_the_summary_holds_the_bits_of_every_channel(tmp_path):
     assert {type(value) for value in activations.values()} == {int, list}
 
 
+def test_the_saved_correction_is_the_selected_one(finished, tmp_path, capsys):
+    root, _ = finished
+    path = root / f"run_{TAG}" / "correction.npz"
+    saved = LogitsAnalyzer(root).load(f"initial_logits_{TAG}")
+    record = json.loads((root / "run.json").read_text())["figures"]["corrected"]
+    corrected = ClusterAffineCorrection.load(path).transform(saved.logits["quantized"])
+    assert 100 * (corrected.argmax(1) == saved.targets).mean() == pytest.approx(record["top1_pct"])
+    flags = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(tmp_path)]
+    assert main([*flags, "--load_correction", str(path)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:]] == [
+        "fullprecision",
+        "quantized",
+        "cluster_affine",
+    ]
+    again = json.loads((tmp_path / "rtn" / "run.json").read_text())
+    assert again["figures"]["corrected"]["top1_pct"] == pytest.approx(record["top1_pct"])
+    assert again["warning_signs"] == {}
+
+
+@pytest.mark.parametrize(
+    "flags", [["--logits_format", "parquet", "npz"], ["--compression", "zstd"]]
+)
+def test_other_formats_hold_the_same_logits(finished, tmp_path, flags):
+    root, _ = finished
+    base = ["--quant_method", "rtn", "--num_samples", "64", *GRID, "--chunk_size", "200"]
+    assert main([*base, *flags, "--output_dir", str(tmp_path)]) == 0
+    for folder in (f"initial_logits_{TAG}", f"results_{LAST}"):
+        first, second = (LogitsAnalyzer(r).load(folder) for r in (root, tmp_path / "rtn"))
+        for kind, logits in first.logits.items():
+            assert second.logits[kind].tobytes() == logits.tobytes()
+    assert verify_logits.main(["--csv-dir", str(tmp_path)]) == 0
+
+
+def test_networks_run_once_whatever_the_number_of_settings(tmp_path, monkeypatch):
+    calls = []
+    original = pipeline.infer_logits
+
+    def counting(networks, loader, *arguments):
+        for network in networks.values():
+            network.register_forward_hook(lambda *_: calls.append(1))
+        return original(networks, loader, *arguments)
+
+    monkeypatch.setattr(pipeline, "infer_logits", counting)
+    counts = []
+    base = ["--quant_method", "rtn", "--num_samples", "64", "--correction_samples", "128"]
+    for grid in (["--alpha", "1"], ["--alpha_list", "0.2", "0.6", "1", "--pca_dim_list", "1", "2"]):
+        calls.clear()
+        assert (
+            main([*base, *grid, "--save_results", "selected", "--output_dir", str(tmp_path)]) == 0
+        )
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
 def test_the_summary_agrees_with_the_saved_logits(finished):
     root, _ = finished
     table = pd.read_csv(root / f"logits_summary_{TAG}" / f"logits_summary_{TAG}.csv")
     kinds = ["fullprecision", "identity", "global_line", "ridge_map", *["cluster_affine"] * 4]
     assert table.logits.tolist() == kinds
     assert table.selected.sum() == table.oracle.sum() == 1
-    saved = LogitsAnalyzer(root).load("results_alpha1.0_clusters4_pca5_digits_resnet_w4bit_a4bit")
+    saved = LogitsAnalyzer(root).load(f"results_{LAST}")
     row = table[(table.alpha == 1) & (table.num_clusters == 4) & (table.pca_dim == 5)].iloc[0]
     top1 = 100 * (saved.logits["corrected"].argmax(1) == saved.targets).mean()
     assert row.top1_pct == pytest.approx(top1)
@@ -112,8 +172,8 @@ def test_the_record_traces_every_number(finished):
     assert record["data"]["evaluated"] == 500
     assert record["unsaved"] == []
     assert set(record["figures"]) == {"fullprecision", "quantized", "corrected"}
-    stages = ["decode images", "quantize", "run networks", "save logits", "fit correction"]
-    assert list(record["seconds"])[:5] == stages
+    stages = ["decode images", "quantize", "run networks and save logits", "fit correction"]
+    assert list(record["seconds"])[:4] == stages
     assert record["model"]["digest"] == load_model("digits_resnet").digest
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import pipeline
 from common import InputError
-from logits_io import LogitsAnalyzer
+from logits_io import LogitsAnalyzer, writer
 from main_imagenet import main
 from models import get_entry
 from models.cifar_resnet import CifarResNet
@@ -294,18 +294,17 @@ def test_a_full_disk_costs_the_files_and_not_the_run(tmp_path, capsys, monkeypat
 
 def test_results_are_never_linked_from_the_logits_of_a_former_run(tmp_path, monkeypatch):
     """The initial logits of the second run cannot be saved: those of the first are still there."""
-    from logits_io import LogitsAnalyzer
 
     flags = [*QUICK, "--output_dir", str(tmp_path)]
     assert main(flags) == 0
-    original = LogitsAnalyzer.save_logits_to_csv
+    original = writer.write_sealed
 
-    def fails_at_first(self, folder, *arguments, **named):
-        if folder.startswith("initial_logits"):
+    def fails_at_first(path, record):
+        if path.parent.name.startswith(".initial_logits"):
             raise OSError("disk full")
-        return original(self, folder, *arguments, **named)
+        original(path, record)
 
-    monkeypatch.setattr(LogitsAnalyzer, "save_logits_to_csv", fails_at_first)
+    monkeypatch.setattr(writer, "write_sealed", fails_at_first)
     assert main([*flags, "--init_wmode", "minmax", "--init_amode", "minmax"]) == 3
     analyzer = LogitsAnalyzer(tmp_path / "rtn")
     first = analyzer.load(next(path.name for path in (tmp_path / "rtn").glob("initial_*")))

@@ -1,0 +1,162 @@
+"""Is a logits folder what it claims to be? Every byte of every file counts.
+
+Each check gives the failures it finds, in words that name the file and, where it can, the row (from 1,
+as editors count lines).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import InputError
+from logits_io.formats import decode
+from logits_io.naming import TARGETS, chunk_metadata_file, find_stems, metadata_file
+from logits_io.records import FileRecord, damaged_row, read_file_records, row_sums
+from logits_io.tables import read_records, seal_holds
+
+
+def find_logits_folders(root: Path) -> list[Path]:
+    """``root`` when it holds logits, else the folders below it that do.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not root.is_dir():
+        raise InputError(f"csv-dir must be a folder, got {root}")
+    folders = sorted({path.parent for path in root.rglob("logits_*") if _is_logits_file(path)})
+    found = [folder for folder in folders if not folder.name.startswith(".")]
+    if not found:
+        raise InputError(f"csv-dir must hold logits files, or folders that do, got none in {root}")
+    return [root] if root in found else found
+
+
+def _is_logits_file(path: Path) -> bool:
+    return path.is_file() and not path.parent.name.startswith("logits_summary_")
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """Every failure in a folder; none when it is what it claims to be."""
+    stems = find_stems(folder)
+    if not stems:
+        return [f"{folder}: no logits_*_metadata.csv describes the files"]
+    failures: list[str] = []
+    known: set[str] = set()
+    for stem in stems:
+        found, names = _verify_stem(folder, stem)
+        failures += found
+        known |= names
+    for path in sorted(folder.iterdir()):
+        if path.name not in known and not any(path.name.startswith(f"{s}_") for s in stems):
+            failures.append(f"{path}: is named in no metadata")
+    return failures
+
+
+def _verify_stem(folder: Path, stem: str) -> tuple[list[str], set[str]]:
+    """The failures of the files of a stem, and the names that its metadata know."""
+    path = folder / metadata_file(stem)
+    known = {path.name, chunk_metadata_file(stem)}
+    if not seal_holds(path):
+        return [f"{path}: row 2 is not what was written, or is older than its SHA-256"], known
+    try:
+        metadata = read_records(path)[0]
+        if metadata["chunked"]:
+            chunks = folder / chunk_metadata_file(stem)
+            content = chunks.read_bytes() if chunks.is_file() else b""
+            if hashlib.sha256(content).hexdigest() != metadata["sha256_chunked_metadata"]:
+                return [f"{chunks}: is missing or not what was written (SHA-256)"], known
+        records = read_file_records(folder, stem, metadata)
+    except (InputError, KeyError, IndexError) as error:
+        return [f"{path}: {error}"], known
+    known |= {record.file for record in records}
+    failures = list(_check_sequences(path, records, metadata))
+    for record in records:
+        failures += _check_file(folder, record, metadata)
+    stray = (p for p in sorted(folder.glob(f"{stem}_*")) if p.name not in known)
+    longer = tuple(f"{other}_" for other in find_stems(folder) if other != stem)
+    failures += [f"{p}: is named in no metadata" for p in stray if not p.name.startswith(longer)]
+    return failures, known
+
+
+def _check_sequences(
+    path: Path, records: list[FileRecord], metadata: dict[str, Any]
+) -> Iterator[str]:
+    """Chunks 1..count of every kind and format, without gap or overlap, over all samples."""
+    for kind in str(metadata["kinds"]).split():
+        for name in str(metadata["formats"]).split():
+            chain = [r for r in records if (r.kind, r.format) == (kind, name)]
+            rows = [0, *(record.last_row + 1 for record in chain)]
+            whole = (
+                [record.index for record in chain] == list(range(1, len(chain) + 1))
+                and all(record.count == len(chain) for record in chain)
+                and all(r.first_row == row for r, row in zip(chain, rows, strict=False))
+                and rows[-1] == metadata["samples"]
+            )
+            if not whole:
+                yield (
+                    f"{path}: {name} files of {kind} must be chunks 1..count without a gap over "
+                    f"{metadata['samples']} samples, got {len(chain)} ending at row {rows[-1]}"
+                )
+
+
+def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> Iterator[str]:
+    path = folder / record.file
+    if not path.is_file():
+        yield f"{path}: is missing (rows {record.first_row + 1} to {record.last_row + 1} of {record.kind})"
+        return
+    intact = hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
+    wanted = 1 if record.kind == TARGETS else int(metadata["classes"])
+    try:
+        array = decode(path, np.int64 if record.kind == TARGETS else np.float32)
+    except InputError as error:
+        yield f"{error}{_place_in_text(path, wanted)}"
+        return
+    if array.shape != (record.rows, wanted):
+        yield (
+            f"{path}: must hold {record.rows} rows of {wanted} values, got {array.shape[0]} of "
+            f"{array.shape[1]}{_place_in_text(path, wanted)}"
+        )
+        return
+    yield from _check_values(path, record, array, metadata)
+    if not intact:
+        row = damaged_row(array, record)
+        same = row_sums(array) == (record.row_sum, record.weighted_row_sum)
+        where = f"row {row + 1}" if row is not None else "its text" if same else "several rows"
+        yield f"{path}: {where} is not what was written (SHA-256)"
+    elif row_sums(array) != (record.row_sum, record.weighted_row_sum):
+        yield f"{path}: the values are not those that the metadata describe"
+
+
+def _check_values(
+    path: Path, record: FileRecord, array: np.ndarray, metadata: dict[str, Any]
+) -> Iterator[str]:
+    if record.kind == TARGETS:
+        outside = (array[:, 0] < 0) | (array[:, 0] >= int(metadata["classes"]))
+        if outside.any():
+            row = int(outside.argmax())
+            yield (
+                f"{path}: row {row + 1} must be a class from 0 to {metadata['classes'] - 1}, "
+                f"got {array[row, 0]}"
+            )
+        return
+    broken = ~np.isfinite(array).all(axis=1)
+    if broken.any():
+        yield f"{path}: row {int(broken.argmax()) + 1} must be finite, got NaN or Inf"
+
+
+def _place_in_text(path: Path, columns: int) -> str:
+    """Where a CSV file stops being rows of so many numbers."""
+    if path.suffix != ".csv":
+        return ""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            good = line == b"" or len([float(value) for value in line.split(b",")]) == columns
+        except ValueError:
+            good = False
+        if not good:
+            return f" (row {number})"
+    return ""

@@ -1,0 +1,152 @@
+"""Arrays to bytes and back, float32 bit for bit: CSV, Parquet and npz, compressed or not.
+
+CSV holds numbers only and no header. Parquet holds one column, a list of fixed size per sample. npz
+holds one array of the name of the column.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common import InputError
+
+FORMATS = ("csv", "parquet", "npz")
+COMPRESSIONS = ("none", "gzip", "zstd")
+COLUMN = "values"  # of Parquet, and the array of npz
+GZIP_LEVEL, ZSTD_LEVEL = 1, 3
+CSV_ENDINGS = {"none": ".csv", "gzip": ".csv.gz", "zstd": ".csv.zst"}
+
+
+def ending(file_format: str, compression: str) -> str:
+    """What the name of a file ends with; Parquet and npz say inside how they are compressed."""
+    return CSV_ENDINGS[compression] if file_format == "csv" else f".{file_format}"
+
+
+def require_formats(formats: tuple[str, ...], compression: str) -> None:
+    """Check a choice.
+
+    Raises:
+        InputError: unknown, or they do not go together, or pyarrow is missing and needed.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"logits_format must be one of {', '.join(FORMATS)}, got {name!r}")
+    if not formats:
+        raise InputError("logits_format must be at least one format, got none")
+    if compression not in COMPRESSIONS:
+        raise InputError(
+            f"compression must be one of {', '.join(COMPRESSIONS)}, got {compression!r}"
+        )
+    if "npz" in formats and compression == "zstd":
+        raise InputError("compression of npz must be none or gzip, got zstd")
+    if "parquet" in formats or compression == "zstd":
+        _require_pyarrow("parquet" if "parquet" in formats else "zstd")
+
+
+def _require_pyarrow(what: str) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{what} needs pyarrow (pip install pyarrow), got: {error}") from None
+
+
+def encode(array: np.ndarray, file_format: str, compression: str) -> bytes:
+    """A file of a 1-d or 2-d array, a sample a row; the same bytes for the same values."""
+    table = np.ascontiguousarray(array.reshape(len(array), -1))
+    if file_format == "parquet":
+        return _parquet(table, compression)
+    if file_format == "npz":
+        buffer = io.BytesIO()
+        if compression == "gzip":
+            np.savez_compressed(buffer, values=table)
+        else:
+            np.savez(buffer, values=table)
+        return buffer.getvalue()
+    text = _csv(table)
+    if compression == "gzip":
+        return gzip.compress(text, GZIP_LEVEL, mtime=0)
+    if compression == "zstd":
+        import pyarrow
+
+        return pyarrow.Codec("zstd", ZSTD_LEVEL).compress(text, asbytes=True)
+    return text
+
+
+def _csv(table: np.ndarray) -> bytes:
+    """polars writes the shortest text that reads back as the same float32; where it is missing
+    ``np.savetxt`` with nine significant digits does, whose text differs and whose values do not.
+    """
+    buffer = io.BytesIO()
+    try:
+        import polars
+    except ImportError:
+        integers = np.issubdtype(table.dtype, np.integer)
+        np.savetxt(buffer, table, fmt="%d" if integers else "%.9g", delimiter=",")
+    else:
+        polars.DataFrame(table).write_csv(buffer, include_header=False)
+    return buffer.getvalue()
+
+
+def _parquet(table: np.ndarray, compression: str) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(table.ravel()), table.shape[1])
+    sink = pyarrow.BufferOutputStream()
+    floats = table.dtype == np.float32
+    parquet.write_table(
+        pyarrow.table({COLUMN: values}),
+        sink,
+        compression=compression,
+        use_dictionary=False,
+        column_encoding={f"{COLUMN}.list.element": "BYTE_STREAM_SPLIT"} if floats else None,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
+    """The array (N, columns) of a file of ``encode``, whose name says what it is.
+
+    Raises:
+        InputError: missing, damaged, or holding something else than numbers.
+    """
+    try:
+        if path.name.endswith(".parquet"):
+            return _read_parquet(path).astype(dtype, copy=False)
+        if path.name.endswith(".npz"):
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+                return stored[COLUMN].astype(dtype, copy=False)
+        return pd.read_csv(_text(path), header=None, dtype=dtype).to_numpy()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        kind = path.name.split(".", 1)[-1]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path}: must be a {kind} file of numbers without header, got: {reason}"
+        ) from None
+
+
+def _text(path: Path) -> Path | io.BytesIO:
+    """What pandas reads the CSV text from."""
+    if path.name.endswith(".gz"):
+        return io.BytesIO(gzip.decompress(path.read_bytes()))
+    if path.name.endswith(".zst"):
+        import pyarrow
+
+        with pyarrow.input_stream(io.BytesIO(path.read_bytes()), compression="zstd") as stream:
+            return io.BytesIO(stream.read())
+    return path
+
+
+def _read_parquet(path: Path) -> np.ndarray:
+    import pyarrow
+    from pyarrow import parquet
+
+    column = parquet.read_table(pyarrow.BufferReader(path.read_bytes()))[COLUMN].combine_chunks()
+    width = column.type.list_size
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

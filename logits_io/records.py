@@ -1,0 +1,125 @@
+"""What a logits folder says of its files: a digest and sums that find a damaged row.
+
+A row's number is the sum of the bits of its values; a file keeps the sum of them and the sum weighted
+by the position. One damaged row changes both, and their ratio is its position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import InputError
+from logits_io.naming import chunk_metadata_file, metadata_file
+from logits_io.tables import read_records
+
+MODULUS = 1 << 64
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a folder; rows count from 0 over the whole kind."""
+
+    kind: str
+    index: int  # of the chunk, from 1
+    count: int  # chunks of this kind and format
+    first_row: int
+    last_row: int
+    file: str
+    sha256: str
+    row_sum: int
+    weighted_row_sum: int
+    format: str
+
+    @property
+    def rows(self) -> int:
+        return self.last_row - self.first_row + 1
+
+
+def row_sums(array: np.ndarray) -> tuple[int, int]:
+    """Sum of the rows' numbers, and that weighted by the position from 1, both modulo 2^64."""
+    numbers = _row_numbers(array)
+    weights = np.arange(1, len(numbers) + 1, dtype=np.uint64)
+    return int(numbers.sum()), int((numbers * weights).sum())
+
+
+def damaged_row(array: np.ndarray, record: FileRecord) -> int | None:
+    """The row, counted from 0 in the file, whose values differ from those written; None when none
+    or several do.
+    """
+    plain, weighted = row_sums(array)
+    change = (plain - record.row_sum) % MODULUS
+    weighted_change = (weighted - record.weighted_row_sum) % MODULUS
+    if change == 0:
+        return None
+    matches = [i for i in range(len(array)) if (i + 1) * change % MODULUS == weighted_change]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _row_numbers(array: np.ndarray) -> np.ndarray:
+    table = np.ascontiguousarray(array.reshape(len(array), -1))
+    bits = table.view(np.uint32 if table.itemsize == 4 else np.uint64)
+    return bits.sum(axis=1, dtype=np.uint64)
+
+
+def chunk_rows(records: list[FileRecord]) -> list[dict[str, Any]]:
+    """The rows of the chunk metadata."""
+    return [dataclasses.asdict(record) for record in records]
+
+
+def whole_columns(records: list[FileRecord]) -> dict[str, Any]:
+    """The columns of the metadata that describe files that are not chunked."""
+    columns: dict[str, Any] = {}
+    for record in records:
+        name = f"{record.kind}_{record.format}"
+        columns[f"file_{name}"] = record.file
+        columns[f"sha256_{name}"] = record.sha256
+        columns[f"row_sum_{name}"] = record.row_sum
+        columns[f"weighted_row_sum_{name}"] = record.weighted_row_sum
+    return columns
+
+
+def read_file_records(
+    folder: Path, stem: str, metadata: Mapping[str, Any] | None = None
+) -> list[FileRecord]:
+    """The records of a folder.
+
+    Raises:
+        InputError: the metadata are missing or damaged.
+    """
+    try:
+        if metadata is None:
+            metadata = read_records(folder / metadata_file(stem))[0]
+        if metadata["chunked"]:
+            rows = read_records(folder / chunk_metadata_file(stem))
+            return [FileRecord(**_plain(row)) for row in rows]
+        return [
+            FileRecord(
+                kind=kind,
+                index=1,
+                count=1,
+                first_row=0,
+                format=file_format,
+                last_row=int(metadata["samples"]) - 1,
+                file=str(metadata[f"file_{kind}_{file_format}"]),
+                sha256=str(metadata[f"sha256_{kind}_{file_format}"]),
+                row_sum=int(metadata[f"row_sum_{kind}_{file_format}"]),
+                weighted_row_sum=int(metadata[f"weighted_row_sum_{kind}_{file_format}"]),
+            )
+            for kind in str(metadata["kinds"]).split()
+            for file_format in str(metadata["formats"]).split()
+        ]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{folder}: metadata of {stem} must describe its files, got: {error!r}"
+        ) from None
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    numbers = ("index", "count", "first_row", "last_row", "row_sum", "weighted_row_sum")
+    return {str(key): int(value) if key in numbers else str(value) for key, value in row.items()}

@@ -1,0 +1,278 @@
+"""Writing a logits folder while the network runs: a thread takes batches, a chunk is written when it
+is full, and the folder appears under its name when all of it is there.
+
+Letters: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from common import InputError
+from files import atomic_folder
+from logits_io.formats import encode, ending
+from logits_io.naming import (
+    TARGETS,
+    chunk_file,
+    chunk_metadata_file,
+    metadata_file,
+    whole_file,
+)
+from logits_io.records import (
+    FileRecord,
+    chunk_rows,
+    read_file_records,
+    row_sums,
+    whole_columns,
+)
+from logits_io.tables import read_records, write_records, write_sealed
+
+BATCHES_AHEAD = 4  # that wait for the thread; then the network waits
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the files of a folder are written."""
+
+    chunk_size: int
+    formats: tuple[str, ...]
+    compression: str
+
+
+class LogitsWriter:
+    """Writes one folder; use it as a context.
+
+    When the block fails nothing of it stays, and what was there before does. When writing fails the
+    block goes on, and the error comes at its end.
+
+    Args:
+        folder: what appears at the end.
+        stem: what the file names begin with; files of other stems stay.
+        metadata: one row of plain values; samples, classes and files are added.
+        source: a folder of the same samples, stem and style: the kinds that it holds are hard-linked
+            from there, or copied where the file system has no links, instead of being written again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stem: str,
+        style: Style,
+        metadata: Mapping[str, Any],
+        source: Path | None = None,
+    ):
+        self.folder = folder
+        self.stem = stem
+        self.style = style
+        self.metadata = metadata
+        self.source = source
+        self.linked = source_records(source, stem, style)
+        self.kinds: list[str] = []
+        self.classes = 0
+        self.error: BaseException | None = None
+        self.queue: queue.Queue[Batch | None] = queue.Queue(BATCHES_AHEAD)
+        self.aborted = False
+        self.thread = threading.Thread(target=self._work, name="logits writer", daemon=True)
+
+    def __enter__(self) -> LogitsWriter:
+        self.thread.start()
+        return self
+
+    def add(self, logits: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
+        """Take the logits of the next n samples; returns at once unless the disk lags behind.
+
+        Args:
+            logits: kind (quantized, fullprecision, corrected) -> (n, C) float32; the same kinds and
+                C in every call.
+            targets: (n,) integers.
+
+        Raises:
+            InputError: arrays of different lengths, of another dtype, or other kinds than before.
+        """
+        batch = checked(logits, targets)
+        kinds, classes = list(batch), next(iter(logits.values())).shape[1]
+        if not self.kinds:
+            self.kinds, self.classes = kinds, classes
+        if kinds != self.kinds or classes != self.classes:
+            raise InputError(
+                f"batches must hold {self.kinds} of {self.classes} classes as the first did, "
+                f"got {kinds} of {classes}"
+            )
+        self._put(batch)
+
+    def _put(self, batch: Batch | None) -> None:
+        while self.thread.is_alive():
+            try:
+                self.queue.put(batch, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.aborted = kind is not None
+        self._put(None)
+        self.thread.join()
+        if self.error is not None and kind is None:
+            raise self.error
+
+    def _work(self) -> None:
+        try:
+            with atomic_folder(self.folder) as part:
+                _Folder(self, part).write()
+                if self.aborted:
+                    raise InterruptedError("the run ended before its logits did")
+        except BaseException as error:  # noqa: BLE001  (handed to the thread that waits)
+            self.error = error
+
+
+class _Folder:
+    """The folder under way, under its temporary name."""
+
+    def __init__(self, writer: LogitsWriter, part: Path):
+        self.writer = writer
+        self.part = part
+        self.records: list[FileRecord] = []
+        self.rows: dict[str, list[np.ndarray]] = {}
+        self.samples = 0
+        self.waiting = 0
+
+    def write(self) -> None:
+        writer = self.writer
+        link_others(writer.folder, self.part, writer.stem)
+        while (batch := writer.queue.get()) is not None:
+            self._take(batch)
+        if writer.aborted or not writer.kinds:
+            return
+        if self.waiting:
+            self._write_chunk(self.waiting)
+        self._name_files()
+        for record in writer.linked:
+            assert writer.source is not None
+            link(writer.source / record.file, self.part)
+        order = [*writer.kinds, *(record.kind for record in writer.linked)]
+        records = writer.linked + self.records
+        self._describe(sorted(records, key=lambda record: order.index(record.kind)))
+
+    def _take(self, batch: Batch) -> None:
+        count, size = len(batch[TARGETS]), self.writer.style.chunk_size
+        for kind, array in batch.items():
+            self.rows.setdefault(kind, []).append(array)
+        self.waiting += count
+        while self.waiting > size:  # a full chunk is kept back: it may be the only one
+            self._write_chunk(size)
+
+    def _write_chunk(self, count: int) -> None:
+        known = {record.kind for record in self.writer.linked}
+        for kind, parts in self.rows.items():
+            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            self.rows[kind] = [whole[count:]]
+            if kind not in known:
+                self._write_array(kind, whole[:count])
+        self.samples += count
+        self.waiting -= count
+
+    def _write_array(self, kind: str, array: np.ndarray) -> None:
+        index = self.samples // self.writer.style.chunk_size + 1
+        sums = row_sums(array)
+        for name in self.writer.style.formats:
+            content = encode(array, name, self.writer.style.compression)
+            file = f"{kind}_{index}.{name}"
+            (self.part / file).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            last = self.samples + len(array) - 1
+            self.records.append(
+                FileRecord(kind, index, 0, self.samples, last, file, digest, *sums, name)
+            )
+
+    def _name_files(self) -> None:
+        """Give the files their names, now that it is known how many there are."""
+        writer = self.writer
+        count = -(-self.samples // writer.style.chunk_size)
+        named = []
+        for record in self.records:
+            end = ending(record.format, writer.style.compression)
+            if self.chunked:
+                name = chunk_file(writer.stem, record.kind, record.index, count, end)
+            else:
+                name = whole_file(writer.stem, record.kind, end)
+            (self.part / record.file).rename(self.part / name)
+            named.append(replace(record, file=name, count=count))
+        self.records = named
+
+    @property
+    def chunked(self) -> bool:
+        return self.samples > self.writer.style.chunk_size
+
+    def _describe(self, records: list[FileRecord]) -> None:
+        writer = self.writer
+        row = {**writer.metadata, "samples": self.samples, "classes": writer.classes}
+        row |= {"chunked": self.chunked, "chunk_size": writer.style.chunk_size}
+        row["kinds"] = " ".join(dict.fromkeys(record.kind for record in records))
+        row["formats"] = " ".join(writer.style.formats)
+        row["compression"] = writer.style.compression
+        if self.chunked:
+            chunks = self.part / chunk_metadata_file(writer.stem)
+            write_records(chunks, chunk_rows(records))
+            row["sha256_chunked_metadata"] = hashlib.sha256(chunks.read_bytes()).hexdigest()
+        else:
+            row |= whole_columns(records)
+        write_sealed(self.part / metadata_file(writer.stem), row)
+
+
+def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
+    """The arrays with the targets as int64.
+
+    Raises:
+        InputError: arrays of different lengths or of another dtype.
+    """
+    for kind, array in logits.items():
+        if array.dtype != np.float32 or array.ndim != 2 or len(array) != len(targets):
+            raise InputError(
+                f"{kind} logits must be float32 of shape ({len(targets)}, classes), got {array.dtype} {array.shape}"
+            )
+    return {**logits, TARGETS: np.asarray(targets, dtype=np.int64)}
+
+
+def source_records(source: Path | None, stem: str, style: Style) -> list[FileRecord]:
+    """The files of a folder that were written in this style; none when there is no such folder."""
+    if source is None or not (source / metadata_file(stem)).is_file():
+        return []
+    metadata = read_records(source / metadata_file(stem))[0]
+    theirs = (metadata["chunk_size"], metadata["formats"], metadata["compression"])
+    if theirs != (style.chunk_size, " ".join(style.formats), style.compression):
+        return []
+    return read_file_records(source, stem, metadata)
+
+
+def link(path: Path, folder: Path) -> None:
+    """Hard-link a file into a folder, or copy it where the file system has no links."""
+    try:
+        os.link(path, folder / path.name)
+    except OSError:
+        shutil.copyfile(path, folder / path.name)
+
+
+def link_others(source: Path, target: Path, stem: str) -> None:
+    """Link the files of all stems but ``stem`` into ``target``."""
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            if path.is_file() and not path.name.startswith(f"{stem}_"):
+                link(path, target)

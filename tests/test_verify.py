@@ -1,0 +1,164 @@
+"""verify_logits.py: a sound folder passes, every damage is found and named."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from logits_io import LogitsAnalyzer
+from logits_io.checks import verify_folder
+from logits_io.tables import write_sealed
+from tests.conftest import PROJECT
+from verify_logits import main
+
+STEM = "logits_net_w4bit_a4bit_seed1"
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save a folder of 25 samples and 4 classes and return it."""
+
+    def saved(chunk_size=10, formats=("csv",), compression="none"):
+        random = np.random.RandomState(1)
+        logits = {
+            kind: random.normal(0, 3, (25, 4)).astype(np.float32)
+            for kind in ("quantized", "fullprecision")
+        }
+        analyzer = LogitsAnalyzer(tmp_path, chunk_size, formats, compression)
+        return analyzer.save_logits_to_csv("out", STEM, logits, np.arange(25) % 4, {"arch": "net"})
+
+    return saved
+
+
+def failures(folder, capsys) -> str:
+    assert main(["--csv-dir", str(folder)]) == 1
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chunk_size", [10, 1000])
+@pytest.mark.parametrize("formats", [("csv",), ("csv", "parquet", "npz")])
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_sound_folder_passes(save, capsys, chunk_size, formats, compression):
+    folder = save(chunk_size, formats, compression)
+    assert main(["--csv-dir", str(folder)]) == 0
+    assert main(["--csv_dir", str(folder.parent)]) == 0
+    assert capsys.readouterr().out == 2 * f"ok     {folder}\n"
+
+
+@pytest.mark.parametrize("chunk_size", [10, 1000])
+def test_every_flipped_byte_is_found_and_its_file_named(save, chunk_size):
+    folder = save(chunk_size)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for place in range(0, len(content), 1 if len(content) < 400 else 7):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            found = verify_folder(folder)
+            assert found and path.name in found[0], (path.name, place)
+        path.write_bytes(content)
+    assert verify_folder(folder) == []
+
+
+def test_the_damaged_row_is_named(save, capsys):
+    folder = save()
+    path = folder / f"{STEM}_quantized_chunk002_of_003.csv"
+    lines = path.read_text().splitlines()
+    for row, line, text in (
+        (4, "1.5,2.5,3.5,4.5", "row 4 is not what was written"),
+        (7, "1.5,nan,3.5,4.5", "row 7 must be finite, got NaN or Inf"),
+        (2, "1.5,2.5,3.5", "row 2 must be finite"),
+        (9, "1.5,2.5,x,4.5", "(row 9)"),
+    ):
+        path.write_text("\n".join([*lines[: row - 1], line, *lines[row:]]) + "\n")
+        found = failures(folder, capsys)
+        assert path.name in found and text in found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("_quantized_chunk002_of_003.csv", "is missing (rows 11 to 20 of quantized)"),
+        ("_targets_chunk003_of_003.csv", "is missing (rows 21 to 25 of targets)"),
+        ("_chunked_metadata.csv", "is missing or not what was written"),
+        ("_metadata.csv", "no logits_*_metadata.csv describes the files"),
+    ],
+)
+def test_a_missing_file_is_named(save, capsys, name, text):
+    folder = save()
+    (folder / f"{STEM}{name}").unlink()
+    assert text in failures(folder, capsys)
+
+
+def test_exchanged_and_foreign_files_are_found(save, capsys):
+    folder = save()
+    first, second = (folder / f"{STEM}_quantized_chunk00{i}_of_003.csv" for i in (1, 2))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    found = failures(folder, capsys)
+    assert first.name in found and second.name in found
+    save()
+    shutil.copy(second, folder / f"{STEM}_quantized_chunk004_of_003.csv")
+    (folder / "notes.txt").write_text("x")
+    found = failures(folder, capsys)
+    assert "chunk004_of_003.csv: is named in no metadata" in found
+    assert "notes.txt: is named in no metadata" in found
+
+
+def test_metadata_that_contradict_the_files_are_found(save, capsys):
+    folder = save(1000)
+    path = folder / f"{STEM}_metadata.csv"
+    from logits_io.tables import SEAL, read_records
+
+    record = {key: value for key, value in read_records(path)[0].items() if key != SEAL}
+    for change, text in (
+        ({"samples": 24}, "must hold 24 rows of 4 values, got 25 of 4"),
+        ({"classes": 3}, "must hold 25 rows of 3 values, got 25 of 4"),
+        ({"kinds": "quantized corrected targets"}, "file_corrected_csv"),
+        ({"row_sum_quantized_csv": 7}, "the values are not those that the metadata describe"),
+    ):
+        write_sealed(path, {**record, **change})
+        assert text in failures(folder, capsys)
+
+
+def test_a_target_that_is_no_class_is_found(tmp_path, capsys):
+    logits = np.zeros((6, 4), dtype=np.float32)
+    targets = np.array([0, 1, 2, 4, 1, 0])
+    folder = LogitsAnalyzer(tmp_path).save_logits_to_csv(
+        "out", STEM, {"quantized": logits}, targets, {}
+    )
+    assert "row 4 must be a class from 0 to 3, got 4" in failures(folder, capsys)
+
+
+def test_damage_in_compressed_files_is_found(save, capsys):
+    folder = save(10, ("csv", "parquet"), "gzip")
+    path = folder / f"{STEM}_quantized_chunk002_of_003.csv.gz"
+    text = gzip.decompress(path.read_bytes()).split(b"\n")
+    path.write_bytes(gzip.compress(b"\n".join([*text[:5], b"1,2,3,4", *text[6:]])))
+    assert f"{path.name}: row 6 is not what was written" in failures(folder, capsys)
+    save(10, ("csv", "parquet"), "gzip")
+    path = folder / f"{STEM}_fullprecision_chunk001_of_003.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert f"{path.name}: must be a parquet file" in failures(folder, capsys)
+
+
+def test_nothing_to_check_is_wrong_usage(tmp_path, capsys):
+    for argument, text in (
+        (tmp_path / "none", "csv-dir must be a folder, got"),
+        (tmp_path, "csv-dir must hold logits files, or folders that do, got none in"),
+    ):
+        assert main(["--csv-dir", str(argument)]) == 2
+        assert text in capsys.readouterr().err
+    assert main([]) == 2
+    assert "--csv_dir" in capsys.readouterr().err
+
+
+def test_it_starts_without_torch():
+    code = "import sys, verify_logits; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert result.stdout.strip() == "[]"
