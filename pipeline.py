@@ -39,10 +39,10 @@ from loaders import (
     ImageSet,
 )
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
-from logits_io.tables import write_records
 from metrics import Scorer
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
+from summary import Summary
 
 MODEL_FILE = "quantized_model.pt"
 CORRECTION_FILE = "correction.npz"
@@ -110,7 +110,7 @@ class _Run:
             signs = {}
             if fitting is not None:
                 signs = warning_signs(fitting, evaluation, self.plan.correction_source)
-            self._save_summary(rows, signs)
+            self._save_summary(rows, signs, grid, evaluation)
             self._finish(rows, signs, len(evaluation.targets))
         return Outcome(rows, self.saves.failures)
 
@@ -274,14 +274,23 @@ class _Run:
                 same_as=self.saved_initial,
             )
 
-    def _save_summary(self, rows: list[Row], signs: dict[str, float]) -> None:
-        name = self.job.name
-        stem = name.summary_folder
+    def _save_summary(
+        self,
+        rows: list[Row],
+        signs: dict[str, float],
+        grid: CorrectionGrid | LoadedCorrection,
+        evaluation: Inference,
+    ) -> None:
+        """Tables and figures of the run."""
+        stem = self.job.name.summary_folder
+        correction = grid.selected_correction()
+        summary = Summary(rows, evaluation, correction, self.job.method.settings.seed)
         with self.clock("save summary"):
             with self.saves.attempt("the summary"), atomic_folder(self.job.root / stem) as part:
-                write_records(part / f"{stem}.csv", as_records(rows))
                 content = {"rows": as_records(rows), "warning_signs": signs, "bits": self.bits}
                 write_json(part / f"{stem}.json", content)
+                summary.write_tables(part, stem)
+                summary.draw(part)
             with self.saves.attempt("the TensorBoard accuracies"):
                 self.board.add_results(rows)
 

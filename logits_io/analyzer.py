@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common import InputError
+from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.formats import decode, require_formats
 from logits_io.naming import TARGETS, find_stems, metadata_file
 from logits_io.records import FileRecord, read_file_records
@@ -135,6 +136,21 @@ class LogitsAnalyzer:
         logits = {kind: _read_kind(path, chosen[kind], shape) for kind in kinds}
         targets = _read_kind(path, chosen[TARGETS], (metadata["samples"], 1), np.int64)[:, 0]
         return SavedLogits(logits, targets, metadata)
+
+    def compare(
+        self, folder: str | Path, stem: str | None = None, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Comparison:
+        """Quantized and corrected logits of a folder beside the full-precision ones, overall and per
+        class, with 95 % bootstrap intervals.
+
+        Args:
+            folder, stem: as in ``load``.
+
+        Raises:
+            InputError: as ``load``, or the folder holds no full-precision logits.
+        """
+        saved = self.load(folder, stem)
+        return compare_logits(saved.logits, saved.targets, resamples, seed)
 
 
 def _read_kind(

@@ -24,17 +24,19 @@ LAYER = {
     "models": 3,
     "evaluation": 3,
     "plots": 3,
+    "logits_plots": 3,
     "quantization_log": 3,
     "reporting": 4,
     "job": 4,
-    "pipeline": 5,
+    "summary": 5,
+    "pipeline": 6,
 }
 FORBIDDEN_LIBRARIES = {
     "correction": {"torch", "torchvision"},
     "logits_io": {"torch", "torchvision", "sklearn"},
     "quant": {"sklearn", "pandas", "torchvision"},
 }
-SCRIPT_LAYER = 6
+SCRIPT_LAYER = 7
 NOT_LIBRARY = {".venv", "tests", "outputs", "data"}
 
 

@@ -1,0 +1,137 @@
+"""Quantized and corrected logits beside the full-precision ones: overall, per class, with intervals.
+
+Letters: N samples, C classes, F figures, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from common import InputError
+from logits_io.naming import FULL_PRECISION
+from metrics import SampleFigures, Scorer
+
+RESAMPLES = 1000
+LEVELS = (0.025, 0.975)  # of the 95 % interval
+ECE_BINS = 15  # of equal width, Guo et al. 2017
+SHARES = {"top1_pct": 100.0, "top5_pct": 100.0, "agreement_pct": 100.0}
+FLIPS = {"right_to_wrong_pct": 100.0, "wrong_to_right_pct": 100.0}
+MEANS = {"kl_to_fp": 1.0, "mse_to_fp": 1.0, "cosine_to_fp": 1.0}
+FIGURES = {**SHARES, **FLIPS, **MEANS}  # name -> factor of the mean over samples
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tables of a value and the ends of its 95 % bootstrap interval (``…_low``, ``…_high``) for
+    Top-1, Top-5, agreement with full precision, flips, KL, MSE, cosine and ECE.
+    """
+
+    overall: pd.DataFrame  # a row per kind of logits
+    per_class: pd.DataFrame  # a row per kind and class, without ECE
+
+
+def compare_logits(
+    logits: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare every kind of logits with the full-precision ones.
+
+    Args:
+        logits: kind -> (N, C) float32, full precision among them.
+        targets: (N,) int64.
+        resamples: B; the same samples are drawn for every kind.
+
+    Raises:
+        InputError: there are no full-precision logits.
+    """
+    if FULL_PRECISION not in logits:
+        raise InputError(f"logits must hold {FULL_PRECISION}, got {', '.join(logits) or 'none'}")
+    scorer = Scorer(logits[FULL_PRECISION], targets)
+    right = scorer(logits[FULL_PRECISION]).ahead == 0
+    scored = {kind: scorer(values) for kind, values in logits.items()}
+    tables = {kind: _sample_table(figures, right) for kind, figures in scored.items()}
+    gaps = {kind: _calibration_gaps(figures) for kind, figures in scored.items()}
+    random = np.random.RandomState(seed)
+    overall = [
+        {"logits": kind, "samples": len(targets), **_row(tables[kind], gaps[kind], draws)}
+        for draws in [_draws(len(targets), resamples, random)]
+        for kind in logits
+    ]
+    per_class = []
+    for label in np.unique(targets):
+        members = targets == label
+        draws = _draws(int(members.sum()), resamples, random)
+        per_class += [
+            {
+                "logits": kind,
+                "class": int(label),
+                "samples": int(members.sum()),
+                **_row(tables[kind][members], None, draws),
+            }
+            for kind in logits
+        ]
+    return Comparison(pd.DataFrame(overall), pd.DataFrame(per_class))
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Mean over samples of the gap between confidence and accuracy of their bin; both (N,)."""
+    bins = _bins(confidence)
+    gaps = np.bincount(bins, confidence - right, ECE_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def _sample_table(figures: SampleFigures, fp_right: np.ndarray) -> np.ndarray:
+    """(N, F) float64 in the order of ``FIGURES``."""
+    right = figures.ahead == 0
+    columns = (
+        *(right, figures.ahead < 5, figures.agrees, fp_right & ~right, right & ~fp_right),
+        *(figures.kl, figures.mse, figures.cosine),
+    )
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _calibration_gaps(figures: SampleFigures) -> np.ndarray:
+    """(N, bins) float64: confidence minus right in the bin of each sample, 0 elsewhere."""
+    table = np.zeros((len(figures.confidence), ECE_BINS))
+    gap = figures.confidence - (figures.ahead == 0)
+    table[np.arange(len(table)), _bins(figures.confidence)] = gap
+    return table
+
+
+def _draws(samples: int, resamples: int, random: np.random.RandomState) -> np.ndarray:
+    """(B, N) how often each sample is drawn."""
+    draws = np.empty((resamples, samples), dtype=np.float32)
+    for row in draws:
+        row[:] = np.bincount(random.randint(0, samples, samples), minlength=samples)
+    return draws
+
+
+def _row(table: np.ndarray, gaps: np.ndarray | None, draws: np.ndarray) -> dict[str, float]:
+    """Values and interval ends of the figures of some samples."""
+    values, spread = table.mean(axis=0), _weighted(draws, table)
+    names = dict(FIGURES)
+    if gaps is not None:
+        names["ece"] = 1.0
+        values = np.append(values, np.abs(gaps.mean(axis=0)).sum())
+        spread = np.column_stack([spread, np.abs(_weighted(draws, gaps)).sum(axis=1)])
+    ends = np.quantile(spread, LEVELS, axis=0)
+    row = {}
+    for index, (name, factor) in enumerate(names.items()):
+        row[name] = factor * float(values[index])
+        row[f"{name}_low"], row[f"{name}_high"] = (factor * float(end[index]) for end in ends)
+    return row
+
+
+def _weighted(draws: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(B, F) means over the drawn samples."""
+    return draws @ table.astype(np.float32) / np.float32(draws.shape[1])
