@@ -17,6 +17,7 @@ from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, res
 from logits_io import LogitsAnalyzer, RunName
 from models import LoadedModel, get_entry, load_model
 from quant import BaseQuantizationMethod
+from remote import Remote
 
 DEFAULT_SHRINKAGE = 10.0
 FITTING_FLAGS = (
@@ -73,7 +74,7 @@ class Job:
             ),
             "correction": self._describe_correction(),
             "device": str(self.device),
-            "writes to": str(self.root),
+            "writes to": self.options.output_url or str(self.root),
         }
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
 
@@ -138,6 +139,8 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
     job = Job(options, record, method, model, dataset, plan, grid, shape, correction, device, name)
     job.analyzer()
+    if options.output_url is not None:
+        Remote(options.output_url)
     for folder in (job.root, options.log_dir):
         if folder is not None:
             require_writable(folder)

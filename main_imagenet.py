@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,9 +44,11 @@ from models import get_entry
 from pipeline import run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.settings import flag_name, setting_type
+from remote import is_url
 from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"
+DEFAULT_OUTPUT = "outputs"
 TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}  # either switches the term of both on
 SHORT_FLAGS = {"n_bits_w": ["-b"], "scalar": ["-s"]}  # of the GPFQ scripts
 SMALL_IMAGES = ("cifar10", "cifar100")
@@ -174,9 +177,8 @@ def _add_run_flags(parser: FlagParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
         "--output_dir",
-        type=Path,
-        default=Path("outputs"),
-        help="root of everything written (default outputs)",
+        default=DEFAULT_OUTPUT,
+        help="root of everything written: a folder, or a URL for fsspec (default outputs)",
     )
     group.add_argument(
         "--save_results",
@@ -272,6 +274,10 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         InputError: a flag is unknown or malformed, or data are given without an architecture.
     """
     options = build_parser().parse(argv)
+    options.output_url = options.output_dir if is_url(options.output_dir) else None
+    options.output_dir = Path(options.output_dir)
+    if options.output_url is not None:  # written here first, and copied at the end
+        options.output_dir = Path(DEFAULT_OUTPUT, re.sub(r"\W+", "_", options.output_url))
     if options.dataset != "auto":
         require_known("dataset", options.dataset, DATASETS)
     if options.arch is None:
@@ -295,6 +301,8 @@ def configuration(options: argparse.Namespace, method: BaseQuantizationMethod) -
         for key, value in vars(options).items()
         if key not in ONE_TIME_FLAGS and value is not None
     }
+    if options.output_url is not None:
+        values["output_dir"] = values.pop("output_url")
     values |= method.get_quantization_params()
     if not hasattr(options, "num_samples"):
         del values["num_samples"]

@@ -41,6 +41,7 @@ from loaders import (
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from metrics import Scorer
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
+from remote import Remote
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 from summary import Summary
 
@@ -323,11 +324,24 @@ class _Run:
         for folder in (self.job.folder, self.job.root):
             with self.saves.attempt(RUN_FILE):
                 write_json(folder / RUN_FILE, record)
+        self._copy_to_url()
         logger.info(
             "seconds: %s",
             ", ".join(f"{stage} {value:.1f}" for stage, value in self.clock.seconds.items()),
         )
-        logger.info("written to %s", self.job.root)
+        logger.info("written to %s", self.options.output_url or self.job.root)
+
+    def _copy_to_url(self) -> None:
+        """Copy what the run wrote to the storage that was asked for, its record last."""
+        url = self.options.output_url
+        if url is None:
+            return
+        with self.clock(f"copy to {url}"), self.saves.attempt(url):
+            remote = Remote(f"{url.rstrip('/')}/{self.job.method.name}")
+            folders = [path for path in sorted(self.job.root.iterdir()) if path.is_dir()]
+            for folder in folders:
+                remote.put_folder(folder, folder.name)
+            remote.put_file(self.job.root / RUN_FILE)
 
 
 def _describe_images(used: ImageSet, asked: ImageSet) -> dict[str, Any]:

@@ -5,6 +5,9 @@ Letters: N samples, C classes.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +17,13 @@ import numpy as np
 
 from common import InputError
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
+from logits_io.duck import write_database
 from logits_io.formats import decode, require_formats
 from logits_io.naming import TARGETS, find_stems, metadata_file
 from logits_io.records import FileRecord, read_file_records
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
+from remote import Remote, is_url
 
 DEFAULT_CHUNK_SIZE = 1000
 
@@ -36,6 +41,8 @@ class LogitsAnalyzer:
     """Saves and loads the logits folders of runs below ``root``.
 
     Args:
+        root: a folder, or the URL of one that fsspec reaches; there, folders are written to a local
+            one first and copied, metadata last.
         chunk_size: rows per file; a folder of more samples is written in chunks.
         formats: csv, parquet, npz, or several of them.
         compression: none, gzip or zstd.
@@ -54,7 +61,12 @@ class LogitsAnalyzer:
         if chunk_size < 1:
             raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
         require_formats(tuple(formats), compression)
-        self.root = Path(root)
+        self.remote = Remote(str(root)) if is_url(str(root)) else None
+        if self.remote is None:
+            self.root = Path(root)
+        else:
+            self.root = Path(tempfile.mkdtemp(prefix="logits_"))
+            weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
         self.style = Style(chunk_size, tuple(formats), compression)
 
     def writer(
@@ -71,7 +83,13 @@ class LogitsAnalyzer:
                 there, or copied where the file system has no links, instead of being written again.
         """
         source = self.root / same_as if same_as else None
-        return LogitsWriter(self.root / folder, stem, self.style, metadata, source)
+        remote = self.remote
+
+        def copy(path: Path) -> None:
+            if remote is not None:
+                remote.put_folder(path, path.name)
+
+        return LogitsWriter(self.root / folder, stem, self.style, metadata, source, copy)
 
     def save_logits_to_csv(
         self,
@@ -116,6 +134,8 @@ class LogitsAnalyzer:
                 missing or has another shape than described.
         """
         path = self.root / folder
+        if self.remote is not None:
+            self.remote.get_folder(str(folder), path)
         stems = find_stems(path)
         if stem is None and len(stems) == 1:
             stem = stems[0]
@@ -151,6 +171,18 @@ class LogitsAnalyzer:
         """
         saved = self.load(folder, stem)
         return compare_logits(saved.logits, saved.targets, resamples, seed)
+
+    def to_duckdb(self, path: str | Path) -> None:
+        """Put all folders of logits below the root into one DuckDB file with the tables ``logits``
+        (run, folder, kind, sample, target, prediction, logits) and ``metadata`` (run, folder, and
+        what is known of it).
+
+        Raises:
+            InputError: duckdb is missing, there are no logits, or a file is damaged.
+        """
+        if self.remote is not None:
+            self.remote.get_folder("", self.root)
+        write_database(self.root, Path(path), self.load)
 
 
 def _read_kind(

@@ -11,7 +11,7 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +64,7 @@ class LogitsWriter:
         metadata: one row of plain values; samples, classes and files are added.
         source: a folder of the same samples, stem and style: the kinds that it holds are hard-linked
             from there, or copied where the file system has no links, instead of being written again.
+        on_done: told of the folder when it is there, in the thread.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class LogitsWriter:
         style: Style,
         metadata: Mapping[str, Any],
         source: Path | None = None,
+        on_done: Callable[[Path], None] | None = None,
     ):
         self.folder = folder
         self.stem = stem
         self.style = style
         self.metadata = metadata
         self.source = source
+        self.on_done = on_done
         self.linked = source_records(source, stem, style)
         self.kinds: list[str] = []
         self.classes = 0
@@ -139,6 +142,8 @@ class LogitsWriter:
                 _Folder(self, part).write()
                 if self.aborted:
                     raise InterruptedError("the run ended before its logits did")
+            if self.on_done is not None:
+                self.on_done(self.folder)
         except BaseException as error:  # noqa: BLE001  (handed to the thread that waits)
             self.error = error
 

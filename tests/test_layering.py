@@ -15,6 +15,7 @@ LAYER = {
     "common": 1,
     "files": 1,
     "rowwise": 1,
+    "remote": 1,
     "metrics": 1,
     "cli": 1,
     "quant": 2,

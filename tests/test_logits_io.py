@@ -375,3 +375,61 @@ def test_the_sums_find_the_damaged_row(tmp_path):
         assert damaged_row(broken, record) == row
     broken[3, 1] = 12.5
     assert damaged_row(broken, record) is None  # two rows
+
+
+# --- elsewhere
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+@pytest.mark.parametrize("chunk_size", [10, 1000])
+def test_a_root_may_be_a_url(tmp_path, logits, scheme, chunk_size):
+    url = f"{scheme}://{tmp_path}/store"
+    analyzer = LogitsAnalyzer(url, chunk_size)
+    analyzer.save_logits_to_csv("initial", STEM, logits, TARGETS, META)
+    corrected = {**logits, "corrected": logits["quantized"] + 1}
+    analyzer.save_logits_to_csv("res", STEM, corrected, TARGETS, META, same_as="initial")
+    for folder, expected in (("initial", logits), ("res", corrected)):
+        saved = LogitsAnalyzer(url).load(folder)
+        assert {k: v.tobytes() for k, v in saved.logits.items()} == {
+            k: v.tobytes() for k, v in expected.items()
+        }
+    LogitsAnalyzer(url, 7).save_logits_to_csv("initial", STEM, logits, TARGETS, META)
+    again = LogitsAnalyzer(url).load("initial")  # no chunk of the former size is left
+    assert again.logits["quantized"].tobytes() == logits["quantized"].tobytes()
+    with pytest.raises(InputError, match="nothing: must be a folder with files, got none"):
+        LogitsAnalyzer(url).load("nothing")
+
+
+def test_storage_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="nowhere://x: must be storage that fsspec reaches, got"):
+        LogitsAnalyzer("nowhere://x")
+
+
+def test_runs_in_one_database(tmp_path, logits):
+    import duckdb
+
+    for method in ("rtn", "qdrop"):
+        analyzer = LogitsAnalyzer(tmp_path / method, 10)
+        meta = {**META, "method": method}
+        analyzer.save_logits_to_csv(f"initial_logits_{NAME.tag}", STEM, logits, TARGETS, meta)
+        corrected = {**logits, "corrected": logits["quantized"] + 1}
+        analyzer.save_logits_to_csv("results_a", STEM, corrected, TARGETS, {**meta, "alpha": 0.5})
+    LogitsAnalyzer(tmp_path).to_duckdb(tmp_path / "all.duckdb")
+    with duckdb.connect(str(tmp_path / "all.duckdb"), read_only=True) as database:
+        rows = database.execute("SELECT run, folder, method, alpha FROM metadata").fetchall()
+        assert len(rows) == 4 and {row[2] for row in rows} == {"rtn", "qdrop"}
+        counts = database.execute(
+            "SELECT run, kind, count(*), avg((prediction = target)::INT) FROM logits GROUP BY ALL"
+        ).fetchall()
+        assert len(counts) == 6 and {row[2] for row in counts} == {25}
+        for run, kind, _, accuracy in counts:
+            assert run.endswith(NAME.tag)
+            values = corrected[kind]
+            assert accuracy == pytest.approx((values.argmax(1) == TARGETS).mean())
+        values = database.execute(
+            "SELECT logits FROM logits WHERE kind = 'quantized' AND run LIKE 'rtn/%' ORDER BY sample"
+        ).fetchall()
+        assert np.array(values, dtype=np.float32)[:, 0].tobytes() == logits["quantized"].tobytes()
+    with pytest.raises(InputError, match="must hold folders of logits, got none"):
+        (tmp_path / "empty").mkdir()
+        LogitsAnalyzer(tmp_path / "empty").to_duckdb(tmp_path / "x.duckdb")

@@ -1,0 +1,104 @@
+"""All logits below a root as one DuckDB file, to be asked in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common import InputError
+from files import atomic_file
+from logits_io.naming import CORRECTED, TARGETS, find_stems, metadata_file
+from logits_io.records import read_file_records
+from logits_io.tables import read_records
+
+ROWS = """CREATE TABLE logits (
+    run VARCHAR, folder VARCHAR, kind VARCHAR, sample BIGINT, target BIGINT, prediction BIGINT,
+    logits FLOAT[])"""
+
+Folder = tuple[Path, str]  # and the stem of its files
+
+
+def logits_folders(root: Path) -> list[Folder]:
+    """Every folder of logits below ``root`` with every stem in it, those of the networks first."""
+    paths = {path.parent for path in root.rglob("logits_*_metadata.csv")}
+    found = [(path, stem) for path in sorted(paths) for stem in find_stems(path)]
+    found = [item for item in found if not item[0].name.startswith((".", "logits_summary_"))]
+    return sorted(found, key=lambda item: not item[0].name.startswith("initial_logits_"))
+
+
+def write_database(root: Path, path: Path, load: Any) -> None:
+    """Write the tables ``metadata``, a row per folder, and ``logits``, a row per kind and sample.
+
+    A results folder shares quantized and full-precision logits with the initial folder of its run:
+    where that is there, only the corrected ones are stored for the results.
+
+    Args:
+        load: (folder, stem) -> SavedLogits.
+
+    Raises:
+        InputError: duckdb or pyarrow is missing, or there are no logits below ``root``.
+    """
+    try:
+        import duckdb
+        import pyarrow
+    except ImportError as error:
+        raise InputError(f"to_duckdb needs duckdb and pyarrow, got: {error}") from None
+    folders = logits_folders(root)
+    if not folders:
+        raise InputError(f"{root}: must hold folders of logits, got none")
+    with atomic_file(path) as part:
+        part.unlink(missing_ok=True)
+        with duckdb.connect(str(part)) as database:
+            rows = pd.DataFrame([_describe(root, *item) for item in folders])
+            database.register("rows", rows)
+            database.execute("CREATE TABLE metadata AS SELECT * FROM rows")
+            database.execute(ROWS)
+            for columns in _tables(root, folders, load):
+                database.register("part", pyarrow.table(columns))
+                database.execute("INSERT INTO logits SELECT * FROM part")
+
+
+def _run_of(root: Path, folder: Path, stem: str) -> str:
+    """What a run is called: the folder of its method, and its tag."""
+    method = folder.parent.relative_to(root).as_posix()
+    tag = stem.removeprefix("logits_")
+    return tag if method == "." else f"{method}/{tag}"
+
+
+def _describe(root: Path, folder: Path, stem: str) -> dict[str, Any]:
+    row = read_records(folder / metadata_file(stem))[0]
+    kept = {
+        key: value
+        for key, value in row.items()
+        if not str(key).startswith(("file_", "sha256", "row_sum", "weighted_row_sum"))
+    }
+    return {"run": _run_of(root, folder, stem), "folder": folder.name, **kept}
+
+
+def _tables(root: Path, folders: list[Folder], load: Any) -> Iterator[dict[str, Any]]:
+    import pyarrow
+
+    initial = {
+        (folder.parent, stem) for folder, stem in folders if folder.name.startswith("initial_")
+    }
+    for folder, stem in folders:
+        shared = not folder.name.startswith("initial_") and (folder.parent, stem) in initial
+        kinds = {record.kind for record in read_file_records(folder, stem)} - {TARGETS}
+        saved = load(folder, stem)
+        for kind in sorted({CORRECTED} & kinds if shared else kinds):
+            values = saved.logits[kind]
+            count, classes = values.shape
+            lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), classes)
+            yield {
+                "run": pyarrow.array([_run_of(root, folder, stem)] * count),
+                "folder": pyarrow.array([folder.name] * count),
+                "kind": pyarrow.array([kind] * count),
+                "sample": np.arange(count),
+                "target": saved.targets,
+                "prediction": values.argmax(axis=1),
+                "logits": lists.cast(pyarrow.list_(pyarrow.float32())),
+            }

@@ -1,0 +1,81 @@
+"""Folders on storage that fsspec reaches (s3://, gs://, file://, memory://), where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common import InputError
+
+LAST_NAMES = ("_metadata.csv", "run.json")  # what says that the others are there comes last
+
+
+def is_url(text: str) -> bool:
+    return "://" in text
+
+
+class Remote:
+    """A folder on such storage.
+
+    Args:
+        url: protocol://path.
+
+    Raises:
+        InputError: fsspec, or its package for the protocol, is missing, or the storage refuses.
+    """
+
+    def __init__(self, url: str):
+        self.url = url
+        try:
+            import fsspec
+
+            self.storage: Any
+            self.storage, self.root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError, OSError) as error:
+            raise InputError(f"{url}: must be storage that fsspec reaches, got: {error}") from None
+
+    def put_folder(self, local: Path, name: str) -> None:
+        """Copy a local folder to the remote folder ``name``, metadata and records last. Of what was
+        there before, the files of the same logits go; those of other seeds and runs stay.
+
+        Raises:
+            OSError: the storage cannot be written.
+        """
+        files = [path for path in sorted(local.rglob("*")) if path.is_file()]
+        files.sort(key=lambda path: path.name.endswith(LAST_NAMES))
+        target = f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
+        before = set(self.storage.find(target)) if self.storage.exists(target) else set()
+        sent = set()
+        for path in files:
+            remote = f"{target}/{path.relative_to(local).as_posix()}"
+            self.storage.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+            self.storage.put_file(str(path), remote)
+            sent.add(self.storage._strip_protocol(remote))
+        stems = tuple(
+            path.name.removesuffix("metadata.csv")
+            for path in files
+            if path.name.endswith("_metadata.csv")
+        )
+        for stale in sorted(before - sent):
+            if stale.rsplit("/", 1)[-1].startswith(stems):
+                self.storage.rm_file(stale)
+
+    def put_file(self, local: Path) -> None:
+        """Copy a file into the remote folder itself."""
+        self.storage.makedirs(self.root, exist_ok=True)
+        self.storage.put_file(str(local), f"{self.root.rstrip('/')}/{local.name}")
+
+    def get_folder(self, name: str, local: Path) -> None:
+        """Copy the files of the remote folder ``name`` into a local one.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        source = f"{self.root.rstrip('/')}/{name}"
+        if not self.storage.isdir(source):
+            raise InputError(f"{self.url}/{name}: must be a folder with files, got none")
+        local.mkdir(parents=True, exist_ok=True)
+        for remote in self.storage.find(source):
+            path = local / remote.removeprefix(self.storage._strip_protocol(source)).lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.storage.get_file(remote, str(path))
