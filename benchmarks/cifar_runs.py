@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+SMALL_GRID = ("--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -54,6 +55,7 @@ class Case:
     Attributes:
         root: the ``--output_dir`` of the run.
         flags: what it is told beyond method, bits, seed and folder.
+        grid: what it is told of the correction; empty: its own default.
     """
 
     method: str
@@ -61,12 +63,21 @@ class Case:
     seed: int
     root: Path
     flags: tuple[str, ...] = ()
+    grid: tuple[str, ...] = SMALL_GRID
+
+    @property
+    def tag(self) -> str:
+        return f"cifar_resnet20_w{self.bits[0]}bit_a{self.bits[1]}bit_seed{self.seed}"
+
+    @property
+    def summary(self) -> Path:
+        """Its tables and figures."""
+        return self.root / self.method / f"logits_summary_{self.tag}"
 
     @property
     def folder(self) -> Path:
         """The run's own folder."""
-        tag = f"cifar_resnet20_w{self.bits[0]}bit_a{self.bits[1]}bit_seed{self.seed}"
-        return self.root / self.method / f"run_{tag}"
+        return self.root / self.method / f"run_{self.tag}"
 
 
 def run_all(cases: Sequence[Case], options: argparse.Namespace) -> bool:
@@ -88,7 +99,7 @@ def _run_case(case: Case, options: argparse.Namespace) -> None:
     flags = ["--resume", "--output_dir", str(case.root), "--quant_method", case.method]
     flags += ["--seed", str(case.seed)]
     flags += ["--n_bits_w", str(case.bits[0]), "--n_bits_a", str(case.bits[1]), *case.flags]
-    flags += ["--correction_samples", "1000", "--alpha", "0.4", "--num_clusters", "16"]
+    flags += case.grid
     run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 

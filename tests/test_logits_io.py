@@ -6,6 +6,7 @@ import builtins
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 from common import InputError
 from files import sha256_file
 from logits_io import LogitsAnalyzer, RunName
+from logits_io.checks import verify_folder
 from logits_io.formats import COMPRESSIONS, FORMATS, decode, encode, ending
 from logits_io.records import damaged_row, read_file_records
 from logits_io.tables import seal_holds
@@ -329,6 +331,30 @@ def test_batches_that_differ_are_refused(tmp_path, logits):
     ):
         writer.add(logits, TARGETS)
         writer.add({"quantized": logits["quantized"]}, TARGETS)
+
+
+@pytest.mark.parametrize("after", [0.05, 0.4])
+def test_killed_while_writing_nothing_half_written_has_a_final_name(tmp_path, logits, after):
+    code = f"""
+import numpy as np
+from logits_io import LogitsAnalyzer
+batch = np.random.default_rng(0).standard_normal((500, 1000), dtype=np.float32)
+with LogitsAnalyzer({str(tmp_path)!r}, 100).writer("out", {STEM!r}, {{}}) as writer:
+    print("started", flush=True)
+    while True:
+        writer.add({{"quantized": batch}}, np.zeros(500))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "started\n"
+        time.sleep(after)
+        child.kill()
+    assert not (tmp_path / "out").exists()
+    analyzer = LogitsAnalyzer(tmp_path, 10)
+    analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert verify_folder(tmp_path / "out") == []
 
 
 @pytest.mark.slow

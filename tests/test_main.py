@@ -79,6 +79,21 @@ def test_saved_logits_are_those_of_the_networks(finished):
     assert len(list((root / f"initial_logits_{TAG}").glob("*_quantized_chunk*_of_003.csv"))) == 3
 
 
+def test_the_summary_compares_with_full_precision(finished):
+    root, _ = finished
+    folder = root / f"logits_summary_{TAG}"
+    assert {path.name for path in folder.glob("*.png")} == {
+        *("accuracy_grid.png", "cluster_map.png", "logit_scatter.png"),
+        *("per_class_change.png", "reliability.png"),
+    }
+    table = pd.read_csv(folder / f"{folder.name}.csv")
+    compared = pd.read_csv(folder / f"{folder.name}_comparison.csv").set_index("logits")
+    assert compared.top1_pct["quantized"] == pytest.approx(table.top1_pct[1])
+    assert compared.top1_pct["corrected"] == pytest.approx(table[table.selected].top1_pct.iloc[0])
+    per_class = pd.read_csv(folder / f"{folder.name}_per_class.csv")
+    assert len(per_class) == 30
+
+
 def test_the_summary_holds_the_bits_of_every_channel(tmp_path):
     flags = ["--n_bits_w", "3", "--per_channel_act", "--num_samples", "64"]
     assert main([*flags, "--quant_method", "aciq_mix", *GRID, "--output_dir", str(tmp_path)]) == 0

@@ -55,7 +55,7 @@ def test_every_flipped_byte_is_found_and_its_file_named(save, chunk_size):
     folder = save(chunk_size)
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
-        for place in range(0, len(content), 1 if len(content) < 400 else 7):
+        for place in range(0, len(content), 1 if len(content) < 400 else 23):
             path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
             found = verify_folder(folder)
             assert found and path.name in found[0], (path.name, place)

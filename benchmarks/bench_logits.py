@@ -1,0 +1,139 @@
+"""Seconds of writing and reading logits at ImageNet's scale, beside other ways.
+
+    python -m benchmarks.bench_logits
+        three kinds of 50,000 x 1,000 float32 as CSV by us, one by bare polars; samples of savetxt,
+        pandas and loadtxt, extrapolated; then what saving adds to a run whose network takes 1 ms an
+        image: about 3 minutes and 1.6 GB of disk
+
+Seconds are CPU seconds of the process, wall clock in brackets. Everything read back is compared bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cifar_runs import table_head, table_line
+from common import EXIT_OK
+from evaluation import infer_logits
+from logits_io import LogitsAnalyzer
+
+ROWS, CLASSES, KINDS = 50_000, 1000, ("quantized", "fullprecision", "corrected")
+CHUNK = 1000
+SAMPLE = 5_000  # rows on which the slow ways are timed
+NETWORK_ROWS, BATCH, MS_PER_IMAGE = 20_000, 64, 1.0
+
+
+def made_up(rows: int) -> np.ndarray:
+    """(rows, CLASSES) float32, one large logit a row."""
+    random = np.random.default_rng(0)
+    logits = 2.5 * random.standard_normal((rows, CLASSES), dtype=np.float32)
+    logits[np.arange(rows), random.integers(0, CLASSES, rows)] += 12
+    return logits
+
+
+def seconds(work: Callable[[], object], times: float = 1.0) -> tuple[float, float]:
+    """CPU and wall seconds of ``work``, times a factor."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return times * (time.process_time() - cpu), times * (time.perf_counter() - wall)
+
+
+def bare_polars(logits: np.ndarray, folder: Path) -> None:
+    """The fastest known route: a file per chunk, without digests."""
+    for start in range(0, len(logits), CHUNK):
+        part = polars.DataFrame(logits[start : start + CHUNK])
+        part.write_csv(folder / f"{start}.csv", include_header=False)
+
+
+def compare_files(
+    logits: np.ndarray, folder: Path
+) -> Iterator[tuple[str, tuple[float, float], tuple[float, float]]]:
+    """Name, seconds of three kinds, seconds of ours beside it."""
+    analyzer = LogitsAnalyzer(folder, CHUNK)
+    kinds = {kind: logits for kind in KINDS}
+    targets = np.zeros(len(logits), dtype=np.int64)
+    (folder / "bare").mkdir()
+    polars_one = seconds(lambda: bare_polars(logits, folder / "bare"), len(KINDS))
+    ours = seconds(lambda: analyzer.save_logits_to_csv("ours", "logits_x", kinds, targets, {}))
+    sample, share = logits[:SAMPLE], len(KINDS) * len(logits) / SAMPLE
+    text = io.BytesIO()
+    savetxt = seconds(lambda: np.savetxt(text, sample, fmt="%.9g", delimiter=","), share)
+    frame = pd.DataFrame(sample)
+    pandas_csv = seconds(lambda: frame.to_csv(io.StringIO(), header=False, index=False), share)
+    yield "write: bare polars", polars_one, ours
+    yield "write: numpy.savetxt %.9g", savetxt, ours
+    yield "write: pandas.to_csv", pandas_csv, ours
+    saved: list[np.ndarray] = []
+    reading = seconds(lambda: saved.extend(analyzer.load("ours").logits.values()))
+    if any(array.tobytes() != logits.tobytes() for array in saved):
+        raise SystemExit("what was read is not what was written")
+    text.seek(0)
+    loadtxt = seconds(lambda: np.loadtxt(text, delimiter=",", dtype=np.float32), share)
+    yield "read: numpy.loadtxt", loadtxt, reading
+
+
+class SleepingNetwork(nn.Module):
+    """A network on an accelerator: the CPU waits ``MS_PER_IMAGE`` for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.from_numpy(made_up(BATCH))
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(len(images) * MS_PER_IMAGE / 1000)
+        return self.logits[: len(images)].clone()
+
+
+def network_seconds(folder: Path, saving: bool) -> float:
+    """Wall seconds of a run of the sleeping network, with or without saving its logits."""
+    network = {"quantized": SleepingNetwork()}
+    images, labels = torch.zeros(BATCH, 1), torch.zeros(BATCH, dtype=torch.int64)
+    batches = [(images, labels)] * (NETWORK_ROWS // BATCH)
+    device = torch.device("cpu")
+    start = time.perf_counter()
+    if saving:
+        with LogitsAnalyzer(folder, CHUNK).writer("run", "logits_x", {}) as writer:
+            infer_logits(network, batches, device, on_batch=writer.add)
+    else:
+        infer_logits(network, batches, device)
+    return time.perf_counter() - start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="benchmarks.bench_logits", description=__doc__).parse_args(argv)
+    write = sys.stdout.write
+    write(
+        table_head(("three kinds of 50,000 x 1,000", "s", "ours, s", "ratio, CPU", "ratio, wall"))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, theirs, ours in compare_files(made_up(ROWS), Path(folder)):
+            ratios = [f"{a / b:.2f}" for a, b in zip(theirs, ours, strict=True)]
+            both = [f"{cpu:.1f} ({wall:.1f})" for cpu, wall in (theirs, ours)]
+            write(table_line([name, *both, *ratios]))
+            sys.stdout.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        alone, saving = (
+            network_seconds(Path(folder), with_saving) for with_saving in (False, True)
+        )
+    write(
+        f"\na network of {MS_PER_IMAGE:g} ms an image, {NETWORK_ROWS} images: {alone:.2f} s alone, "
+        f"{saving:.2f} s with saving (+{100 * (saving / alone - 1):.2f} %)\n"
+    )
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
