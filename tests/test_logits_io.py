@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import subprocess
 import sys
 import threading
@@ -456,6 +457,13 @@ def test_runs_in_one_database(tmp_path, logits):
             "SELECT logits FROM logits WHERE kind = 'quantized' AND run LIKE 'rtn/%' ORDER BY sample"
         ).fetchall()
         assert np.array(values, dtype=np.float32)[:, 0].tobytes() == logits["quantized"].tobytes()
+        text = (PROJECT / "README.md").read_text()
+        queries = re.search("```sql\n(.*?)```", text, re.DOTALL)[1].split(";")[:3]
+        assert len(queries) == 3
+        for query in queries:
+            database.execute(
+                query.replace("n_bits_w", "arch").replace("n_bits_a", "alpha")
+            ).fetchall()
     with pytest.raises(InputError, match="must hold folders of logits, got none"):
         (tmp_path / "empty").mkdir()
         LogitsAnalyzer(tmp_path / "empty").to_duckdb(tmp_path / "x.duckdb")
