@@ -200,6 +200,12 @@ def _add_run_flags(parser: FlagParser) -> None:
         "--compression", choices=COMPRESSIONS, default="none", help="of the logits (default none)"
     )
     group.add_argument(
+        "--plots",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw the figures of the summary (default on)",
+    )
+    group.add_argument(
         "--log_dir", type=Path, help="TensorBoard folder (default: in the run's folder)"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")

@@ -291,7 +291,8 @@ class _Run:
                 content = {"rows": as_records(rows), "warning_signs": signs, "bits": self.bits}
                 write_json(part / f"{stem}.json", content)
                 summary.write_tables(part, stem)
-                summary.draw(part)
+                if self.options.plots:
+                    summary.draw(part)
             with self.saves.attempt("the TensorBoard accuracies"):
                 self.board.add_results(rows)
 

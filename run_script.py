@@ -92,7 +92,14 @@ class Point:
         arch = [] if self.arch == "digits_resnet" else ["--arch", self.arch]
         return [
             *("--quant_method", METHOD, *arch, *SWEEPS[self.sweep].flags(self.value)),
-            *("--save_results", "selected", "--output_dir", str(self.folder), *self.extra),
+            *(
+                "--save_results",
+                "selected",
+                "--no-plots",
+                "--output_dir",
+                str(self.folder),
+                *self.extra,
+            ),
         ]
 
     def record(self) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from correction import ClusterAffineCorrection
@@ -25,7 +24,7 @@ from plots import save_figure
 from reporting import Row, as_records
 
 
-@dataclass(frozen=True)
+@dataclass
 class Summary:
     """What is told about a run.
 
@@ -39,20 +38,28 @@ class Summary:
     correction: ClusterAffineCorrection
     seed: int
 
+    def __post_init__(self) -> None:
+        quantized = self.evaluation.logits[QUANTIZED]
+        self.logits = {
+            FULL_PRECISION: self.evaluation.logits[FULL_PRECISION],
+            QUANTIZED: quantized,
+            CORRECTED: self.correction.transform(quantized),
+        }
+        self.comparison = compare_logits(self.logits, self.evaluation.targets, seed=self.seed)
+
     def write_tables(self, folder: Path, stem: str) -> None:
         """The corrections, and the comparison with full precision overall and per class."""
         write_records(folder / f"{stem}.csv", as_records(self.rows))
-        comparison = compare_logits(self._logits(), self.evaluation.targets, seed=self.seed)
         for name, table in (
-            ("comparison", comparison.overall),
-            ("per_class", comparison.per_class),
+            ("comparison", self.comparison.overall),
+            ("per_class", self.comparison.per_class),
         ):
             write_records(folder / f"{stem}_{name}.csv", table.to_dict("records"))
-        save_figure(folder / "per_class_change.png", _class_changes(comparison))
 
     def draw(self, folder: Path) -> None:
-        """The figures that need no table."""
-        logits, quantized = self._logits(), self.evaluation.logits[QUANTIZED]
+        """The figures."""
+        quantized = self.logits[QUANTIZED]
+        save_figure(folder / "per_class_change.png", _class_changes(self.comparison))
         points = [
             (row.alpha, row.num_clusters, row.pca_dim, row.top1_pct)
             for row in self.rows
@@ -62,21 +69,15 @@ class Summary:
             and row.pca_dim is not None
         ]
         save_figure(folder / "accuracy_grid.png", grid_figure(points, self.rows[1].top1_pct))
-        save_figure(folder / "logit_scatter.png", scatter_figure(logits, self.seed))
-        save_figure(folder / "reliability.png", reliability_figure(logits, self.evaluation.targets))
+        save_figure(folder / "logit_scatter.png", scatter_figure(self.logits, self.seed))
+        save_figure(
+            folder / "reliability.png", reliability_figure(self.logits, self.evaluation.targets)
+        )
         projection = fit_projection(quantized, min(2, *quantized.shape))
         labels = self.correction.partition_.assign(quantized)
         save_figure(
             folder / "cluster_map.png", cluster_figure(projection(quantized), labels, self.seed)
         )
-
-    def _logits(self) -> dict[str, np.ndarray]:
-        logits = self.evaluation.logits
-        return {
-            FULL_PRECISION: logits[FULL_PRECISION],
-            QUANTIZED: logits[QUANTIZED],
-            CORRECTED: self.correction.transform(logits[QUANTIZED]),
-        }
 
 
 def _class_changes(comparison: Comparison) -> Figure:

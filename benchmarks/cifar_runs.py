@@ -36,7 +36,14 @@ def run_main_script(
     """
     command = [sys.executable, str(PROJECT / "main_imagenet.py"), "--quiet"]
     command += ["--data_path", str(options.data_path), "--arch", "cifar_resnet20"]
-    command += ["--checkpoint", str(options.checkpoint), "--save_results", "selected", *flags]
+    command += [
+        "--checkpoint",
+        str(options.checkpoint),
+        "--save_results",
+        "selected",
+        "--no-plots",
+        *flags,
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 

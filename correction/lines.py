@@ -95,6 +95,8 @@ def apply_lines(q_logits: np.ndarray, lines: Lines, labels: np.ndarray, alpha: f
 
     alpha 0 returns the very bits of ``q_logits``.
     """
+    if alpha == 0:
+        return q_logits.copy()
     gain, offset = blended(lines, alpha)
     out = np.empty(q_logits.shape, dtype=np.float32)
 

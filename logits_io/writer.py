@@ -164,8 +164,10 @@ class _Folder:
         link_others(writer.folder, self.part, writer.stem)
         while (batch := writer.queue.get()) is not None:
             self._take(batch)
-        if writer.aborted or not writer.kinds:
+        if writer.aborted:
             return
+        if not writer.kinds:
+            raise InputError(f"{writer.folder.name} must hold at least one sample, got none")
         if self.waiting:
             self._write_chunk(self.waiting)
         self._name_files()
@@ -257,14 +259,20 @@ def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
 
 
 def source_records(source: Path | None, stem: str, style: Style) -> list[FileRecord]:
-    """The files of a folder that were written in this style; none when there is no such folder."""
-    if source is None or not (source / metadata_file(stem)).is_file():
+    """The files of a folder that were written in this style; none when there is no such folder, or
+    its metadata are damaged.
+    """
+    if source is None:
         return []
-    metadata = read_records(source / metadata_file(stem))[0]
-    theirs = (metadata["chunk_size"], metadata["formats"], metadata["compression"])
-    if theirs != (style.chunk_size, " ".join(style.formats), style.compression):
+    try:
+        metadata = read_records(source / metadata_file(stem))[0]
+        theirs = (metadata["chunk_size"], metadata["formats"], metadata["compression"])
+        if theirs != (style.chunk_size, " ".join(style.formats), style.compression):
+            return []
+        records = read_file_records(source, stem, metadata)
+    except (InputError, KeyError, IndexError):
         return []
-    return read_file_records(source, stem, metadata)
+    return records if all((source / record.file).is_file() for record in records) else []
 
 
 def link(path: Path, folder: Path) -> None:

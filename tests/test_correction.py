@@ -40,7 +40,8 @@ def planted(lines: int = 3, samples: int = 600, classes: int = 4):
 
 def test_alpha_zero_is_the_identity(toy_logits):
     q, fp = toy_logits
-    assert np.array_equal(fitted(q, fp, alpha=0.0).transform(q), q)
+    q = np.where(q == q[0, 0], np.float32(-0.0), q)
+    assert fitted(q, fp, alpha=0.0).transform(q).tobytes() == q.tobytes()
 
 
 def test_identical_logits_give_the_identity(toy_logits):

@@ -148,6 +148,24 @@ def test_results_share_the_files_of_the_initial_folder(tmp_path, logits, chunk_s
     }
 
 
+@pytest.mark.parametrize("damage", ["no metadata", "cut", "missing file", "other chunks"])
+def test_a_source_that_cannot_be_shared_is_written_anew(tmp_path, logits, damage):
+    analyzer = LogitsAnalyzer(tmp_path, 10)
+    source = analyzer.save_logits_to_csv("initial", STEM, logits, TARGETS, META)
+    metadata = source / f"{STEM}_metadata.csv"
+    if damage == "no metadata":
+        metadata.unlink()
+    elif damage == "cut":
+        metadata.write_text("arch\n")
+    elif damage == "missing file":
+        (source / f"{STEM}_quantized_chunk001_of_003.csv").unlink()
+    else:
+        LogitsAnalyzer(tmp_path, 9).save_logits_to_csv("initial", STEM, logits, TARGETS, META)
+    folder = analyzer.save_logits_to_csv("res", STEM, logits, TARGETS, META, same_as="initial")
+    assert verify_folder(folder) == []
+    assert len(list(folder.glob("*_quantized_chunk*_of_003.csv"))) == 3
+
+
 def test_where_links_are_not_possible_files_are_copied(tmp_path, logits, monkeypatch):
     def refuse(*arguments):
         raise OSError("no links here")
@@ -323,6 +341,15 @@ def test_a_full_disk_is_told_at_the_end_and_does_not_stop_the_block(tmp_path, lo
             writer.add(logits, TARGETS)
         done = True
     assert done and not list(tmp_path.iterdir())
+
+
+def test_no_batch_is_no_folder(tmp_path):
+    with (
+        pytest.raises(InputError, match="out must hold at least one sample, got none"),
+        LogitsAnalyzer(tmp_path).writer("out", STEM, META),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches_that_differ_are_refused(tmp_path, logits):
