@@ -29,6 +29,7 @@ LAYER = {
     "quantization_log": 3,
     "reporting": 4,
     "job": 4,
+    "experts": 5,
     "summary": 5,
     "pipeline": 6,
 }

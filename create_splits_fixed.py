@@ -1,0 +1,118 @@
+"""Long-tailed training split and balanced val / test / tunev splits of a data set, as index files.
+
+    python create_splits_fixed.py
+        CIFAR-100 where it lies below data/, else the embedded digits
+    python create_splits_fixed.py --dataset cifar10 --data-root DIR --imb-factor 100
+
+The training split follows the exponential profile, class 0 the head; the test source is split 8 : 1 : 1
+in every class. The same seed gives the same indices as published split files. Exit status: 0 done or up
+to date, 2 wrong usage, or the folder holds other splits (--force replaces them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cli import FlagParser
+from common import EXIT_OK, InputError, run_main, setup_logging, write_stdout
+from experts.splits import SPLITS, SplitRequest, Splits, different_file, draw_splits, write_splits
+from files import require_writable
+from loaders import load_dataset, resolve_dataset
+from loaders.transforms import Preprocess
+
+DEFAULT_SEED = 42
+LABELS_ONLY = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> FlagParser:
+    parser = FlagParser(prog="create_splits_fixed.py", description=__doc__)
+    parser.add_argument(
+        "--dataset", type=str.lower, default="auto", help="auto, digits, cifar10 ..."
+    )
+    parser.add_argument(
+        "--data_root", type=Path, help="where CIFAR or ImageNet lies (default data)"
+    )
+    parser.add_argument(
+        "--imb_factor", type=float, help="head over tail, at least 1 (digits 10, others 100)"
+    )
+    parser.add_argument(
+        "--max_per_class", type=int, help="samples of the head (default the smallest class)"
+    )
+    parser.add_argument("--output", type=Path, help="folder (default data/{slug}_splits_fixed)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default 42")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR first")
+    parser.add_argument("--force", action="store_true", help="replace other splits")
+    parser.add_argument("--verbose", action="store_true", help="every class in the table")
+    return parser
+
+
+def read_labels(options: argparse.Namespace) -> tuple[str, np.ndarray, np.ndarray]:
+    """Name of the data set and the labels of its train and test source."""
+    name, path, reason = resolve_dataset(options.dataset, options.data_root)
+    write_stdout(f"Dataset: {name} ({reason})")
+    dataset = load_dataset(name, path, LABELS_ONLY, download=options.download)
+    if dataset.train is None:
+        raise InputError(f"{path} must hold train/, got val/ alone")
+    return name, dataset.train.labels, dataset.val.labels
+
+
+def describe(splits: Splits, verbose: bool) -> list[str]:
+    """Sizes, class counts and the two assertions, in lines."""
+    counts, classes = splits.counts, len(splits.counts)
+    lines = [f"{key}: {splits.info[key]}" for key in ("imb_factor", "max_per_class", "seed")]
+    lines += [f"{name}: {len(splits.indices[name])} samples" for name in SPLITS]
+    shown = (
+        range(classes)
+        if verbose
+        else sorted({0, classes // 4, classes // 2, 3 * classes // 4, classes - 1})
+    )
+    lines += [f"class {c}: {counts[c]} training samples" for c in shown]
+    if splits.dropped:
+        logger.warning(
+            "%d samples of the test source are in no split: its classes differ in size",
+            splits.dropped,
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: that of the process); returns the exit status."""
+    return run_main(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    options = build_parser().parse(argv)
+    setup_logging(options.verbose)
+    name, train, test = read_labels(options)
+    request = SplitRequest(name, options.seed, options.imb_factor, options.max_per_class)
+    splits = draw_splits(request, train, test)
+    folder = options.output or Path("data") / f"{request.slug}_splits_fixed"
+    require_writable(folder)
+    changed = different_file(splits, folder)
+    for line in describe(splits, options.verbose):
+        write_stdout(line)
+    splits.require_sound(test)
+    write_stdout("disjoint: yes, balanced: yes")
+    if changed is None and (folder / "split_info.json").exists():
+        write_stdout(f"already up to date: {folder}")
+        return EXIT_OK
+    if changed is not None and not options.force:
+        raise InputError(
+            f"{folder / changed} must hold these splits, got others; logits made from them would stop "
+            "matching (--force replaces them)"
+        )
+    for path in write_splits(splits, folder):
+        write_stdout(f"written: {path}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Long-tailed experts: splits, training, logits on new splits."""

@@ -1,0 +1,77 @@
+"""Long-tailed class counts and the splits drawn from them.
+
+Letters: C classes, N_c training samples of class c. The legacy ``RandomState`` draws: its streams are
+those of published split files of the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common import InputError
+
+POOL_PARTS = 10  # a tenth of the pool for val and for tunev each, the rest for test
+
+
+def imbalanced_counts(num_classes: int, max_per_class: int, ratio: float) -> list[int]:
+    """N_c of the exponential profile (Cui et al. 2019, section 6): class 0 is the head, the last one
+    has a ``ratio``-th of it, and at least 1.
+
+    Raises:
+        InputError: fewer than two classes, or a ratio below 1.
+    """
+    if num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    if not (ratio >= 1 and np.isfinite(ratio)):
+        raise InputError(f"imb-factor must be at least 1, got {ratio:g}")
+    if max_per_class < 1:
+        raise InputError(f"max-per-class must be at least 1, got {max_per_class}")
+    return [
+        max(1, int(max_per_class * ratio ** (-i / (num_classes - 1.0)))) for i in range(num_classes)
+    ]
+
+
+def draw_train(labels: np.ndarray, counts: Sequence[int], seed: int) -> list[int]:
+    """Indices into the train source, class 0 first, ``counts`` of each class or all there are.
+
+    Raises:
+        InputError: a class without a sample.
+    """
+    random = np.random.RandomState(seed)
+    chosen: list[int] = []
+    for label, count in enumerate(counts):
+        members = np.where(labels == label)[0]
+        if len(members) == 0:
+            raise InputError(f"train source must hold every class, got no sample of class {label}")
+        chosen += random.choice(members, min(count, len(members)), replace=False).tolist()
+    return chosen
+
+
+def split_pool(labels: np.ndarray, num_classes: int, seed: int) -> tuple[dict[str, list[int]], int]:
+    """Indices into the test source for ``test``, ``val`` and ``tunev``, 8 : 1 : 1 in every class, and
+    how many samples were dropped because their class is larger than the smallest.
+
+    Raises:
+        InputError: a class of fewer than 10 samples.
+    """
+    random = np.random.RandomState(seed)
+    sizes = np.bincount(labels, minlength=num_classes)
+    size = int(sizes.min())
+    if size < POOL_PARTS:
+        raise InputError(
+            f"test source must hold at least {POOL_PARTS} samples of every class, got {size} of "
+            f"class {int(sizes.argmin())}"
+        )
+    tenth = size // POOL_PARTS
+    borders = np.cumsum([size - 2 * tenth, tenth, tenth])
+    splits: dict[str, list[int]] = {"test": [], "val": [], "tunev": []}
+    for label in range(num_classes):
+        members = np.where(labels == label)[0]
+        random.shuffle(members)
+        start = 0
+        for name, end in zip(splits, borders, strict=True):
+            splits[name] += members[start:end].tolist()
+            start = int(end)
+    return splits, int(sizes.sum()) - size * num_classes

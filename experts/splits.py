@@ -1,0 +1,167 @@
+"""The files of a splits folder: written together, compared, read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import RunError, utc_now
+from experts.profile import draw_train, imbalanced_counts, split_pool
+from files import write_json
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "test", "val", "tunev")
+DEFAULT_RATIOS = {"digits": 10.0}  # the others: 100
+CHANGING_KEYS = ("created_utc", "tool")  # of split_info.json, that make no other splits
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """What is asked for; None stands for the default of the data set."""
+
+    dataset: str
+    seed: int = 42
+    imb_factor: float | None = None
+    max_per_class: int | None = None
+
+    @property
+    def ratio(self) -> float:
+        default = DEFAULT_RATIOS.get(self.dataset, 100.0)
+        return default if self.imb_factor is None else self.imb_factor
+
+    @property
+    def slug(self) -> str:
+        return f"{self.dataset}_lt_if{self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Drawn splits.
+
+    Attributes:
+        indices: of train into the train source, of test, val and tunev into the test source.
+        dropped: samples of the test source in no split.
+    """
+
+    request: SplitRequest
+    indices: dict[str, list[int]]
+    counts: list[int]
+    info: dict[str, Any]
+    dropped: int
+
+    def require_sound(self, test: np.ndarray) -> None:
+        """Check that test, val and tunev share no sample and hold every class equally often.
+
+        Raises:
+            RunError: they do not.
+        """
+        pool = [self.indices[name] for name in SPLITS[1:]]
+        if len(set().union(*pool)) != sum(map(len, pool)):
+            raise RunError("test, val and tunev must be disjoint, got a sample twice")
+        for name in SPLITS[1:]:
+            found = np.bincount(test[self.indices[name]], minlength=len(self.counts))
+            if found.min() != found.max():
+                raise RunError(
+                    f"{name} must be balanced, got {found.min()} to {found.max()} a class"
+                )
+
+    def files(self) -> dict[str, Any]:
+        """File name -> content."""
+        total = sum(self.counts)
+        found: dict[str, Any] = {
+            f"{name}_indices.json": indices for name, indices in self.indices.items()
+        }
+        found["train_class_counts.json"] = self.counts
+        found["class_weights.json"] = [count / total for count in self.counts]
+        found["split_info.json"] = self.info
+        return found
+
+
+def list_digest(values: Iterable[int]) -> str:
+    """SHA-256 of a list of integers, as split_info.json and the side files of logits hold it."""
+    return hashlib.sha256(json.dumps([int(value) for value in values]).encode()).hexdigest()
+
+
+def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> Splits:
+    """Draw all splits from the labels of the two sources, each (N,).
+
+    Raises:
+        InputError: as ``imbalanced_counts``, ``draw_train`` and ``split_pool``.
+    """
+    classes = int(max(train.max(), test.max())) + 1
+    largest = int(np.bincount(train, minlength=classes).min())
+    limit = largest if request.max_per_class is None else request.max_per_class
+    counts = imbalanced_counts(classes, limit, request.ratio)
+    pool, dropped = split_pool(test, classes, request.seed)
+    indices = {"train": draw_train(train, counts, request.seed), **pool}
+    labels = {"train": train, **dict.fromkeys(pool, test)}
+    drawn = np.bincount(train[indices["train"]], minlength=classes).tolist()
+    info = {
+        "format_version": FORMAT_VERSION,
+        "dataset": request.dataset,
+        "slug": request.slug,
+        "num_classes": classes,
+        "imb_factor": request.ratio,
+        "max_per_class": limit,
+        "seed": request.seed,
+        "rng": "numpy.random.RandomState",
+        "sources": {
+            "train": {"name": f"{request.dataset} train", "size": len(train)},
+            "test": {"name": f"{request.dataset} test", "size": len(test)},
+        },
+        "splits": {
+            name: {
+                "source": "train" if name == "train" else "test",
+                "size": len(values),
+                "indices_sha256": list_digest(values),
+                "targets_sha256": list_digest(labels[name][values]),
+            }
+            for name, values in indices.items()
+        },
+        "created_utc": utc_now(),
+        "tool": "create_splits_fixed.py",
+    }
+    return Splits(request, indices, drawn, info, dropped)
+
+
+def different_file(splits: Splits, folder: Path) -> str | None:
+    """The first file of a folder whose content is not that of ``splits``; None when all agree. A file
+    that is missing differs only where another is there.
+    """
+    files = splits.files()
+    if not any((folder / name).exists() for name in files):
+        return None
+    for name, content in files.items():
+        try:
+            stored = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return name
+        if _lasting(stored) != _lasting(content):
+            return name
+    return None
+
+
+def _lasting(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: value for key, value in content.items() if key not in CHANGING_KEYS}
+
+
+def write_splits(splits: Splits, folder: Path) -> list[Path]:
+    """Write every file, each under its name only when complete, split_info.json last.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, content in splits.files().items():
+        write_json(folder / name, content)
+        paths.append(folder / name)
+    return paths
