@@ -44,8 +44,13 @@ def agreement(logits: np.ndarray, reference: np.ndarray) -> float:
 
 def kl_divergence(reference: np.ndarray, logits: np.ndarray) -> float:
     """Mean KL(softmax(reference) || softmax(logits)) in nats."""
+    return float(sample_divergences(reference, logits).mean())
+
+
+def sample_divergences(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """KL(softmax(reference) || softmax(logits)) of each sample in nats, (N,) float64."""
     log_p, log_q = log_softmax(reference), log_softmax(logits)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
 def mean_confidence(logits: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,25 @@ class Remote:
         except (ImportError, ValueError, OSError) as error:
             raise InputError(f"{url}: must be storage that fsspec reaches, got: {error}") from None
 
-    def put_folder(self, local: Path, name: str) -> None:
-        """Copy a local folder to the remote folder ``name``, metadata and records last. Of what was
-        there before, the files of the same logits go; those of other seeds and runs stay.
+    def put_folder(
+        self, local: Path, name: str, replaced: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        """Copy a local folder to the remote folder ``name``, metadata and records last.
+
+        Args:
+            replaced: whether a file of that name, which is there but not here, goes.
 
         Raises:
             OSError: the storage cannot be written.
         """
+        try:
+            self._put_folder(local, name, replaced)
+        except OSError:
+            raise
+        except Exception as error:  # storages raise what they like
+            raise OSError(f"{self.url} could not be written: {error}") from error
+
+    def _put_folder(self, local: Path, name: str, replaced: Callable[[str], bool]) -> None:
         files = [path for path in sorted(local.rglob("*")) if path.is_file()]
         files.sort(key=lambda path: path.name.endswith(LAST_NAMES))
         target = f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
@@ -51,13 +64,8 @@ class Remote:
             self.storage.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
             self.storage.put_file(str(path), remote)
             sent.add(self.storage._strip_protocol(remote))
-        stems = tuple(
-            path.name.removesuffix("metadata.csv")
-            for path in files
-            if path.name.endswith("_metadata.csv")
-        )
         for stale in sorted(before - sent):
-            if stale.rsplit("/", 1)[-1].startswith(stems):
+            if replaced(stale.rsplit("/", 1)[-1]):
                 self.storage.rm_file(stale)
 
     def put_file(self, local: Path) -> None:

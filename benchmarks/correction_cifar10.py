@@ -25,7 +25,7 @@ from logits_io.naming import CORRECTED, QUANTIZED
 SEED = 1005
 METHODS = (("rtn", (4, 4)), ("rtn", (3, 3)), ("qdrop", (2, 4)))
 SOURCES = {"train": "train", "train_aug": "train_aug", "val:0.3": "val"}
-ITERATIONS = 1000
+STEPS = ("--iters_w", "1000", "--lr_round", "3e-3")
 HEADER = (
     *(
         "method",
@@ -49,7 +49,7 @@ def cases(options: argparse.Namespace) -> list[tuple[str, Case]]:
         for method, bits in METHODS:
             flags = ["--correction_source", source]
             if method != "rtn":
-                flags += ["--iters_w", str(ITERATIONS)]
+                flags += STEPS
             case = Case(method, bits, SEED, options.output_dir / folder, tuple(flags), grid=())
             found.append((source, case))
     return found

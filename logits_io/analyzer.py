@@ -19,13 +19,14 @@ from common import InputError
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.duck import write_database
 from logits_io.formats import decode, require_formats
-from logits_io.naming import TARGETS, find_stems, metadata_file
+from logits_io.naming import TARGETS, find_stems, metadata_file, owner, require_folder
 from logits_io.records import FileRecord, read_file_records
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
 from remote import Remote, is_url
 
 DEFAULT_CHUNK_SIZE = 1000
+RESERVED = {"stem", "samples", "classes", "chunked", "kinds", "formats", "run", "folder"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class LogitsAnalyzer:
         formats: Sequence[str] = ("csv",),
         compression: str = "none",
     ):
-        if chunk_size < 1:
+        if not isinstance(chunk_size, int) or chunk_size < 1:
             raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
         require_formats(tuple(formats), compression)
         self.remote = Remote(str(root)) if is_url(str(root)) else None
@@ -79,15 +80,26 @@ class LogitsAnalyzer:
                 and those of other stems (other seeds) stay.
             stem: what the file names begin with.
             metadata: one row of plain values; samples, classes and files are added.
-            same_as: a folder below the root; kinds that it already holds are hard-linked from
+            same_as: a folder below the root; files that hold the same values are hard-linked from
                 there, or copied where the file system has no links, instead of being written again.
+
+        Raises:
+            InputError: a name cannot be used, or the folder is something else than logits.
         """
+        require_folder(folder)
+        reserved = RESERVED & set(metadata)
+        if reserved:
+            raise InputError(
+                f"metadata must not hold {', '.join(sorted(reserved))}, which are added"
+            )
         source = self.root / same_as if same_as else None
-        remote = self.remote
+        remote, root = self.remote, self.root
 
         def copy(path: Path) -> None:
             if remote is not None:
-                remote.put_folder(path, path.name)
+                stems = {*find_stems(path), stem}
+                name = path.relative_to(root).as_posix()
+                remote.put_folder(path, name, lambda file: owner(file, stems) == stem)
 
         return LogitsWriter(self.root / folder, stem, self.style, metadata, source, copy)
 
@@ -133,6 +145,7 @@ class LogitsAnalyzer:
             InputError: no such folder, no metadata, several stems and none chosen, or a file is
                 missing or has another shape than described.
         """
+        require_folder(folder)
         path = self.root / folder
         if self.remote is not None:
             self.remote.get_folder(str(folder), path)
@@ -182,7 +195,7 @@ class LogitsAnalyzer:
         """
         if self.remote is not None:
             self.remote.get_folder("", self.root)
-        write_database(self.root, Path(path), self.load)
+        write_database(self.root, Path(path), LogitsAnalyzer(self.root).load)
 
 
 def _read_kind(

@@ -48,10 +48,12 @@ def compare_logits(
         resamples: B; the same samples are drawn for every kind.
 
     Raises:
-        InputError: there are no full-precision logits.
+        InputError: there are no full-precision logits, a value is not finite, a target is no class,
+            or there is no resample.
     """
     if FULL_PRECISION not in logits:
         raise InputError(f"logits must hold {FULL_PRECISION}, got {', '.join(logits) or 'none'}")
+    _require_usable(logits, targets, resamples)
     scorer = Scorer(logits[FULL_PRECISION], targets)
     right = scorer(logits[FULL_PRECISION]).ahead == 0
     scored = {kind: scorer(values) for kind, values in logits.items()}
@@ -77,6 +79,21 @@ def compare_logits(
             for kind in logits
         ]
     return Comparison(pd.DataFrame(overall), pd.DataFrame(per_class))
+
+
+def _require_usable(logits: Mapping[str, np.ndarray], targets: np.ndarray, resamples: int) -> None:
+    if resamples < 1:
+        raise InputError(f"resamples must be at least 1, got {resamples}")
+    for kind, values in logits.items():
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{kind} must be finite, got NaN or Inf in row {int(finite.argmin())}")
+        outside = (targets < 0) | (targets >= values.shape[1])
+        if outside.any():
+            raise InputError(
+                f"targets must be classes from 0 to {values.shape[1] - 1}, "
+                f"got {int(targets[outside][0])}"
+            )
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from common import InputError
-from files import atomic_file
+from files import atomic_file, require_writable
 from logits_io.naming import CORRECTED, TARGETS, find_stems, metadata_file
 from logits_io.records import read_file_records
 from logits_io.tables import read_records
@@ -37,7 +37,7 @@ def write_database(root: Path, path: Path, load: Any) -> None:
     where that is there, only the corrected ones are stored for the results.
 
     Args:
-        load: (folder, stem) -> SavedLogits.
+        load: (folder below the root, stem) -> SavedLogits.
 
     Raises:
         InputError: duckdb or pyarrow is missing, or there are no logits below ``root``.
@@ -50,6 +50,9 @@ def write_database(root: Path, path: Path, load: Any) -> None:
     folders = logits_folders(root)
     if not folders:
         raise InputError(f"{root}: must hold folders of logits, got none")
+    require_writable(path.parent)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"database must be a file in an existing folder, got {path}")
     with atomic_file(path) as part:
         part.unlink(missing_ok=True)
         with duckdb.connect(str(part)) as database:
@@ -88,7 +91,7 @@ def _tables(root: Path, folders: list[Folder], load: Any) -> Iterator[dict[str, 
     for folder, stem in folders:
         shared = not folder.name.startswith("initial_") and (folder.parent, stem) in initial
         kinds = {record.kind for record in read_file_records(folder, stem)} - {TARGETS}
-        saved = load(folder, stem)
+        saved = load(folder.relative_to(root), stem)
         for kind in sorted({CORRECTED} & kinds if shared else kinds):
             values = saved.logits[kind]
             count, classes = values.shape

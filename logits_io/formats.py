@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,8 @@ def require_formats(formats: tuple[str, ...], compression: str) -> None:
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"logits_format must be one of {', '.join(FORMATS)}, got {name!r}")
+    if len(set(formats)) < len(formats):
+        raise InputError(f"logits_format must name each format once, got {', '.join(formats)}")
     if not formats:
         raise InputError("logits_format must be at least one format, got none")
     if compression not in COMPRESSIONS:
@@ -123,7 +124,7 @@ def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 return stored[COLUMN].astype(dtype, copy=False)
         return pd.read_csv(_text(path), header=None, dtype=dtype).to_numpy()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         kind = path.name.split(".", 1)[-1]
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(

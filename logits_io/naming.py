@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from common import InputError
 
 QUANTIZED = "quantized"
 FULL_PRECISION = "fullprecision"
@@ -75,3 +79,40 @@ def find_stems(folder: Path) -> list[str]:
         for path in folder.glob("logits_*_metadata.csv")
         if not path.name.endswith("_chunked_metadata.csv")
     )
+
+
+def owner(name: str, stems: Iterable[str]) -> str | None:
+    """The stem that a file belongs to: the longest one that its name begins with."""
+    found = [stem for stem in stems if name.startswith(f"{stem}_")]
+    return max(found, key=len) if found else None
+
+
+def require_stem(stem: str) -> None:
+    """Check what file names shall begin with.
+
+    Raises:
+        InputError: ``find_stems`` would not find it again.
+    """
+    if not re.fullmatch(r"logits_[\w.-]+", stem) or stem.endswith("_chunked") or len(stem) > 200:
+        raise InputError(f"stem must be logits_ and letters, digits, _ . or -, got {stem!r}")
+
+
+def require_kind(kind: str) -> None:
+    """Check the name of a kind of logits.
+
+    Raises:
+        InputError: it could be taken for another part of a file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,50}", kind) or kind in (TARGETS, "metadata"):
+        raise InputError(f"kind must be letters, digits or -, and not {TARGETS}, got {kind!r}")
+
+
+def require_folder(name: str | Path) -> None:
+    """Check the name of a folder below the root.
+
+    Raises:
+        InputError: it is the root itself, or leads out of it.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\0" in str(name):
+        raise InputError(f"folder must be a name below the root, got {str(name)!r}")

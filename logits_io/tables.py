@@ -26,8 +26,11 @@ def write_sealed(path: Path, record: dict) -> None:
 
 
 def seal_holds(path: Path) -> bool:
-    """Whether no byte of a file of ``write_sealed`` has changed."""
-    content = path.read_bytes()
+    """Whether no byte of a file of ``write_sealed`` has changed; False where it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
     blank = content[:-65] + BLANK.encode() + content[-1:]
     return content[-65:-1] == hashlib.sha256(blank).hexdigest().encode()
 
@@ -40,9 +43,12 @@ def read_records(path: Path) -> list[dict]:
     """Read such a table; values are what pandas makes of them.
 
     Raises:
-        InputError: missing or no table.
+        InputError: missing, empty or no table.
     """
     try:
-        return pd.read_csv(path).to_dict("records")
+        records = pd.read_csv(path).to_dict("records")
+        if not records:
+            raise ValueError("no row")
+        return records
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: must be a CSV table with a header, got: {error}") from None

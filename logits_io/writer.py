@@ -26,7 +26,11 @@ from logits_io.naming import (
     TARGETS,
     chunk_file,
     chunk_metadata_file,
+    find_stems,
     metadata_file,
+    owner,
+    require_kind,
+    require_stem,
     whole_file,
 )
 from logits_io.records import (
@@ -62,8 +66,8 @@ class LogitsWriter:
         folder: what appears at the end.
         stem: what the file names begin with; files of other stems stay.
         metadata: one row of plain values; samples, classes and files are added.
-        source: a folder of the same samples, stem and style: the kinds that it holds are hard-linked
-            from there, or copied where the file system has no links, instead of being written again.
+        source: a folder of the same stem: files that hold the same values are hard-linked from there,
+            or copied where the file system has no links, instead of being written again.
         on_done: told of the folder when it is there, in the thread.
     """
 
@@ -76,26 +80,31 @@ class LogitsWriter:
         source: Path | None = None,
         on_done: Callable[[Path], None] | None = None,
     ):
+        require_stem(stem)
+        if folder.exists() and (not folder.is_dir() or any(p.is_dir() for p in folder.iterdir())):
+            raise InputError(f"{folder}: must be a folder of logits or new, got something else")
         self.folder = folder
         self.stem = stem
         self.style = style
         self.metadata = metadata
         self.source = source
         self.on_done = on_done
-        self.linked = source_records(source, stem, style)
+        self.known = source_records(source, stem, style)
         self.kinds: list[str] = []
         self.classes = 0
         self.error: BaseException | None = None
         self.queue: queue.Queue[Batch | None] = queue.Queue(BATCHES_AHEAD)
         self.aborted = False
+        self.open = False
         self.thread = threading.Thread(target=self._work, name="logits writer", daemon=True)
 
     def __enter__(self) -> LogitsWriter:
         self.thread.start()
+        self.open = True
         return self
 
     def add(self, logits: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
-        """Take the logits of the next n samples; returns at once unless the disk lags behind.
+        """Take a copy of the logits of the next n samples; returns at once unless the disk lags behind.
 
         Args:
             logits: kind (quantized, fullprecision, corrected) -> (n, C) float32; the same kinds and
@@ -103,9 +112,12 @@ class LogitsWriter:
             targets: (n,) integers.
 
         Raises:
-            InputError: arrays of different lengths, of another dtype, or other kinds than before.
+            InputError: arrays of different lengths or classes, of another dtype, other kinds than
+                before, or the context is not open.
         """
-        batch = checked(logits, targets)
+        if not self.open:
+            raise InputError("writer must be open (a with block) to take logits, got a closed one")
+        batch = {kind: array.copy() for kind, array in checked(logits, targets).items()}
         kinds, classes = list(batch), next(iter(logits.values())).shape[1]
         if not self.kinds:
             self.kinds, self.classes = kinds, classes
@@ -130,7 +142,7 @@ class LogitsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.aborted = kind is not None
+        self.open, self.aborted = False, kind is not None
         self._put(None)
         self.thread.join()
         if self.error is not None and kind is None:
@@ -171,12 +183,7 @@ class _Folder:
         if self.waiting:
             self._write_chunk(self.waiting)
         self._name_files()
-        for record in writer.linked:
-            assert writer.source is not None
-            link(writer.source / record.file, self.part)
-        order = [*writer.kinds, *(record.kind for record in writer.linked)]
-        records = writer.linked + self.records
-        self._describe(sorted(records, key=lambda record: order.index(record.kind)))
+        self._describe(sorted(self.records, key=lambda record: writer.kinds.index(record.kind)))
 
     def _take(self, batch: Batch) -> None:
         count, size = len(batch[TARGETS]), self.writer.style.chunk_size
@@ -187,12 +194,10 @@ class _Folder:
             self._write_chunk(size)
 
     def _write_chunk(self, count: int) -> None:
-        known = {record.kind for record in self.writer.linked}
         for kind, parts in self.rows.items():
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             self.rows[kind] = [whole[count:]]
-            if kind not in known:
-                self._write_array(kind, whole[:count])
+            self._write_array(kind, whole[:count])
         self.samples += count
         self.waiting -= count
 
@@ -200,14 +205,28 @@ class _Folder:
         index = self.samples // self.writer.style.chunk_size + 1
         sums = row_sums(array)
         for name in self.writer.style.formats:
-            content = encode(array, name, self.writer.style.compression)
             file = f"{kind}_{index}.{name}"
-            (self.part / file).write_bytes(content)
-            digest = hashlib.sha256(content).hexdigest()
+            digest = self._link_known(kind, index, name, len(array), sums, file)
+            if digest is None:
+                content = encode(array, name, self.writer.style.compression)
+                (self.part / file).write_bytes(content)
+                digest = hashlib.sha256(content).hexdigest()
             last = self.samples + len(array) - 1
             self.records.append(
                 FileRecord(kind, index, 0, self.samples, last, file, digest, *sums, name)
             )
+
+    def _link_known(
+        self, kind: str, index: int, name: str, rows: int, sums: tuple[int, int], file: str
+    ) -> str | None:
+        """Link the file of the source that holds the same values; its SHA-256, None without one."""
+        record = self.writer.known.get((kind, index, name))
+        if record is None or self.writer.source is None:
+            return None
+        if (record.rows, record.row_sum, record.weighted_row_sum) != (rows, *sums):
+            return None
+        link(self.writer.source / record.file, self.part / file)
+        return record.sha256
 
     def _name_files(self) -> None:
         """Give the files their names, now that it is known how many there are."""
@@ -230,7 +249,12 @@ class _Folder:
 
     def _describe(self, records: list[FileRecord]) -> None:
         writer = self.writer
-        row = {**writer.metadata, "samples": self.samples, "classes": writer.classes}
+        row = {
+            "stem": writer.stem,
+            **writer.metadata,
+            "samples": self.samples,
+            "classes": writer.classes,
+        }
         row |= {"chunked": self.chunked, "chunk_size": writer.style.chunk_size}
         row["kinds"] = " ".join(dict.fromkeys(record.kind for record in records))
         row["formats"] = " ".join(writer.style.formats)
@@ -248,44 +272,67 @@ def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
     """The arrays with the targets as int64.
 
     Raises:
-        InputError: arrays of different lengths or of another dtype.
+        InputError: arrays of different lengths or classes, of another dtype, or targets that are no
+            integers.
     """
+    targets = np.asarray(targets)
+    if targets.ndim != 1 or len(targets) == 0:
+        raise InputError(f"targets must be of shape (samples,), got {targets.shape}")
+    whole = targets.astype(np.int64) if targets.dtype.kind in "iuf" else None
+    if whole is None or not np.array_equal(whole, targets):
+        raise InputError(f"targets must be integers, got {targets.dtype} {targets[:3]}")
+    if not logits:
+        raise InputError("logits must hold at least one kind, got none")
+    classes = {np.shape(array)[1:] for array in logits.values()}
     for kind, array in logits.items():
-        if array.dtype != np.float32 or array.ndim != 2 or len(array) != len(targets):
-            raise InputError(
-                f"{kind} logits must be float32 of shape ({len(targets)}, classes), got {array.dtype} {array.shape}"
+        require_kind(kind)
+        good = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == 2
+        if not good or len(array) != len(targets) or len(classes) > 1 or array.shape[1] == 0:
+            got = (
+                f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else type(array).__name__
             )
-    return {**logits, TARGETS: np.asarray(targets, dtype=np.int64)}
+            raise InputError(
+                f"{kind} logits must be float32 of shape ({len(targets)}, classes), got {got}"
+            )
+    return {**logits, TARGETS: whole}
 
 
-def source_records(source: Path | None, stem: str, style: Style) -> list[FileRecord]:
-    """The files of a folder that were written in this style; none when there is no such folder, or
-    its metadata are damaged.
+def source_records(
+    source: Path | None, stem: str, style: Style
+) -> dict[tuple[str, int, str], FileRecord]:
+    """The files of a folder by kind, chunk and format; none when there is no such folder, it is
+    written in another style, or damaged.
     """
     if source is None:
-        return []
+        return {}
     try:
         metadata = read_records(source / metadata_file(stem))[0]
         theirs = (metadata["chunk_size"], metadata["formats"], metadata["compression"])
         if theirs != (style.chunk_size, " ".join(style.formats), style.compression):
-            return []
+            return {}
         records = read_file_records(source, stem, metadata)
-    except (InputError, KeyError, IndexError):
-        return []
-    return records if all((source / record.file).is_file() for record in records) else []
+    except (InputError, KeyError):
+        return {}
+    return {
+        (record.kind, record.index, record.format): record
+        for record in records
+        if (source / record.file).is_file()
+    }
 
 
-def link(path: Path, folder: Path) -> None:
-    """Hard-link a file into a folder, or copy it where the file system has no links."""
+def link(path: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where the file system has no links."""
     try:
-        os.link(path, folder / path.name)
+        os.link(path, target)
     except OSError:
-        shutil.copyfile(path, folder / path.name)
+        shutil.copyfile(path, target)
 
 
 def link_others(source: Path, target: Path, stem: str) -> None:
-    """Link the files of all stems but ``stem`` into ``target``."""
-    if source.is_dir():
-        for path in sorted(source.iterdir()):
-            if path.is_file() and not path.name.startswith(f"{stem}_"):
-                link(path, target)
+    """Link the files of all stems but ``stem`` into the folder ``target``."""
+    if not source.is_dir():
+        return
+    stems = {*find_stems(source), stem}
+    for path in sorted(source.iterdir()):
+        if path.is_file() and owner(path.name, stems) != stem:
+            link(path, target / path.name)
