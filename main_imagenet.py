@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import logging
 import re
 import sys
@@ -283,7 +284,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     options.output_url = options.output_dir if is_url(options.output_dir) else None
     options.output_dir = Path(options.output_dir)
     if options.output_url is not None:  # written here first, and copied at the end
-        options.output_dir = Path(DEFAULT_OUTPUT, re.sub(r"\W+", "_", options.output_url))
+        options.output_dir = Path(DEFAULT_OUTPUT, local_name(options.output_url))
     if options.dataset != "auto":
         require_known("dataset", options.dataset, DATASETS)
     if options.arch is None:
@@ -295,6 +296,12 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
             name, _, _ = resolve_dataset(options.dataset, options.data_path)
             options.arch = "cifar_resnet18" if name in SMALL_IMAGES else options.arch
     return options
+
+
+def local_name(url: str) -> str:
+    """A folder name for a URL, another one for every URL."""
+    readable = re.sub(r"\W+", "_", url)[:60]
+    return f"{readable}_{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 def configuration(options: argparse.Namespace, method: BaseQuantizationMethod) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class _Run:
         self.clock = StageClock()
         self.saves = SaveLog()
         self.saved_initial: str | None = None
+        self.written = [job.name.run_folder]  # folders below the root, in order
         self.started = utc_now()
         self.analyzer = job.analyzer()
         self.network = job.model.network.to(job.device)
@@ -210,6 +211,7 @@ class _Run:
                 images = self.plan.evaluation
                 evaluation = self._infer(quantized, images, "evaluation images", writer.add)
             self.saved_initial = name.initial_folder
+            self.written.append(name.initial_folder)
         if evaluation is None:
             raise RunError("evaluation images must be readable; the log tells what was not")
         return evaluation
@@ -274,6 +276,7 @@ class _Run:
                 {**self.metadata, **extra},
                 same_as=self.saved_initial,
             )
+            self.written.append(folder)
 
     def _save_summary(
         self,
@@ -293,6 +296,7 @@ class _Run:
                 summary.write_tables(part, stem)
                 if self.options.plots:
                     summary.draw(part)
+            self.written.append(stem)
             with self.saves.attempt("the TensorBoard accuracies"):
                 self.board.add_results(rows)
 
@@ -339,9 +343,8 @@ class _Run:
             return
         with self.clock(f"copy to {url}"), self.saves.attempt(url):
             remote = Remote(f"{url.rstrip('/')}/{self.job.method.name}")
-            folders = [path for path in sorted(self.job.root.iterdir()) if path.is_dir()]
-            for folder in folders:
-                remote.put_folder(folder, folder.name)
+            for folder in self.written:
+                remote.put_folder(self.job.root / folder, folder)
             remote.put_file(self.job.root / RUN_FILE)
 
 

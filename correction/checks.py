@@ -15,7 +15,13 @@ def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
     Raises:
         InputError: not 2-d, empty, NaN or infinite (the text names the row), or too large to square.
     """
-    array = np.asarray(logits, dtype=np.float32)
+    try:
+        array = np.asarray(logits)
+        array = array.astype(
+            np.float32, casting="same_kind" if array.dtype.kind == "c" else "unsafe", copy=False
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array of numbers, got: {error}") from None
     if array.ndim != 2 or array.size == 0:
         raise InputError(f"{name} must be of shape (samples, classes), got {array.shape}")
     largest = max(float(array.max()), -float(array.min()))
@@ -38,10 +44,10 @@ def check_pair(q_logits: np.ndarray, fp_logits: np.ndarray) -> tuple[np.ndarray,
 
 
 def check_alpha(alpha: float) -> None:
-    if not 0.0 <= alpha <= 1.0:
+    if not isinstance(alpha, (int, float, np.floating)) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be between 0 and 1, got {alpha}")
 
 
 def check_shrinkage(shrinkage: float) -> None:
-    if not 0.0 <= shrinkage:
+    if not isinstance(shrinkage, (int, float, np.floating)) or not 0.0 <= shrinkage:
         raise InputError(f"shrinkage must be at least 0, got {shrinkage}")

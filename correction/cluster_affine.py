@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common import InputError
-from correction.checks import check_alpha, check_logits, check_pair, check_shrinkage
+from correction.checks import MAX_LOGIT, check_alpha, check_logits, check_pair, check_shrinkage
 from correction.lines import Lines, Moments, apply_lines, blended
 from correction.partition import Partition, Projection, fit_partition
 from files import atomic_file
@@ -73,7 +72,8 @@ class ClusterAffineCorrection:
             InputError: shapes differ, a value is NaN or infinite, or K, D, alpha or shrinkage is
                 out of range.
         """
-        self._moments = None
+        q_logits, fp_logits = check_pair(q_logits, fp_logits)
+        self.fit_clusters(q_logits)
         return self.partial_fit(q_logits, fp_logits)
 
     def partial_fit(self, q_logits: np.ndarray, fp_logits: np.ndarray) -> ClusterAffineCorrection:
@@ -87,6 +87,10 @@ class ClusterAffineCorrection:
         check_alpha(self.alpha)
         check_shrinkage(self.shrinkage)
         if self._moments is None:
+            if hasattr(self, "slope_"):
+                raise InputError(
+                    "partial_fit must go on with a correction fitted here, got a loaded one"
+                )
             self.fit_clusters(q_logits)
         assert self._moments is not None
         self._require_classes(q_logits.shape[1])
@@ -101,6 +105,8 @@ class ClusterAffineCorrection:
             q_logits, self.pca_dim, self.num_clusters, self.random_state
         )
         self._moments = Moments(self.num_clusters)
+        for name in ("slope_", "shift_", "counts_", "_lines"):
+            self.__dict__.pop(name, None)
         return self
 
     def transform(self, q_logits: Any) -> Any:
@@ -112,8 +118,8 @@ class ClusterAffineCorrection:
         Raises:
             InputError: not fitted, another number of classes, or NaN or Inf.
         """
-        if not hasattr(self, "slope_"):
-            raise InputError("ClusterAffineCorrection must be fitted before transform, got no fit")
+        self._require_fit("transform")
+        check_alpha(self.alpha)
         if hasattr(q_logits, "new_tensor"):
             return self._transform_tensor(q_logits)
         q_logits = check_logits("q_logits", q_logits)
@@ -123,14 +129,24 @@ class ClusterAffineCorrection:
     build_correction_model = fit
     apply_correction = transform
 
+    def _require_fit(self, what: str) -> None:
+        if not hasattr(self, "slope_"):
+            raise InputError(f"ClusterAffineCorrection must be fitted before {what}, got no fit")
+
     def _transform_tensor(self, q_logits: Any) -> Any:
-        if q_logits.dim() != 2:
+        q_logits = q_logits.detach().float()
+        if q_logits.dim() != 2 or len(q_logits) == 0:
             shape = tuple(q_logits.shape)
             raise InputError(f"q_logits must be of shape (samples, classes), got {shape}")
         self._require_classes(q_logits.shape[1])
         if not bool(q_logits.isfinite().all()):
             row = int((~q_logits.isfinite()).any(1).int().argmax())
             raise InputError(f"q_logits must be finite, got NaN or Inf in row {row}")
+        largest = float(q_logits.abs().max())
+        if largest > MAX_LOGIT:
+            raise InputError(f"q_logits must be at most {MAX_LOGIT:g} in size, got {largest:g}")
+        if self.alpha == 0:
+            return q_logits.clone()
         gain, offset = (q_logits.new_tensor(array) for array in blended(self._lines, self.alpha))
         labels = self.partition_.assign_tensor(q_logits)
         return gain[labels] * q_logits + offset[labels]
@@ -161,7 +177,12 @@ class ClusterAffineCorrection:
         Raises:
             OSError: the file cannot be written.
         """
-        settings = {name: getattr(self, name) for name in ("alpha", "shrinkage", "random_state")}
+        self._require_fit("save")
+        settings = {
+            "alpha": float(self.alpha),
+            "shrinkage": float(self.shrinkage),
+            "random_state": int(self.random_state),
+        }
         arrays = {
             "settings": np.frombuffer(
                 json.dumps({"format": FORMAT, **settings}).encode(), np.uint8
@@ -193,7 +214,9 @@ class ClusterAffineCorrection:
             partition = Partition(projection, arrays["centres"])
             correction = cls.from_parts(partition, lines, arrays["counts"], **settings)
             _check_shapes(partition, lines, correction.counts_)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            check_alpha(correction.alpha)
+            check_shrinkage(correction.shrinkage)
+        except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"{path}: must be a correction.npz written by this suite, got: {reason}"
@@ -214,5 +237,6 @@ def _check_shapes(partition: Partition, lines: Lines, counts: np.ndarray) -> Non
         "counts": (counts, (clusters,)),
     }
     for name, (array, shape) in expected.items():
-        if array.shape != shape or not np.isfinite(array).all():
-            raise ValueError(f"{name} of shape {array.shape}, or not finite")
+        real = array.dtype.kind in "if" and np.isfinite(array).all()
+        if array.shape != shape or clusters == 0 or not real or np.abs(array).max() > MAX_LOGIT:
+            raise ValueError(f"{name} of shape {array.shape}, not finite, or too large")

@@ -63,6 +63,8 @@ def fit_projection(q_logits: np.ndarray, pca_dim: int) -> Projection:
     Raises:
         InputError: more dimensions than classes or samples.
     """
+    if len(q_logits) < 2:
+        raise InputError(f"correction must have at least 2 fitting samples, got {len(q_logits)}")
     limit = min(q_logits.shape)
     if not 1 <= pca_dim <= limit:
         raise InputError(

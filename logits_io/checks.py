@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from common import InputError
-from logits_io.formats import decode
-from logits_io.naming import TARGETS, chunk_metadata_file, find_stems, metadata_file
+from logits_io.formats import decode, encode, read_text
+from logits_io.naming import TARGETS, chunk_metadata_file, find_stems, metadata_file, owner
 from logits_io.records import FileRecord, damaged_row, read_file_records, row_sums
 from logits_io.tables import read_records, seal_holds
 
@@ -26,9 +26,12 @@ def find_logits_folders(root: Path) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    if not root.is_dir():
-        raise InputError(f"csv-dir must be a folder, got {root}")
-    folders = sorted({path.parent for path in root.rglob("logits_*") if _is_logits_file(path)})
+    try:
+        if not root.is_dir():
+            raise InputError(f"csv-dir must be a folder, got {root}")
+        folders = sorted({path.parent for path in root.rglob("logits_*") if _is_logits_file(path)})
+    except OSError as error:
+        raise InputError(f"csv-dir must be readable, got: {error}") from None
     found = [folder for folder in folders if not folder.name.startswith(".")]
     if not found:
         raise InputError(f"csv-dir must hold logits files, or folders that do, got none in {root}")
@@ -41,17 +44,27 @@ def _is_logits_file(path: Path) -> bool:
 
 def verify_folder(folder: Path) -> list[str]:
     """Every failure in a folder; none when it is what it claims to be."""
+    try:
+        return _verify(folder)
+    except OSError as error:
+        return [f"{folder}: must be readable, got: {error}"]
+
+
+def _verify(folder: Path) -> list[str]:
     stems = find_stems(folder)
     if not stems:
         return [f"{folder}: no logits_*_metadata.csv describes the files"]
     failures: list[str] = []
     known: set[str] = set()
+    read: dict[str, bool] = {}
     for stem in stems:
         found, names = _verify_stem(folder, stem)
         failures += found
         known |= names
+        read[stem] = len(names) > 2  # more than the metadata: its files are known
+    unread = {stem for stem, is_read in read.items() if not is_read}
     for path in sorted(folder.iterdir()):
-        if path.name not in known and not any(path.name.startswith(f"{s}_") for s in stems):
+        if path.name not in known and owner(path.name, stems) not in unread:
             failures.append(f"{path}: is named in no metadata")
     return failures
 
@@ -64,21 +77,23 @@ def _verify_stem(folder: Path, stem: str) -> tuple[list[str], set[str]]:
         return [f"{path}: row 2 is not what was written, or is older than its SHA-256"], known
     try:
         metadata = read_records(path)[0]
+        if metadata["stem"] != stem:
+            return [
+                f"{path}: must be the metadata of {stem}, got those of {metadata['stem']}"
+            ], known
+        metadata |= {key: int(metadata[key]) for key in ("samples", "classes")}
         if metadata["chunked"]:
             chunks = folder / chunk_metadata_file(stem)
             content = chunks.read_bytes() if chunks.is_file() else b""
             if hashlib.sha256(content).hexdigest() != metadata["sha256_chunked_metadata"]:
                 return [f"{chunks}: is missing or not what was written (SHA-256)"], known
         records = read_file_records(folder, stem, metadata)
-    except (InputError, KeyError, IndexError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         return [f"{path}: {error}"], known
     known |= {record.file for record in records}
     failures = list(_check_sequences(path, records, metadata))
     for record in records:
         failures += _check_file(folder, record, metadata)
-    stray = (p for p in sorted(folder.glob(f"{stem}_*")) if p.name not in known)
-    longer = tuple(f"{other}_" for other in find_stems(folder) if other != stem)
-    failures += [f"{p}: is named in no metadata" for p in stray if not p.name.startswith(longer)]
     return failures, known
 
 
@@ -108,7 +123,12 @@ def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> I
     if not path.is_file():
         yield f"{path}: is missing (rows {record.first_row + 1} to {record.last_row + 1} of {record.kind})"
         return
-    intact = hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        yield f"{path}: must be readable, got: {error}"
+        return
+    intact = hashlib.sha256(content).hexdigest() == record.sha256
     wanted = 1 if record.kind == TARGETS else int(metadata["classes"])
     try:
         array = decode(path, np.int64 if record.kind == TARGETS else np.float32)
@@ -123,12 +143,24 @@ def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> I
         return
     yield from _check_values(path, record, array, metadata)
     if not intact:
-        row = damaged_row(array, record)
-        same = row_sums(array) == (record.row_sum, record.weighted_row_sum)
-        where = f"row {row + 1}" if row is not None else "its text" if same else "several rows"
-        yield f"{path}: {where} is not what was written (SHA-256)"
+        yield f"{path}: {_where(path, array, record, content)} is not what was written (SHA-256)"
     elif row_sums(array) != (record.row_sum, record.weighted_row_sum):
         yield f"{path}: the values are not those that the metadata describe"
+
+
+def _where(path: Path, array: np.ndarray, record: FileRecord, content: bytes) -> str:
+    """What has changed in a file of the right shape."""
+    row = damaged_row(array, record)
+    if row is not None:
+        return f"row {row + 1}"
+    if row_sums(array) != (record.row_sum, record.weighted_row_sum):
+        return "more than one row"
+    if path.name.endswith(".csv"):  # the same values in other words
+        lines = zip(content.split(b"\n"), encode(array, "csv", "none").split(b"\n"), strict=False)
+        for number, (found, expected) in enumerate(lines, 1):
+            if found != expected:
+                return f"row {number} (its text; the values are the same)"
+    return "the file (its values are the same)"
 
 
 def _check_values(
@@ -150,9 +182,13 @@ def _check_values(
 
 def _place_in_text(path: Path, columns: int) -> str:
     """Where a CSV file stops being rows of so many numbers."""
-    if path.suffix != ".csv":
+    if ".csv" not in path.suffixes:
         return ""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    try:
+        content = path.read_bytes() if path.suffix == ".csv" else read_text(path)
+    except Exception:  # noqa: BLE001  (a damaged file fails in every possible way)
+        return ""
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
             good = line == b"" or len([float(value) for value in line.split(b",")]) == columns
         except ValueError:

@@ -123,7 +123,8 @@ def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
         if path.name.endswith(".npz"):
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 return stored[COLUMN].astype(dtype, copy=False)
-        return pd.read_csv(_text(path), header=None, dtype=dtype).to_numpy()
+        text = path if path.suffix == ".csv" else io.BytesIO(read_text(path))
+        return pd.read_csv(text, header=None, dtype=dtype).to_numpy()
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         kind = path.name.split(".", 1)[-1]
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -132,16 +133,14 @@ def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
         ) from None
 
 
-def _text(path: Path) -> Path | io.BytesIO:
-    """What pandas reads the CSV text from."""
+def read_text(path: Path) -> bytes:
+    """The text of a compressed CSV file."""
     if path.name.endswith(".gz"):
-        return io.BytesIO(gzip.decompress(path.read_bytes()))
-    if path.name.endswith(".zst"):
-        import pyarrow
+        return gzip.decompress(path.read_bytes())
+    import pyarrow
 
-        with pyarrow.input_stream(io.BytesIO(path.read_bytes()), compression="zstd") as stream:
-            return io.BytesIO(stream.read())
-    return path
+    with pyarrow.input_stream(io.BytesIO(path.read_bytes()), compression="zstd") as stream:
+        return stream.read()
 
 
 def _read_parquet(path: Path) -> np.ndarray:

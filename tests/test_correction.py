@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -281,6 +284,54 @@ def test_a_saved_correction_gives_the_same_bytes(toy_logits, tmp_path):
     assert np.array_equal(again.counts_, correction.counts_)
 
 
+@pytest.mark.parametrize("settings", [{"alpha": 7}, {"alpha": "x"}, {"shrinkage": None}, {"a": 1}])
+def test_settings_in_a_file_are_checked(toy_logits, tmp_path, settings):
+    path = tmp_path / "c.npz"
+    fitted(*toy_logits).save(path)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    content = {**json.loads(arrays["settings"].tobytes()), **settings}
+    arrays["settings"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=r"c.npz: must be a correction"):
+        ClusterAffineCorrection.load(path)
+
+
+def test_every_damaged_byte_is_an_input_error_or_harmless(toy_logits, tmp_path):
+    path = tmp_path / "c.npz"
+    fitted(*toy_logits).save(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 99]) + whole[place + 1 :])
+        with contextlib.suppress(InputError):
+            ClusterAffineCorrection.load(path)
+
+
+def test_what_is_not_fitted_says_so(toy_logits, tmp_path):
+    q, fp = toy_logits
+    for call in (lambda c: c.transform(q), lambda c: c.save(tmp_path / "c.npz")):
+        for unfitted in (ClusterAffineCorrection(), fitted(q, fp).fit_clusters(fp)):
+            with pytest.raises(InputError, match="must be fitted before"):
+                call(unfitted)
+    fitted(q, fp).save(tmp_path / "c.npz")
+    with pytest.raises(InputError, match="must go on with a correction fitted here, got a loaded"):
+        ClusterAffineCorrection.load(tmp_path / "c.npz").partial_fit(q, fp)
+    with pytest.raises(InputError, match="at least 2 fitting samples, got 1"):
+        ClusterAffineCorrection(1, 1).fit(q[:1], fp[:1])
+    with pytest.raises(InputError, match="q_logits must be an array of numbers"):
+        ClusterAffineCorrection(1, 1).fit([["a"]], [["b"]])
+
+
+def test_a_failed_fit_keeps_what_was_learned(toy_logits):
+    q, fp = toy_logits
+    correction = fitted(q, fp)
+    before = correction.slope_.copy()
+    with pytest.raises(InputError):
+        correction.fit(q, fp * np.nan)
+    assert np.array_equal(correction.slope_, before)
+    assert correction.partial_fit(q, fp).counts_.sum() == 2 * len(q)
+
+
 def test_a_file_that_is_no_correction_is_named(toy_logits, tmp_path):
     path = tmp_path / "c.npz"
     text = "c.npz: must be a correction.npz written by this suite, got: "
@@ -295,6 +346,9 @@ def test_a_file_that_is_no_correction_is_named(toy_logits, tmp_path):
     with np.load(path) as stored:
         arrays = dict(stored)
     for change in (
+        {"slope": arrays["slope"] * 1e300},
+        {"slope": arrays["slope"].astype(complex)},
+        {"settings": np.frombuffer(b'"x"', np.uint8)},
         {"slope": arrays["slope"][:2]},
         {"shift": arrays["shift"] * np.nan},
         {"settings": np.frombuffer(b'{"format": "x"}', np.uint8)},

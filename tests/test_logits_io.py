@@ -403,6 +403,78 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert len(list((tmp_path / "out").glob("*_quantized_chunk*_of_200.csv"))) == 200
 
 
+def test_what_is_added_may_change_afterwards(tmp_path, logits):
+    buffer = logits["quantized"].copy()
+    with LogitsAnalyzer(tmp_path, 10).writer("out", STEM, META) as writer:
+        writer.add({"quantized": buffer}, TARGETS)
+        buffer *= 0
+    saved = LogitsAnalyzer(tmp_path).load("out").logits["quantized"]
+    assert saved.tobytes() == logits["quantized"].tobytes()
+    for call in (lambda: writer, lambda: LogitsAnalyzer(tmp_path).writer("o", STEM, META)):
+        with pytest.raises(InputError, match="writer must be open"):
+            call().add(logits, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"folder": "."}, "folder must be a name below the root, got '.'"),
+        ({"folder": ""}, "folder must be a name below the root, got ''"),
+        ({"folder": "../x"}, "folder must be a name below the root, got '../x'"),
+        ({"stem": "a"}, "stem must be logits_ and letters, digits, _ . or -, got 'a'"),
+        ({"stem": "logits_a_chunked"}, "stem must be logits_ and letters"),
+        ({"stem": "logits_../x"}, "stem must be logits_ and letters"),
+        ({"logits": {"targets": np.zeros((25, 4), np.float32)}}, "kind must be letters, digits"),
+        ({"logits": {"a b": np.zeros((25, 4), np.float32)}}, "kind must be letters, digits"),
+        ({"logits": {}}, "logits must hold at least one kind, got none"),
+        ({"logits": {"quantized": [[1.0]]}}, r"must be float32 of shape \(25, classes\), got list"),
+        (
+            {"logits": {k: np.zeros((25, n), np.float32) for k, n in (("a", 4), ("b", 3))}},
+            "logits must be float32 of shape",
+        ),
+        ({"targets": np.full(25, 1.7)}, "targets must be integers, got float64"),
+        ({"targets": np.array(["a"] * 25)}, "targets must be integers, got <U1"),
+        ({"targets": np.zeros((25, 2))}, r"targets must be of shape \(samples,\), got \(25, 2\)"),
+        ({"metadata": {"samples": 3}}, "metadata must not hold samples, which are added"),
+    ],
+)
+def test_what_could_not_be_read_back_is_refused(tmp_path, logits, change, text):
+    asked = {"folder": "out", "stem": STEM, "logits": logits, "targets": TARGETS, "metadata": META}
+    with pytest.raises(InputError, match=text):
+        LogitsAnalyzer(tmp_path).save_logits_to_csv(**{**asked, **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_hold_something_else_are_left_alone(tmp_path, logits):
+    analyzer = LogitsAnalyzer(tmp_path)
+    analyzer.save_logits_to_csv("rtn/out", STEM, logits, TARGETS, META)
+    (tmp_path / "file").write_text("x")
+    for name in ("rtn", "file"):
+        with pytest.raises(InputError, match=f"{name}: must be a folder of logits or new"):
+            analyzer.save_logits_to_csv(name, STEM, logits, TARGETS, META)
+    assert verify_folder(tmp_path / "rtn" / "out") == []
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_stem_that_begins_like_another_leaves_it_alone(tmp_path, logits):
+    analyzer = LogitsAnalyzer(tmp_path, 10)
+    for stem in (f"{STEM}_b", STEM, f"{STEM}_b", STEM):
+        analyzer.save_logits_to_csv("out", stem, logits, TARGETS, META)
+    assert verify_folder(tmp_path / "out") == []
+    assert len(list((tmp_path / "out").iterdir())) == 2 * (3 * 3 + 2)
+
+
+def test_files_are_shared_only_where_the_values_agree(tmp_path, logits):
+    analyzer = LogitsAnalyzer(tmp_path, 10)
+    first = analyzer.save_logits_to_csv("initial", STEM, logits, TARGETS, META)
+    changed = {kind: array.copy() for kind, array in logits.items()}
+    changed["quantized"][12] += 1
+    second = analyzer.save_logits_to_csv("res", STEM, changed, TARGETS, META, same_as="initial")
+    shared = [p.name for p in first.iterdir() if (second / p.name).samefile(p)]
+    assert len(shared) == 8 and f"{STEM}_quantized_chunk002_of_003.csv" not in shared
+    assert analyzer.load("res").logits["quantized"].tobytes() == changed["quantized"].tobytes()
+
+
 # --- digests
 
 
@@ -450,6 +522,9 @@ def test_a_root_may_be_a_url(tmp_path, logits, scheme, chunk_size):
     LogitsAnalyzer(url, 7).save_logits_to_csv("initial", STEM, logits, TARGETS, META)
     again = LogitsAnalyzer(url).load("initial")  # no chunk of the former size is left
     assert again.logits["quantized"].tobytes() == logits["quantized"].tobytes()
+    LogitsAnalyzer(url).save_logits_to_csv("m/initial", STEM, corrected, TARGETS, META)
+    assert len(LogitsAnalyzer(url).load("m/initial").logits) == 3
+    LogitsAnalyzer(url).to_duckdb(tmp_path / "all.duckdb")
     with pytest.raises(InputError, match="nothing: must be a folder with files, got none"):
         LogitsAnalyzer(url).load("nothing")
 

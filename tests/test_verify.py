@@ -119,10 +119,53 @@ def test_metadata_that_contradict_the_files_are_found(save, capsys):
         ({"samples": 24}, "must hold 24 rows of 4 values, got 25 of 4"),
         ({"classes": 3}, "must hold 25 rows of 3 values, got 25 of 4"),
         ({"kinds": "quantized corrected targets"}, "file_corrected_csv"),
+        ({"classes": "abc"}, "invalid literal"),
         ({"row_sum_quantized_csv": 7}, "the values are not those that the metadata describe"),
     ):
         write_sealed(path, {**record, **change})
         assert text in failures(folder, capsys)
+
+
+def test_swapped_values_and_other_words_are_named_by_row(save, capsys):
+    folder = save()
+    path = folder / f"{STEM}_quantized_chunk002_of_003.csv"
+    lines = path.read_text().splitlines()
+    values = lines[2].split(",")
+    swapped = ",".join([values[1], values[0], *values[2:]])
+    path.write_text("\n".join([*lines[:2], swapped, *lines[3:]]) + "\n")
+    assert "row 3 is not what was written" in failures(folder, capsys)
+    path.write_text("\n".join([*lines[:4], lines[4] + "0", *lines[5:]]) + "\n")
+    assert "row 5 (its text; the values are the same) is not" in failures(folder, capsys)
+
+
+def test_metadata_of_another_stem_and_junk_are_found(save, capsys):
+    folder = save()
+    metadata = folder / f"{STEM}_metadata.csv"
+    copy = folder / f"{STEM}_b_metadata.csv"
+    shutil.copy(metadata, copy)
+    (folder / f"{STEM}_b_junk.csv").write_text("1\n")
+    assert f"must be the metadata of {STEM}_b, got those of {STEM}" in failures(folder, capsys)
+    copy.unlink()
+    assert f"{STEM}_b_junk.csv: is named in no metadata" in failures(folder, capsys)
+
+
+@pytest.mark.parametrize("name", ["_metadata.csv", "_quantized_chunk002_of_003.csv"])
+def test_what_is_no_file_is_named(save, capsys, name):
+    folder = save()
+    path = folder / f"{STEM}{name}"
+    path.unlink()
+    path.mkdir()
+    assert path.name in failures(folder, capsys)
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".parquet", ".npz"])
+def test_every_flipped_byte_of_a_binary_file_is_found(save, ending):
+    folder = save(10, ("csv", "parquet", "npz"), "gzip")
+    path = folder / f"{STEM}_quantized_chunk002_of_003{ending}"
+    content = path.read_bytes()
+    for place in range(0, len(content), 5):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 99]) + content[place + 1 :])
+        assert path.name in verify_folder(folder)[0]
 
 
 def test_a_target_that_is_no_class_is_found(tmp_path, capsys):
