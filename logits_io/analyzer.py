@@ -5,10 +5,12 @@ Letters: N samples, C classes.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,8 +210,9 @@ def _read_kind(
     """
     array: np.ndarray = np.empty(shape, dtype=dtype)
     filled = 0
-    for record in records:
-        part = decode(folder / record.file, dtype)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(lambda record: decode(folder / record.file, dtype), records))
+    for record, part in zip(records, parts, strict=True):
         if part.shape != (record.rows, shape[1]) or record.first_row != filled:
             raise InputError(
                 f"{folder / record.file}: must hold {(record.rows, shape[1])} values, got {part.shape}"

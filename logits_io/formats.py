@@ -7,6 +7,8 @@ holds one array of the name of the column.
 from __future__ import annotations
 
 import gzip
+import hashlib
+import importlib.util
 import io
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from common import InputError
+from files import sha256_file
 
 FORMATS = ("csv", "parquet", "npz")
 COMPRESSIONS = ("none", "gzip", "zstd")
@@ -79,6 +82,19 @@ def encode(array: np.ndarray, file_format: str, compression: str) -> bytes:
     return text
 
 
+def write_array(path: Path, array: np.ndarray, file_format: str, compression: str) -> str:
+    """Write the file of ``encode``; its SHA-256."""
+    if (file_format, compression) == ("csv", "none") and importlib.util.find_spec("polars"):
+        import polars
+
+        table = np.ascontiguousarray(array.reshape(len(array), -1))
+        polars.DataFrame(table).write_csv(path, include_header=False)
+        return sha256_file(path)
+    content = encode(array, file_format, compression)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
 def _csv(table: np.ndarray) -> bytes:
     """polars writes the shortest text that reads back as the same float32; where it is missing
     ``np.savetxt`` with nine significant digits does, whose text differs and whose values do not.
@@ -123,14 +139,28 @@ def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
         if path.name.endswith(".npz"):
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 return stored[COLUMN].astype(dtype, copy=False)
-        text = path if path.suffix == ".csv" else io.BytesIO(read_text(path))
-        return pd.read_csv(text, header=None, dtype=dtype).to_numpy()
+        return _parse(path.read_bytes() if path.suffix == ".csv" else read_text(path), dtype)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         kind = path.name.split(".", 1)[-1]
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{path}: must be a {kind} file of numbers without header, got: {reason}"
         ) from None
+
+
+def _parse(text: bytes, dtype: type) -> np.ndarray:
+    """The numbers of CSV text: polars reads them, 4 times as fast as ``numpy.loadtxt``, or pandas."""
+    try:
+        import polars
+    except ImportError:
+        return pd.read_csv(io.BytesIO(text), header=None, dtype=dtype).to_numpy()
+    columns = text[: text.find(b"\n") + 1].count(b",") + 1
+    kind = polars.Float32 if dtype == np.float32 else polars.Int64
+    schema = {f"column_{i + 1}": kind for i in range(columns)}
+    table = polars.read_csv(io.BytesIO(text), has_header=False, schema=schema)
+    if any(count for count in table.null_count().row(0)):
+        raise ValueError("a row with too few numbers")
+    return table.to_numpy().astype(dtype, copy=False)
 
 
 def read_text(path: Path) -> bytes:

@@ -64,7 +64,7 @@ def damaged_row(array: np.ndarray, record: FileRecord) -> int | None:
 def _row_numbers(array: np.ndarray) -> np.ndarray:
     table = np.ascontiguousarray(array.reshape(len(array), -1))
     bits = table.view(np.uint32 if table.itemsize == 4 else np.uint64)
-    return bits.astype(np.uint64) @ np.arange(1, 2 * bits.shape[1], 2, dtype=np.uint64)
+    return (bits * np.arange(1, 2 * bits.shape[1], 2, dtype=np.uint64)).sum(axis=1)
 
 
 def chunk_rows(records: list[FileRecord]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ import numpy as np
 
 from common import InputError
 from files import atomic_folder
-from logits_io.formats import encode, ending
+from logits_io.formats import ending, write_array
 from logits_io.naming import (
     TARGETS,
     chunk_file,
@@ -170,8 +171,14 @@ class _Folder:
         self.rows: dict[str, list[np.ndarray]] = {}
         self.samples = 0
         self.waiting = 0
+        self.tasks: list[Future[list[FileRecord]]] = []
 
     def write(self) -> None:
+        """Write everything that the queue brings."""
+        with ThreadPoolExecutor(os.cpu_count()) as self.pool:
+            self._write()
+
+    def _write(self) -> None:
         writer = self.writer
         link_others(writer.folder, self.part, writer.stem)
         while (batch := writer.queue.get()) is not None:
@@ -182,6 +189,7 @@ class _Folder:
             raise InputError(f"{writer.folder.name} must hold at least one sample, got none")
         if self.waiting:
             self._write_chunk(self.waiting)
+        self._collect()
         self._name_files()
         self._describe(sorted(self.records, key=lambda record: writer.kinds.index(record.kind)))
 
@@ -194,27 +202,42 @@ class _Folder:
             self._write_chunk(size)
 
     def _write_chunk(self, count: int) -> None:
+        chunk = {}
         for kind, parts in self.rows.items():
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             self.rows[kind] = [whole[count:]]
-            self._write_array(kind, whole[:count])
+            chunk[kind] = whole[:count]
+        first, size = self.samples, self.writer.style.chunk_size
+        tasks = [
+            self.pool.submit(self._write_array, kind, array, first, first // size + 1)
+            for kind, array in chunk.items()
+        ]
+        self._collect()  # the chunk before it is finished while this one is written
+        self.tasks = tasks
         self.samples += count
         self.waiting -= count
 
-    def _write_array(self, kind: str, array: np.ndarray) -> None:
-        index = self.samples // self.writer.style.chunk_size + 1
+    def _collect(self) -> None:
+        """Wait for the chunk under way."""
+        for task in self.tasks:
+            self.records += task.result()
+        self.tasks = []
+
+    def _write_array(
+        self, kind: str, array: np.ndarray, first: int, index: int
+    ) -> list[FileRecord]:
+        """Write the files of chunk ``index`` of a kind, one per format."""
+        records = []
         sums = row_sums(array)
         for name in self.writer.style.formats:
             file = f"{kind}_{index}.{name}"
             digest = self._link_known(kind, index, name, len(array), sums, file)
             if digest is None:
-                content = encode(array, name, self.writer.style.compression)
-                (self.part / file).write_bytes(content)
-                digest = hashlib.sha256(content).hexdigest()
-            last = self.samples + len(array) - 1
-            self.records.append(
-                FileRecord(kind, index, 0, self.samples, last, file, digest, *sums, name)
-            )
+                compression = self.writer.style.compression
+                digest = write_array(self.part / file, array, name, compression)
+            last = first + len(array) - 1
+            records.append(FileRecord(kind, index, 0, first, last, file, digest, *sums, name))
+        return records
 
     def _link_known(
         self, kind: str, index: int, name: str, rows: int, sums: tuple[int, int], file: str

@@ -62,6 +62,7 @@ def writer(request, monkeypatch):
             return original(name, *arguments, **options)
 
         monkeypatch.setattr(builtins, "__import__", without_polars)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     return request.param
 
 
@@ -331,7 +332,7 @@ def test_a_full_disk_is_told_at_the_end_and_does_not_stop_the_block(tmp_path, lo
     def full(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr("logits_io.writer.encode", full)
+    monkeypatch.setattr("logits_io.writer.write_array", full)
     done = False
     with (
         pytest.raises(OSError, match="disk full"),

@@ -70,7 +70,7 @@ def test_the_damaged_row_is_named(save, capsys):
     for row, line, text in (
         (4, "1.5,2.5,3.5,4.5", "row 4 is not what was written"),
         (7, "1.5,nan,3.5,4.5", "row 7 must be finite, got NaN or Inf"),
-        (2, "1.5,2.5,3.5", "row 2 must be finite"),
+        (2, "1.5,2.5,3.5", "(row 2)"),
         (9, "1.5,2.5,x,4.5", "(row 9)"),
     ):
         path.write_text("\n".join([*lines[: row - 1], line, *lines[row:]]) + "\n")
