@@ -67,10 +67,16 @@ def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float)
     correction = "--bias_correction" if corrected else "--no-bias_correction"
     flags = (*LAPQ, "--num_samples", str(images), correction)
     note = f"{images} images, {'' if corrected else 'no '}bias correction"
-    return [
+    settings = [
         Setting("lapq", bits, f"{note}, labels", (*flags, "--lapq_loss", "ce_labels"), reference),
         Setting("lapq", bits, note, flags, reference, SUBSETS if images == 256 else (SEED,)),
     ]
+    if bits[1] == 2:  # where few images over-fit most
+        mirrored = (*flags, "--mirror")
+        settings.append(
+            Setting("lapq", bits, f"{note}, mirror images", mirrored, reference, SUBSETS)
+        )
+    return settings
 
 
 def _aciq(bits: tuple[int, int], rows: dict[str, tuple[tuple[str, ...], float]]) -> list[Setting]:

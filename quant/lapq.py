@@ -71,6 +71,9 @@ class LapqSettings(MethodSettings):
         choices=FIRST_LAST,
     )
 
+    mirror: bool = setting(
+        False, "calibrate with every image and its mirror image, against over-fitting few images"
+    )
     fold_bn: bool = setting(
         True, "fold the batch norms; off (published): they stay in float behind their layers"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from common import InputError, RunError, progress
@@ -95,22 +96,26 @@ class StepSearch:
             for unit in self.units
             for layer in quant_layers(unit).values()
         }
+        self.images, labels = task.images, task.labels
+        if settings.mirror:
+            self.images = torch.stack([task.images, task.images.flip(-1)], dim=1).flatten(0, 1)
+            labels = None if labels is None else labels.repeat_interleave(2)
         criterion = LOSSES[settings.lapq_loss]
         self.loss = CalibrationLoss(
-            self.units, task.images, self._targets(), criterion, self.device
+            self.units, self.images, self._targets(labels), criterion, self.device
         )
         self.record = LossRecord() if task.states is None else task.states.losses()
         self.changed: set[int] | None = None  # tensors since the last loss; None: any
 
-    def _targets(self) -> Tensor:
+    def _targets(self, labels: Tensor | None) -> Tensor:
         if self.settings.uses_labels:
-            if self.task.labels is None:
+            if labels is None:
                 raise InputError(
                     "calibration set must have labels for lapq_loss ce_labels, got none"
                 )
             logger.warning("labels of the calibration images are used: lapq_loss is ce_labels")
-            return self.task.labels
-        value = self.task.images
+            return labels
+        value = self.images
         for unit in self.task.reference.units:
             value = run_unit(unit, value, self.device)
         return value if self.settings.lapq_loss == "mse" else value.softmax(1)
@@ -119,7 +124,7 @@ class StepSearch:
         """Phase A: unit by unit the ranges that minimise |error|^norm of each tensor, with
         everything before it quantized, from the first ``RANGE_SAMPLES`` images.
         """
-        value = self.task.images[:RANGE_SAMPLES]
+        value = self.images[:RANGE_SAMPLES]
         numbers = {module: index for index, module in enumerate(self.tensors.modules)}
         for unit in self.units:
             for quantizer in activation_quantizers(unit).values():

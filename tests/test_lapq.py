@@ -131,6 +131,19 @@ def test_the_joint_search_never_ends_above_its_start(tiny_network, tiny_images, 
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize("loss", ["ce", "ce_labels"])
+def test_mirror_images_are_calibration_images(tiny_network, tiny_images, loss):
+    """With ``mirror`` the result is that of a set that holds each image and its mirror image."""
+    both = torch.stack([tiny_images, tiny_images.flip(-1)], 1).flatten(0, 1)
+    labels = torch.arange(len(tiny_images)) % 3
+    settings = {"n_bits_a": 2, "powell_maxfev": 20, "lapq_loss": loss}
+    mirrored = quantized(tiny_network, [(tiny_images, labels)], mirror=True, **settings)
+    plain = quantized(tiny_network, [(both, labels.repeat_interleave(2))], **settings)
+    assert same_bytes(mirrored, plain)
+    without = quantized(tiny_network, [(tiny_images, labels)], **settings)
+    assert not same_bytes(mirrored, without)
+
+
 def test_the_start_is_the_best_of_all(tiny_network, tiny_images, caplog):
     with caplog.at_level(logging.INFO):
         model = quantized(tiny_network, [tiny_images], n_bits_w=2, powell_maxiter=0)
