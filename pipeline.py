@@ -35,9 +35,7 @@ from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan
 from evaluation import Inference, infer_logits
 from files import atomic_file, atomic_folder, write_json
 from job import Job
-from loaders import (
-    ImageSet,
-)
+from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from metrics import Scorer
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share

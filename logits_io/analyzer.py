@@ -164,13 +164,11 @@ class LogitsAnalyzer:
         shape = (metadata["samples"], metadata["classes"])
         first = str(metadata["formats"]).split()[0]
         kinds = [kind for kind in str(metadata["kinds"]).split() if kind != TARGETS]
-        chosen = {
-            kind: [r for r in records if r.kind == kind and r.format == first]
-            for kind in (*kinds, TARGETS)
-        }
-        logits = {kind: _read_kind(path, chosen[kind], shape) for kind in kinds}
-        targets = _read_kind(path, chosen[TARGETS], (metadata["samples"], 1), np.int64)[:, 0]
-        return SavedLogits(logits, targets, metadata)
+        logits = {kind: np.empty(shape, dtype=np.float32) for kind in kinds}
+        targets: np.ndarray = np.empty((shape[0], 1), dtype=np.int64)
+        for kind, array in {**logits, TARGETS: targets}.items():
+            _read_kind(path, [r for r in records if (r.kind, r.format) == (kind, first)], array)
+        return SavedLogits(logits, targets[:, 0], metadata)
 
     def compare(
         self, folder: str | Path, stem: str | None = None, resamples: int = RESAMPLES, seed: int = 0
@@ -200,25 +198,23 @@ class LogitsAnalyzer:
         write_database(self.root, Path(path), LogitsAnalyzer(self.root).load)
 
 
-def _read_kind(
-    folder: Path, records: list[FileRecord], shape: tuple[int, int], dtype: type = np.float32
-) -> np.ndarray:
-    """The rows of all files of a kind.
+def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> None:
+    """Read all files of a kind into ``array``, on all cores.
 
     Raises:
         InputError: a file is missing, damaged, or has another shape than described.
     """
-    array: np.ndarray = np.empty(shape, dtype=dtype)
-    filled = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda record: decode(folder / record.file, dtype), records))
-    for record, part in zip(records, parts, strict=True):
-        if part.shape != (record.rows, shape[1]) or record.first_row != filled:
+    starts = np.cumsum([0, *(record.rows for record in records)])
+    if starts[-1] != len(array):
+        raise InputError(f"{folder}: must hold {len(array)} samples, got {starts[-1]}")
+
+    def read(record: FileRecord, start: int) -> None:
+        part = decode(folder / record.file, array.dtype.type)
+        if part.shape != (record.rows, array.shape[1]) or record.first_row != start:
             raise InputError(
-                f"{folder / record.file}: must hold {(record.rows, shape[1])} values, got {part.shape}"
+                f"{folder / record.file}: must hold {(record.rows, array.shape[1])} values, got {part.shape}"
             )
-        array[filled : filled + len(part)] = part
-        filled += len(part)
-    if filled != shape[0]:
-        raise InputError(f"{folder}: must hold {shape[0]} samples, got {filled}")
-    return array
+        array[start : start + len(part)] = part
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(read, records, starts[:-1].tolist()))

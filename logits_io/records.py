@@ -1,7 +1,8 @@
 """What a logits folder says of its files: a digest and sums that find a damaged row.
 
-A row's number is the sum of the bits of its values, each times an odd number of its column; a file keeps the sum of them and the sum weighted
-by the position. One damaged row changes both, and their ratio is its position.
+A row's number is the sum of the bits of its values, each times an odd number of its column; a file
+keeps the sum of them and the sum weighted by the position. One damaged row changes both, and their
+ratio is its position.
 """
 
 from __future__ import annotations
