@@ -101,11 +101,22 @@ def write_stdout(text: str) -> None:
         raise RunError(f"stdout must be writable, got {error}") from error
 
 
-def setup_logging(verbose: bool = False, quiet: bool = False) -> None:
-    """Send the log to stderr: INFO by default, DEBUG with ``verbose``, WARNING with ``quiet``."""
+class _PlainFormatter(logging.Formatter):
+    """``warning: text``, as ``error: text`` of a script that ends."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
+def setup_logging(verbose: bool = False, quiet: bool = False, plain: bool = False) -> None:
+    """Send the log to stderr: INFO by default, DEBUG with ``verbose``, WARNING with ``quiet``.
+
+    ``plain`` is for scripts that say what they do on stdout: lines without time.
+    """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    timed = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    handler.setFormatter(_PlainFormatter() if plain else timed)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

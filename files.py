@@ -14,8 +14,11 @@ from typing import Any
 from common import InputError
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, remedy: str = "") -> Any:
     """Load a file written by ``torch.save`` that holds tensors and plain values only, onto the CPU.
+
+    Args:
+        remedy: what the error says to do about a file that would have to be unpickled.
 
     Raises:
         InputError: missing, damaged, or it would have to be unpickled.
@@ -34,7 +37,7 @@ def read_torch_file(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: must hold tensors and plain values only (torch.save of a state_dict), "
-            "got pickled objects or another format"
+            f"got pickled objects or another format{remedy}"
         ) from None
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         reason = (str(error) or type(error).__name__).splitlines()[0]

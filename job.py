@@ -15,7 +15,7 @@ from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShap
 from files import require_writable
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from logits_io import LogitsAnalyzer, RunName
-from models import LoadedModel, get_entry, load_model
+from models import LoadedModel, entry_for, load_model
 from quant import BaseQuantizationMethod
 from remote import Remote
 
@@ -198,7 +198,7 @@ def _try_network(job: Job) -> None:
 def _open_dataset(options: argparse.Namespace) -> Dataset:
     name, path, reason = resolve_dataset(options.dataset, options.data_path)
     logger.info("dataset: %s (%s)", name, reason)
-    preprocess = get_entry(options.arch).input_for(options.weights)
+    preprocess = entry_for(options.arch, options.checkpoint).input_for(options.weights)
     return load_dataset(
         name,
         path,

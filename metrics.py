@@ -11,6 +11,8 @@ import numpy as np
 
 from rowwise import map_blocks
 
+ECE_BINS = 15  # of equal width
+
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """(N, C) float64 log-probabilities."""
@@ -56,6 +58,19 @@ def sample_divergences(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
 def mean_confidence(logits: np.ndarray) -> float:
     """Mean probability of the predicted class."""
     return float(np.exp(log_softmax(logits).max(axis=1)).mean())
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Mean over samples of the gap between confidence and accuracy of their bin; both (N,). Guo et
+    al. 2017, arXiv:1706.04599, equation 3.
+    """
+    gaps = np.bincount(confidence_bins(confidence), confidence - right, ECE_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def confidence_bins(confidence: np.ndarray) -> np.ndarray:
+    """The bin (low, high] of each confidence, (N,) int64."""
+    return np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
 
 
 @dataclass(frozen=True)

@@ -180,8 +180,9 @@ class _Run:
 
     def _model_metadata(self) -> dict[str, Any]:
         return {
-            "arch": self.job.name.arch,
+            "arch": self.job.model.entry.arch,
             "num_classes": self.job.model.num_classes,
+            "preprocess": dataclasses.asdict(self.job.model.entry.input_for(self.options.weights)),
             "method": self.job.method.name,
             "settings": self.job.method.get_quantization_params(),
             "dataset": self.job.dataset.name,

@@ -15,7 +15,7 @@ from common import InputError
 POOL_PARTS = 10  # a tenth of the pool for val and for tunev each, the rest for test
 
 
-def imbalanced_counts(num_classes: int, max_per_class: int, ratio: float) -> list[int]:
+def exponential_counts(num_classes: int, ratio: float, max_per_class: int) -> list[int]:
     """N_c of the exponential profile (Cui et al. 2019, section 6): class 0 is the head, the last one
     has a ``ratio``-th of it, and at least 1.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common import RunError, utc_now
-from experts.profile import draw_train, imbalanced_counts, split_pool
+from experts.profile import draw_train, exponential_counts, split_pool
 from files import write_json
 
 FORMAT_VERSION = 1
@@ -92,12 +92,12 @@ def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> S
     """Draw all splits from the labels of the two sources, each (N,).
 
     Raises:
-        InputError: as ``imbalanced_counts``, ``draw_train`` and ``split_pool``.
+        InputError: as ``exponential_counts``, ``draw_train`` and ``split_pool``.
     """
     classes = int(max(train.max(), test.max())) + 1
     largest = int(np.bincount(train, minlength=classes).min())
     limit = largest if request.max_per_class is None else request.max_per_class
-    counts = imbalanced_counts(classes, limit, request.ratio)
+    counts = exponential_counts(classes, request.ratio, limit)
     pool, dropped = split_pool(test, classes, request.seed)
     indices = {"train": draw_train(train, counts, request.seed), **pool}
     labels = {"train": train, **dict.fromkeys(pool, test)}

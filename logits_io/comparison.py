@@ -13,11 +13,10 @@ import pandas as pd
 
 from common import InputError
 from logits_io.naming import FULL_PRECISION
-from metrics import SampleFigures, Scorer
+from metrics import ECE_BINS, SampleFigures, Scorer, confidence_bins
 
 RESAMPLES = 1000
 LEVELS = (0.025, 0.975)  # of the 95 % interval
-ECE_BINS = 15  # of equal width, Guo et al. 2017
 SHARES = {"top1_pct": 100.0, "top5_pct": 100.0, "agreement_pct": 100.0}
 FLIPS = {"right_to_wrong_pct": 100.0, "wrong_to_right_pct": 100.0}
 MEANS = {"kl_to_fp": 1.0, "mse_to_fp": 1.0, "cosine_to_fp": 1.0}
@@ -96,17 +95,6 @@ def _require_usable(logits: Mapping[str, np.ndarray], targets: np.ndarray, resam
             )
 
 
-def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean over samples of the gap between confidence and accuracy of their bin; both (N,)."""
-    bins = _bins(confidence)
-    gaps = np.bincount(bins, confidence - right, ECE_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
-def _bins(confidence: np.ndarray) -> np.ndarray:
-    return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-
-
 def _sample_table(figures: SampleFigures, fp_right: np.ndarray) -> np.ndarray:
     """(N, F) float64 in the order of ``FIGURES``."""
     right = figures.ahead == 0
@@ -121,7 +109,7 @@ def _calibration_gaps(figures: SampleFigures) -> np.ndarray:
     """(N, bins) float64: confidence minus right in the bin of each sample, 0 elsewhere."""
     table = np.zeros((len(figures.confidence), ECE_BINS))
     gap = figures.confidence - (figures.ahead == 0)
-    table[np.arange(len(table)), _bins(figures.confidence)] = gap
+    table[np.arange(len(table)), confidence_bins(figures.confidence)] = gap
     return table
 
 

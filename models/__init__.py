@@ -15,6 +15,7 @@ from models.checkpoints import checkpoint_classes, load_strictly, read_state_dic
 from models.cifar_resnet import CifarResNet
 from models.digits import DIGITS_ENTRY
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+from models.expert import BACKBONES, entry_of_file, expert_entry
 from models.lenet import LENET_ENTRY
 from models.zoo import (
     CIFAR_RESNET18,
@@ -39,6 +40,7 @@ OWN_ENTRIES = {
     )
     for depth in CIFAR_DEPTHS
 }
+OWN_ENTRIES |= {entry.arch: entry for entry in map(expert_entry, BACKBONES)}
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,16 @@ def get_entry(arch: str) -> ModelEntry:
     return zoo_entry(require_known("arch", arch, list_archs()))
 
 
+def entry_for(arch: str, checkpoint: str | Path | None) -> ModelEntry:
+    """The entry of an architecture; an expert's checkpoint brings its own network and input.
+
+    Raises:
+        InputError: as ``get_entry``, or the checkpoint is unusable.
+    """
+    own = None if checkpoint is None else entry_of_file(arch, Path(checkpoint))
+    return own or get_entry(arch)
+
+
 def list_archs() -> list[str]:
     """All known architectures, sorted."""
     return sorted([*OWN_ENTRIES, *list_zoo()])
@@ -88,7 +100,7 @@ def load_model(
         InputError: unknown architecture, both sources given, or weights that are unusable or do not
             fit.
     """
-    entry = get_entry(arch)
+    entry = entry_for(arch, checkpoint)
     if checkpoint is not None and weights is not None:
         raise InputError("checkpoint and weights must not both be given")
     if weights is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +14,29 @@ from common import InputError
 from files import read_torch_file
 from models.entries import ModelEntry
 
-WRAPPERS = ("state_dict", "model")
-PARALLEL_PREFIX = "module."
+WRAPPERS = ("model_state_dict", "state_dict", "model", "net")
+COMMON_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 STEP_COUNTER = "num_batches_tracked"
 MAX_LISTED = 5
 MAX_CLASSES = 1_000_000
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, bare or under ``state_dict`` or ``model``, without a common
-    ``module.``.
+    """The state dict in a checkpoint, as ``state_dict_of`` finds it.
 
     Raises:
         InputError: the file is damaged, must be unpickled, holds no state dict, or a value is NaN
             or infinite.
     """
-    content = read_torch_file(path)
+    return state_dict_of(read_torch_file(path), path)
+
+
+def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict, bare or under one of ``WRAPPERS``, without a prefix that all names share.
+
+    Raises:
+        InputError: there is none, or a value is NaN, infinite or no ordinary real tensor.
+    """
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -40,10 +48,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise InputError(
-            f"{path}: must hold a state_dict (names to tensors), got {_describe(content)}"
+            f"{path}: not a checkpoint: must hold a state_dict (names to tensors), got {_describe(content)}"
         )
-    if all(key.startswith(PARALLEL_PREFIX) for key in content):
-        content = {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
+    for prefix in COMMON_PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
     for key, value in content.items():
         if (
             value.layout != torch.strided

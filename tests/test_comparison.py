@@ -7,7 +7,7 @@ import pytest
 
 from common import InputError
 from logits_io import LogitsAnalyzer
-from logits_io.comparison import compare_logits, expected_calibration_error
+from logits_io.comparison import compare_logits
 from logits_plots import (
     class_figure,
     cluster_figure,
@@ -15,7 +15,7 @@ from logits_plots import (
     reliability_figure,
     scatter_figure,
 )
-from metrics import agreement, kl_divergence, topk_accuracy
+from metrics import agreement, expected_calibration_error, kl_divergence, topk_accuracy
 from plots import save_figure
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from common import InputError
 from create_splits_fixed import main
-from experts.profile import draw_train, imbalanced_counts, split_pool
+from experts.profile import draw_train, exponential_counts, split_pool
 from experts.splits import SplitRequest, draw_splits, list_digest
 from tests.conftest import write_cifar10
 
@@ -26,10 +26,10 @@ from tests.conftest import write_cifar10
     ],
 )
 def test_the_profile_is_the_published_one(classes, ratio, largest, total, first, last):
-    counts = imbalanced_counts(classes, largest, ratio)
+    counts = exponential_counts(classes, ratio, largest)
     assert sum(counts) == total
     assert (counts[:5], counts[-5:]) == (first, last)
-    assert imbalanced_counts(classes, largest, 1) == [largest] * classes
+    assert exponential_counts(classes, 1, largest) == [largest] * classes
 
 
 def test_draws_are_those_of_the_global_generator():
@@ -62,10 +62,13 @@ def test_draws_are_those_of_the_global_generator():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: imbalanced_counts(10, 50, 0.5), r"imb-factor must be at least 1, got 0\.5"),
-        (lambda: imbalanced_counts(10, 50, float("nan")), "imb-factor must be at least 1, got nan"),
-        (lambda: imbalanced_counts(1, 50, 2), "num_classes must be at least 2, got 1"),
-        (lambda: imbalanced_counts(3, 0, 2), "max-per-class must be at least 1, got 0"),
+        (lambda: exponential_counts(10, 0.5, 50), r"imb-factor must be at least 1, got 0\.5"),
+        (
+            lambda: exponential_counts(10, float("nan"), 50),
+            "imb-factor must be at least 1, got nan",
+        ),
+        (lambda: exponential_counts(1, 2, 50), "num_classes must be at least 2, got 1"),
+        (lambda: exponential_counts(3, 2, 0), "max-per-class must be at least 1, got 0"),
         (lambda: draw_train(np.array([0, 2]), [1, 1, 1], 0), "got no sample of class 1"),
         (
             lambda: split_pool(np.repeat([0, 1], [30, 9]), 2, 0),
@@ -90,7 +93,7 @@ def test_splits_of_digits(tmp_path, capsys):
     ]
     pool = [i for n in ("test", "val", "tunev") for i in files[f"{n}_indices.json"]]
     assert sorted(pool) == list(range(500))
-    assert files["train_class_counts.json"] == imbalanced_counts(10, 124, 10)
+    assert files["train_class_counts.json"] == exponential_counts(10, 10, 124)
     weights = files["class_weights.json"]
     assert sum(weights) == pytest.approx(1, abs=1e-9)
     assert weights[0] == 124 / 503

@@ -1,0 +1,110 @@
+"""The two sources of a data set and the images of its splits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common import InputError
+from experts.stored import StoredSplits, read_splits, splits_folder
+from loaders import ImageSet, load_dataset, resolve_dataset
+from loaders.transforms import Preprocess
+from models.digits import DIGITS_ENTRY
+from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
+from models.expert import BACKBONES
+from models.lenet import LENET_ENTRY
+
+CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR100_STD = (0.2675, 0.2565, 0.2761)
+STATISTICS = {
+    "digits": DIGITS_ENTRY.preprocess,
+    "mnist": LENET_ENTRY.preprocess,
+    "cifar10": Preprocess(CIFAR_MEAN, CIFAR_STD),
+    "cifar100": Preprocess(CIFAR100_MEAN, CIFAR100_STD),
+    "imagenet": Preprocess(IMAGENET_MEAN, IMAGENET_STD),
+}
+
+
+def default_backbone(dataset: str) -> str:
+    """The backbone of a data set."""
+    return "resnet18" if dataset == "imagenet" else "cifar_resnet32"
+
+
+def network_input(dataset: str, backbone: str) -> Preprocess:
+    """Mean and standard deviation of the data set, size of the backbone."""
+    size = BACKBONES[backbone].preprocess
+    return replace(STATISTICS[dataset], resize=size.resize, crop=size.crop)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The data set and splits that a command is about."""
+
+    dataset: str
+    root: Path | None
+    reason: str
+    splits: StoredSplits
+
+    def describe(self) -> str:
+        return f"Dataset: {self.dataset} ({self.reason})"
+
+
+def choose(options: argparse.Namespace) -> Choice:
+    """The data set that the flags mean, or that the given splits are of.
+
+    Raises:
+        InputError: unknown, no splits, or splits of another data set.
+    """
+    name, root, reason = resolve_dataset(options.dataset, options.data_root)
+    splits = read_splits(splits_folder(name, options.splits_dir), name)
+    if options.dataset == "auto" and splits.dataset != name:
+        name, reason = splits.dataset, f"the splits in {splits.folder} are of it"
+    if splits.dataset != name:
+        raise InputError(
+            f"splits-dir must hold splits of {name}, got those of {splits.dataset} in {splits.folder}"
+        )
+    return Choice(name, root, reason, splits)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images that the indices of splits point into; train, val, test and tunev are evaluated
+    with the same transform.
+    """
+
+    train: ImageSet
+    test: ImageSet
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self.train), "test": len(self.test)}
+
+    def images(self, split: str, indices: Sequence[int]) -> ImageSet:
+        """The images of a split, in the order of its indices, decoded where they fit in memory."""
+        source = self.train if split == "train" else self.test
+        return source.subset(indices).loaded()
+
+
+def open_sources(
+    dataset: str, root: Path | None, preprocess: Preprocess, download: bool, workers: int | None
+) -> Sources:
+    """Read or list a data set.
+
+    Args:
+        workers: image files decoded at once; None: one less than there are cores, at most 4.
+
+    Raises:
+        InputError: not there or damaged; the text says what to do.
+    """
+    threads = min(4, (os.cpu_count() or 2) - 1) if workers is None else workers
+    root = None if dataset == "digits" else root
+    try:
+        data = load_dataset(dataset, root, preprocess, download=download, threads=max(1, threads))
+    except InputError as error:
+        raise InputError(f"{error}; --dataset digits needs no files") from None
+    if data.train is None:
+        raise InputError(f"{root} must hold train/, got val/ alone")
+    return Sources(data.train, data.val)

@@ -1,0 +1,194 @@
+"""A splits folder read back, and its index lists checked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import InputError
+from experts.splits import SplitRequest
+
+SUFFIX = "_splits_fixed"
+PUBLISHED_SIZES = {"test": 8000, "val": 1000, "tunev": 1000}  # of CIFAR without split_info.json
+WEIGHT_TOLERANCE = 1e-6
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredSplits:
+    """A splits folder.
+
+    Attributes:
+        info: the content of split_info.json; None where the folder has none.
+        counts: training samples of each class.
+        weights: share of each class in the training samples.
+    """
+
+    folder: Path
+    dataset: str
+    slug: str
+    info: dict[str, Any] | None
+    counts: list[int]
+    weights: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.weights)
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}_indices.json"
+
+    def indices(self, name: str) -> list[int]:
+        """The indices of a split.
+
+        Raises:
+            InputError: missing, or no list of integers.
+        """
+        path = self.path(name)
+        values = _read_json(path)
+        if not isinstance(values, list):
+            raise InputError(f"{path}: must be a list of integers, got a {type(values).__name__}")
+        for position, value in enumerate(values):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputError(
+                    f"{path}: must hold integers, got {value!r} at position {position}"
+                )
+        if not values:
+            raise InputError(f"{path}: must hold at least one index, got none")
+        return values
+
+    def recorded(self, name: str, key: str) -> Any:
+        """What split_info.json says of a split; None where it does not."""
+        splits = self.info.get("splits", {}) if self.info else {}
+        return splits.get(name, {}).get(key) if isinstance(splits, dict) else None
+
+    def expected_size(self, name: str) -> int | None:
+        """How many samples a split must have; None where nothing says so."""
+        recorded = self.recorded(name, "size")
+        if recorded is not None or self.info is not None:
+            return recorded
+        return PUBLISHED_SIZES.get(name) if self.dataset.startswith("cifar") else None
+
+
+def splits_folder(dataset: str, folder: Path | None) -> Path:
+    """``folder``, or the one of a data set with its default imbalance."""
+    return folder or Path("data") / f"{SplitRequest(dataset).slug}{SUFFIX}"
+
+
+def read_splits(folder: Path, dataset: str) -> StoredSplits:
+    """Read the tables of a splits folder; the index lists are read when asked for.
+
+    Args:
+        dataset: used where the folder does not say.
+
+    Raises:
+        InputError: no such folder, or a table is missing or not what it must be.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"splits must be in {folder}, got no such folder; make them: {making(dataset)}"
+        )
+    info = _read_json(folder / "split_info.json") if (folder / "split_info.json").exists() else None
+    if info is not None and not (isinstance(info, dict) and "dataset" in info and "slug" in info):
+        raise InputError(f"{folder / 'split_info.json'}: must name dataset and slug, got others")
+    slug = str(info["slug"]) if info else folder.name.removesuffix(SUFFIX)
+    known = str(info["dataset"]) if info else slug.partition("_lt_")[0]
+    weights = read_weights(folder / "class_weights.json")
+    counts = _numbers(folder / "train_class_counts.json", int)
+    if len(counts) != len(weights) or min(counts) < 1:
+        raise InputError(
+            f"{folder / 'train_class_counts.json'}: must hold {len(weights)} positive counts, got "
+            f"{len(counts)}, the least {min(counts)}"
+        )
+    return StoredSplits(folder, known, slug, info, counts, weights)
+
+
+def making(dataset: str) -> str:
+    """The command that makes the splits of a data set."""
+    return f"python3 create_splits_fixed.py --dataset {dataset}"
+
+
+def read_weights(path: Path) -> list[float]:
+    """The class weights.
+
+    Raises:
+        InputError: missing, no numbers, or their sum is not 1.
+    """
+    weights = _numbers(path, (int, float))
+    if abs(sum(weights) - 1) > WEIGHT_TOLERANCE or min(weights) < 0:
+        raise InputError(f"{path}: weights must be positive with sum 1, got sum {sum(weights):g}")
+    return weights
+
+
+def _numbers(path: Path, kind: type | tuple[type, ...]) -> list[Any]:
+    values = _read_json(path)
+    if not isinstance(values, list) or not values or not all(isinstance(v, kind) for v in values):
+        raise InputError(f"{path}: must be a list of numbers, got {str(values)[:40]}")
+    return values
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} must exist, got no such file; python3 create_splits_fixed.py makes it"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: must be a JSON file, got: {error}") from None
+
+
+def check_indices(
+    splits: StoredSplits, names: Sequence[str], sizes: Mapping[str, int], allow_mismatch: bool
+) -> dict[str, list[int]]:
+    """The index lists of some splits, checked against their sources and each other.
+
+    Args:
+        sizes: samples of the sources ``train`` and ``test``.
+        allow_mismatch: only warn of splits of another size than recorded.
+
+    Raises:
+        InputError: an index outside its source or repeated, two splits that share a sample, or another
+            size.
+    """
+    owners: dict[int, str] = {}
+    found = {}
+    for name in names:
+        indices = found[name] = splits.indices(name)
+        path, size = splits.path(name), sizes["train" if name == "train" else "test"]
+        for position, index in enumerate(indices):
+            if not 0 <= index < size:
+                raise InputError(
+                    f"{path}: indices must be from 0 to {size - 1}, got {index} at position {position}"
+                )
+        if len(set(indices)) < len(indices):
+            position = next(i for i, v in enumerate(indices) if v in indices[:i])
+            raise InputError(
+                f"{path}: indices must differ, got {indices[position]} again at position {position}"
+            )
+        if name != "train":
+            _require_disjoint(path, indices, name, owners)
+        expected = splits.expected_size(name)
+        if expected is not None and len(indices) != expected:
+            text = f"{path}: {name} has {len(indices)} samples, expected {expected}"
+            if not allow_mismatch:
+                raise InputError(f"{text} (--allow-size-mismatch goes on)")
+            logger.warning(text)
+    return found
+
+
+def _require_disjoint(
+    path: Path, indices: Sequence[int], name: str, owners: dict[int, str]
+) -> None:
+    for position, index in enumerate(indices):
+        if index in owners:
+            raise InputError(
+                f"{path}: splits must be disjoint, got index {index} at position {position}, which "
+                f"is in {owners[index]} too"
+            )
+    owners.update(dict.fromkeys(indices, name))

@@ -1,0 +1,62 @@
+"""The images that training looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experts.sources import Choice, network_input, open_sources
+from experts.splits import list_digest
+from experts.stored import StoredSplits, check_indices
+from loaders import ImageSet
+from loaders.transforms import Preprocess
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of the splits for training, for choosing the epoch and for the temperature.
+
+    Attributes:
+        digests: SHA-256 of the index lists of train and val.
+    """
+
+    splits: StoredSplits
+    preprocess: Preprocess
+    train: ImageSet
+    val: ImageSet
+    calibration: ImageSet
+    calibration_split: str
+    digests: Mapping[str, str]
+
+
+def read_training_data(
+    choice: Choice,
+    backbone: str,
+    calibration: str = "val",
+    download: bool = False,
+    workers: int | None = None,
+) -> TrainingData:
+    """Read the images of the splits, as a backbone expects them.
+
+    Args:
+        calibration: split of the temperature.
+        workers: as in ``open_sources``.
+
+    Raises:
+        InputError: the data set or its splits are unusable.
+    """
+    preprocess = network_input(choice.dataset, backbone)
+    sources = open_sources(choice.dataset, choice.root, preprocess, download, workers)
+    names = list(dict.fromkeys(["train", "val", calibration]))
+    indices = check_indices(choice.splits, names, sources.sizes, allow_mismatch=False)
+    images = {name: sources.images(name, indices[name]) for name in names}
+    digests = {name: list_digest(indices[name]) for name in ("train", "val")}
+    return TrainingData(
+        choice.splits,
+        preprocess,
+        images["train"],
+        images["val"],
+        images[calibration],
+        calibration,
+        digests,
+    )

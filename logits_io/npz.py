@@ -1,0 +1,71 @@
+"""Logits of an expert on a split: an npz file and the JSON file beside it that says where they are from."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import InputError
+from files import atomic_file, sha256_file
+
+SIDE_FORMAT_VERSION = 1
+
+
+def npz_path(root: Path, expert: str, split: str) -> Path:
+    return root / expert / f"{split}_logits.npz"
+
+
+def side_path(npz: Path) -> Path:
+    return npz.with_name(f"{npz.stem}.meta.json")
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Write arrays, compressed, under the final name only when complete; the SHA-256 of the file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as part, part.open("wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
+    return sha256_file(path)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, without unpickling anything.
+
+    Raises:
+        InputError: missing, damaged, or it would have to be unpickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} must exist, got no such file") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: must be a whole npz file of arrays, got: {error}") from None
+
+
+def read_side(path: Path) -> dict[str, Any] | None:
+    """The side file of an npz file; None where it has none.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    side = side_path(path)
+    if not side.exists():
+        return None
+    try:
+        content = json.loads(side.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{side}: must be a JSON object, got: {error}") from None

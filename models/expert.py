@@ -1,0 +1,211 @@
+"""Experts: a backbone, a linear head and a temperature.
+
+The backbone ``cifar_resnet32`` is the CIFAR ResNet-32 of He et al. 2016 (arXiv:1512.03385, section 4.2)
+with projections as shortcuts (option B: 1x1 convolution and batch norm) where the shape changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import InputError, import_torchvision, require_known
+from files import read_torch_file
+from loaders.transforms import Preprocess
+from models.cifar_resnet import WIDTHS
+from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+
+BLOCKS_PER_STAGE = 5
+EXPERT_FORMAT = "expert-checkpoint"
+ARCH_PREFIX = "expert_"
+
+
+class ProjectionBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut that is a projection where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dropout_rate: float):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout2d(dropout_rate) if dropout_rate > 0 else nn.Identity()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.dropout(F.relu(self.bn1(self.conv1(x))))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class CifarBackbone(nn.Module):
+    """ResNet-32 without its head: (B, 3, H, W) -> (B, 64), H and W multiples of 4."""
+
+    def __init__(self, dropout_rate: float = 0.0):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1 = self._stage(WIDTHS[0], WIDTHS[0], 1, dropout_rate)
+        self.layer2 = self._stage(WIDTHS[0], WIDTHS[1], 2, dropout_rate)
+        self.layer3 = self._stage(WIDTHS[1], WIDTHS[2], 2, dropout_rate)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, stride: int, dropout_rate: float) -> nn.Sequential:
+        first = ProjectionBlock(in_channels, channels, stride, dropout_rate)
+        others = (
+            ProjectionBlock(channels, channels, 1, dropout_rate)
+            for _ in range(BLOCKS_PER_STAGE - 1)
+        )
+        return nn.Sequential(first, *others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return F.adaptive_avg_pool2d(out, 1).flatten(1)
+
+
+def _resnet18(dropout_rate: float) -> nn.Module:
+    """torchvision's; ``dropout_rate`` has no place in it."""
+    network = import_torchvision().models.resnet18(weights=None)
+    network.fc = nn.Identity()
+    return network
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A feature extractor.
+
+    Attributes:
+        build: dropout rate -> network (B, 3, H, W) -> (B, ``features``).
+        preprocess: what it expects where a checkpoint does not say.
+    """
+
+    build: Callable[[float], nn.Module]
+    features: int
+    preprocess: Preprocess
+
+
+BACKBONES: Mapping[str, Backbone] = {
+    "cifar_resnet32": Backbone(CifarBackbone, 64, Preprocess(CIFAR_MEAN, CIFAR_STD)),
+    "resnet18": Backbone(
+        _resnet18, 512, Preprocess(IMAGENET_MEAN, IMAGENET_STD, resize=256, crop=224)
+    ),
+}
+BACKBONE_ALIASES = {"resnet32": "cifar_resnet32"}
+
+
+def resolve_backbone(name: str) -> str:
+    """The name of a backbone, aliases resolved.
+
+    Raises:
+        InputError: unknown; the text lists the known ones.
+    """
+    return require_known("backbone", BACKBONE_ALIASES.get(name, name), BACKBONES)
+
+
+class Expert(nn.Module):
+    """A classifier whose logits can be calibrated by one temperature (Guo et al. 2017,
+    arXiv:1706.04599, section 4.2).
+
+    Args:
+        num_classes: length of the logits.
+        backbone_name: key of ``BACKBONES`` or an alias.
+        dropout_rate: of whole channels in every block, while training.
+
+    Raises:
+        InputError: unknown backbone.
+    """
+
+    def __init__(
+        self, num_classes: int, backbone_name: str = "cifar_resnet32", dropout_rate: float = 0.0
+    ):
+        super().__init__()
+        self.backbone_name = resolve_backbone(backbone_name)
+        backbone = BACKBONES[self.backbone_name]
+        self.backbone = backbone.build(dropout_rate)
+        self.fc = nn.Linear(backbone.features, num_classes)
+        self.temperature = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.reset_head()
+
+    def reset_head(self) -> None:
+        """Draw the head anew: weights N(0, 0.01), biases 0."""
+        nn.init.normal_(self.fc.weight, 0.0, 0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def get_features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, features)."""
+        return self.backbone(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, C) raw logits."""
+        return self.fc(self.backbone(x))
+
+    def get_calibrated_logits(self, x: Tensor) -> Tensor:
+        """(B, C) logits over the temperature."""
+        return self.forward(x) / self.temperature
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature in place.
+
+        Raises:
+            InputError: not positive and finite.
+        """
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise InputError(f"temperature must be positive and finite, got {temperature}")
+        self.temperature.fill_(temperature)
+
+    def get_num_parameters(self) -> int:
+        """How many parameters are trained."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def is_expert_file(content: Any) -> bool:
+    """Whether the content of a checkpoint is that of an expert with its metadata."""
+    return isinstance(content, dict) and content.get("format") == EXPERT_FORMAT
+
+
+def expert_entry(backbone: str, preprocess: Preprocess | None = None) -> ModelEntry:
+    """The entry of an expert as a network to quantize: raw logits, evaluation form."""
+    return ModelEntry(
+        arch=f"{ARCH_PREFIX}{backbone}",
+        build=lambda classes: Expert(classes, backbone),
+        num_classes=10,
+        preprocess=preprocess or BACKBONES[backbone].preprocess,
+    )
+
+
+def entry_of_file(arch: str, path: Path) -> ModelEntry | None:
+    """The entry of the expert that a checkpoint holds, with its own input; None when it holds none.
+
+    Raises:
+        InputError: the file is unusable, or its backbone is not that of ``arch``.
+    """
+    name = arch.removeprefix(ARCH_PREFIX)
+    if name not in BACKBONES:
+        return None
+    content = read_torch_file(path)
+    if not is_expert_file(content):
+        return None
+    found = content["arch"]["backbone"]
+    if found != name:
+        raise InputError(f"{path}: arch must be that of the expert, {found}, got {arch}")
+    return expert_entry(name, input_in(content))
+
+
+def input_in(content: Mapping[str, Any]) -> Preprocess:
+    """What an expert expects of its input, from the metadata of its checkpoint."""
+    known, own = content["dataset"], BACKBONES[content["arch"]["backbone"]].preprocess
+    return Preprocess(tuple(known["mean"]), tuple(known["std"]), own.resize, own.crop)
