@@ -172,6 +172,17 @@ def seed_all(seed: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def require_seed(seed: int) -> int:
+    """Return ``seed`` when every generator takes it.
+
+    Raises:
+        InputError: negative, or above 2^32 - 1.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed must be from 0 to {(1 << 32) - 1}, got {seed}")
+    return seed
+
+
 def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA when there is one, else the CPU.
 

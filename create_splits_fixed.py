@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cli import FlagParser
-from common import EXIT_OK, InputError, run_main, setup_logging, write_stdout
+from common import EXIT_OK, InputError, require_seed, run_main, setup_logging, write_stdout
 from experts.splits import SPLITS, SplitRequest, Splits, different_file, draw_splits, write_splits
 from files import require_writable
 from loaders import load_dataset, resolve_dataset
@@ -54,14 +54,14 @@ def build_parser() -> FlagParser:
     return parser
 
 
-def read_labels(options: argparse.Namespace) -> tuple[str, np.ndarray, np.ndarray]:
-    """Name of the data set and the labels of its train and test source."""
+def read_labels(options: argparse.Namespace) -> tuple[str, str, np.ndarray, np.ndarray]:
+    """Name of the data set, why it is this one, and the labels of its train and test source."""
     name, path, reason = resolve_dataset(options.dataset, options.data_root)
     write_stdout(f"Dataset: {name} ({reason})")
     dataset = load_dataset(name, path, LABELS_ONLY, download=options.download)
     if dataset.train is None:
         raise InputError(f"{path} must hold train/, got val/ alone")
-    return name, dataset.train.labels, dataset.val.labels
+    return name, reason, dataset.train.labels, dataset.val.labels
 
 
 def describe(splits: Splits, verbose: bool) -> list[str]:
@@ -90,9 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     options = build_parser().parse(argv)
-    setup_logging(options.verbose)
-    name, train, test = read_labels(options)
-    request = SplitRequest(name, options.seed, options.imb_factor, options.max_per_class)
+    setup_logging(options.verbose, quiet=not options.verbose, plain=True)
+    name, reason, train, test = read_labels(options)
+    request = SplitRequest(
+        name, require_seed(options.seed), options.imb_factor, options.max_per_class, reason
+    )
     splits = draw_splits(request, train, test)
     folder = options.output or Path("data") / f"{request.slug}_splits_fixed"
     require_writable(folder)

@@ -30,6 +30,7 @@ from common import (
     InputError,
     pick_device,
     require_known,
+    require_seed,
     run_main,
     seed_all,
     setup_logging,
@@ -296,7 +297,7 @@ def _main(argv: Sequence[str]) -> int:
     require_known("checkpoint-prefix", options.checkpoint_prefix, PREFIXES)
     choice = choose(options)
     console.line(choice.describe())
-    seed_all(options.seed)
+    seed_all(require_seed(options.seed))
     names = asked_experts(options, choice.splits.slug)
     quantized = quantized_sources(options.quantized, names)
     request, images = prepare(options, choice, shlex.join(["recompute_logits.py", *argv]))
@@ -334,8 +335,6 @@ def prepare(options: argparse.Namespace, choice: Choice, command: str) -> tuple[
     """
     if options.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {options.batch_size}")
-    if options.num_workers is not None and options.num_workers < 0:
-        raise InputError(f"num_workers must be at least 0, got {options.num_workers}")
     backbone = options.backbone and resolve_backbone(options.backbone)
     device = pick_device(options.device)
     require_writable(options.output_dir)

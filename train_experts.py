@@ -23,6 +23,7 @@ from common import (
     EXIT_OK,
     InputError,
     pick_device,
+    require_seed,
     run_main,
     setup_logging,
 )
@@ -92,7 +93,7 @@ def training_options(
         folder=options.output_dir or DEFAULT_ROOT / choice.splits.slug,
         backbone=resolve_backbone(options.backbone or default_backbone(choice.dataset)),
         device=pick_device(options.device),
-        seed=options.seed,
+        seed=require_seed(options.seed),
         first=overrides.first(choice.dataset),
         second=overrides.second(choice.dataset),
         tau=options.tau,

@@ -1,24 +1,71 @@
-"""Are these logits files what they claim to be? The exit status says so.
+"""Are these logits what they claim to be? The last line and the exit status say so.
 
+    python verify_logits.py
+        the experts' logits of recompute_logits.py, against their splits: 20 checks, figures by expert
+    python verify_logits.py --logits-dir outputs/logits_new --splits val test --json report.json
     python verify_logits.py --csv-dir outputs/rtn/initial_logits_digits_resnet_w4bit_a4bit_seed1005
-        one folder of main_imagenet.py
-    python verify_logits.py --csv-dir outputs
-        every folder of logits below it
+        one folder of main_imagenet.py, or every folder of logits below the one given
 
-Checked: names, sequence of the chunks, shapes, finiteness, classes of the targets, the SHA-256 of every
-file, and the metadata against the files. Exit status: 0 all is well, 1 something is not (file and row
-on stdout), 2 there is nothing to check.
+With --csv-dir: names, sequence of the chunks, shapes, finiteness, classes of the targets, the SHA-256 of
+every file, and the metadata against the files. Exit status: 0 all is well, 1 something is not (said on
+stdout), 2 there is nothing to check.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cli import FlagParser
-from common import EXIT_FAILED, EXIT_OK, run_main, write_stdout
+from common import EXIT_FAILED, EXIT_OK, InputError, RunError, run_main, setup_logging, write_stdout
+from experts.console import add_console_flags, add_data_flags, console_of
+from experts.figures import DEFAULT_THRESHOLD, GROUP_RULES, class_groups
+from experts.schedules import EXPERTS
+from experts.splits import SPLITS
+from experts.stored import SUFFIX, StoredSplits, read_splits, splits_folder
+from experts.verification import FAIL, METRICS, WARN, Rules, cross_checks, verify_file
+from experts.verification_report import (
+    BAR_LABELS,
+    Verification,
+    as_json,
+    bars,
+    print_files,
+    print_summaries,
+    write_table,
+)
+from files import write_json
 from logits_io.checks import find_logits_folders, verify_folder
+
+DEFAULT_SPLITS = ("val", "test", "tunev")
+
+
+def build_parser() -> FlagParser:
+    parser = FlagParser(prog="verify_logits.py", description=__doc__)
+    parser.add_argument(
+        "--csv_dir", type=Path, help="check CSV logits instead: a folder, or one above such folders"
+    )
+    parser.add_argument("--logits_dir", type=Path, default=Path("outputs") / "logits_fixed")
+    add_data_flags(parser)
+    parser.add_argument("--experts", nargs="+", help="these must exist (default all that do)")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(DEFAULT_SPLITS))
+    parser.add_argument("--min_accuracy", type=float, default=0.60, help="of check 13")
+    parser.add_argument("--accuracy_metric", choices=METRICS, default=METRICS[0])
+    parser.add_argument("--accuracy_check", choices=(WARN, FAIL, "off"), default=WARN)
+    parser.add_argument("--group_by", choices=GROUP_RULES, default=GROUP_RULES[0])
+    parser.add_argument("--threshold", type=int, default=DEFAULT_THRESHOLD, help="of --group-by")
+    parser.add_argument(
+        "--against_data", choices=("auto", "yes", "no"), default="auto", help="labels of the images"
+    )
+    parser.add_argument("--strict", action="store_true", help="a warning is a failure")
+    parser.add_argument("--json", type=Path, help="write a report")
+    parser.add_argument("--csv", type=Path, help="write a row per file")
+    parser.add_argument("--plot", type=Path, help="draw the accuracies as bars (PNG)")
+    add_console_flags(parser)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,13 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = FlagParser(prog="verify_logits.py", description=__doc__)
-    parser.add_argument(
-        "--csv_dir", type=Path, required=True, help="a folder of logits, or one above such folders"
-    )
-    options = parser.parse(argv)
+    options = build_parser().parse(argv)
+    setup_logging(options.verbose, quiet=not options.verbose, plain=True)
+    if options.csv_dir is not None:
+        return verify_csv(options.csv_dir)
+    return verify_experts(options)
+
+
+def verify_csv(root: Path) -> int:
+    """Check the folders of logits at or below a folder; the exit status."""
     failures = 0
-    for folder in find_logits_folders(options.csv_dir):
+    for folder in find_logits_folders(root):
         found = verify_folder(folder)
         failures += len(found)
         for line in found:
@@ -41,6 +92,126 @@ def _main(argv: Sequence[str]) -> int:
         if not found:
             write_stdout(f"ok     {folder}")
     return EXIT_FAILED if failures else EXIT_OK
+
+
+def verify_experts(options: argparse.Namespace) -> int:
+    """Check the logits of experts; the exit status."""
+    console = console_of(options)
+    if not 0 <= options.min_accuracy <= 1:
+        raise InputError(f"min-accuracy must be from 0 to 1, got {options.min_accuracy}")
+    experts = find_experts(options.logits_dir, options.experts)
+    splits, reason = choose_splits(options)
+    console.line(f"Dataset: {splits.dataset} ({reason})")
+    groups = class_groups(splits.counts, options.group_by, options.threshold)
+    console.line(", ".join(f"{name}: {len(found)} classes" for name, found in groups.items()))
+    rules = Rules(
+        splits,
+        groups,
+        options.min_accuracy,
+        options.accuracy_metric,
+        options.accuracy_check,
+        read_labels(options, splits),
+    )
+    wanted = list(dict.fromkeys(options.splits))
+    files = [verify_file(options.logits_dir, e, s, rules) for e in experts for s in wanted]
+    verification = Verification(files, cross_checks(files), groups, options.strict)
+    print_files(console, verification)
+    print_summaries(console, verification)
+    status = EXIT_FAILED if verification.failures else EXIT_OK
+    about = {
+        "slug": splits.slug,
+        "dataset_choice": reason,
+        "logits_dir": str(options.logits_dir),
+        "splits_dir": str(splits.folder),
+        "group_by": options.group_by,
+    }
+    write_reports(options, verification, about, status)
+    console.always(verification.last_line())
+    return status
+
+
+def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
+    """The experts to check, sorted.
+
+    Raises:
+        InputError: no such folder, or no expert in it.
+    """
+    if not root.is_dir():
+        raise InputError(f"logits-dir must be a folder, got {str(root)!r}")
+    if asked is not None:
+        by_key = {kind: name for name, kind in EXPERTS.items()}
+        names = {name if (root / name).is_dir() else by_key.get(name, name) for name in asked}
+        bad = sorted(name for name in names if Path(name).name != name or name.startswith("."))
+        if bad:
+            raise InputError(f"experts must be names of folders, got {bad[0]!r}")
+        return sorted(names)
+    found = sorted({path.parent.name for path in root.glob("*/*.npz")})
+    if not found:
+        raise InputError(
+            f"logits-dir must hold a folder with npz files per expert, got none in {root}"
+        )
+    return found
+
+
+def choose_splits(options: argparse.Namespace) -> tuple[StoredSplits, str]:
+    """The splits that the logits are of, and why these.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder, name = options.splits_dir, options.dataset
+    if name == "auto" and folder is not None:
+        return read_splits(folder, "digits"), f"the splits in {folder} are of it"
+    reason = "asked for"
+    if name == "auto":
+        cifar100 = splits_folder("cifar100", None)
+        name = "cifar100" if cifar100.is_dir() else "digits"
+        reason = f"found {cifar100}" if name == "cifar100" else f"no folder *{SUFFIX} of CIFAR-100"
+    splits = read_splits(splits_folder(name, folder), name)
+    if splits.dataset != name:
+        raise InputError(f"splits-dir must hold splits of {name}, got those of {splits.dataset}")
+    return splits, reason
+
+
+def read_labels(
+    options: argparse.Namespace, splits: StoredSplits
+) -> Mapping[str, np.ndarray] | None:
+    """The labels of both sources; None when they are not asked for or not on disk.
+
+    Raises:
+        InputError: they are asked for with ``yes`` and cannot be read.
+    """
+    if options.against_data == "no":
+        return None
+    from experts.sources import read_source_labels
+
+    try:
+        return read_source_labels(splits.dataset, options.data_root)
+    except InputError:
+        if options.against_data == "yes":
+            raise
+        return None
+
+
+def write_reports(
+    options: argparse.Namespace, verification: Verification, about: dict, status: int
+) -> None:
+    """Write the files that were asked for.
+
+    Raises:
+        RunError: one cannot be written.
+    """
+    try:
+        if options.json is not None:
+            write_json(options.json, as_json(verification, about, status))
+        if options.csv is not None:
+            write_table(options.csv, verification)
+        if options.plot is not None:
+            from plots import bar_figure, save_figure
+
+            save_figure(options.plot, bar_figure(bars(verification), BAR_LABELS, "accuracy (%)"))
+    except OSError as error:
+        raise RunError(f"reports must be writable, got {error}") from error
 
 
 if __name__ == "__main__":

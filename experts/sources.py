@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from common import InputError
 from experts.stored import StoredSplits, read_splits, splits_folder
 from loaders import ImageSet, load_dataset, resolve_dataset
@@ -99,6 +101,8 @@ def open_sources(
     Raises:
         InputError: not there or damaged; the text says what to do.
     """
+    if workers is not None and workers < 0:
+        raise InputError(f"num_workers must be at least 0, got {workers}")
     threads = min(4, (os.cpu_count() or 2) - 1) if workers is None else workers
     root = None if dataset == "digits" else root
     try:
@@ -108,3 +112,13 @@ def open_sources(
     if data.train is None:
         raise InputError(f"{root} must hold train/, got val/ alone")
     return Sources(data.train, data.val)
+
+
+def read_source_labels(dataset: str, root: Path | None) -> dict[str, np.ndarray]:
+    """The labels (N,) of the sources ``train`` and ``test``.
+
+    Raises:
+        InputError: not there, damaged, or without ``train``.
+    """
+    sources = open_sources(dataset, root, STATISTICS[dataset], download=False, workers=None)
+    return {"train": sources.train.labels, "test": sources.test.labels}

@@ -18,17 +18,26 @@ from files import write_json
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val", "tunev")
 DEFAULT_RATIOS = {"digits": 10.0}  # the others: 100
-CHANGING_KEYS = ("created_utc", "tool")  # of split_info.json, that make no other splits
+CHANGING_KEYS = (
+    "created_utc",
+    "tool",
+    "dataset_choice",
+)  # of split_info.json, that make no other splits
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What is asked for; None stands for the default of the data set."""
+    """What is asked for; None stands for the default of the data set.
+
+    Attributes:
+        choice: why this data set.
+    """
 
     dataset: str
     seed: int = 42
     imb_factor: float | None = None
     max_per_class: int | None = None
+    choice: str = "asked for"
 
     @property
     def ratio(self) -> float:
@@ -105,6 +114,7 @@ def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> S
     info = {
         "format_version": FORMAT_VERSION,
         "dataset": request.dataset,
+        "dataset_choice": request.choice,
         "slug": request.slug,
         "num_classes": classes,
         "imb_factor": request.ratio,

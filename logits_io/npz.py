@@ -43,7 +43,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         InputError: missing, damaged, or it would have to be unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError("a single array")
             return {name: stored[name] for name in stored.files}

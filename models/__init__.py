@@ -100,9 +100,9 @@ def load_model(
         InputError: unknown architecture, both sources given, or weights that are unusable or do not
             fit.
     """
-    entry = entry_for(arch, checkpoint)
     if checkpoint is not None and weights is not None:
         raise InputError("checkpoint and weights must not both be given")
+    entry = entry_for(arch, checkpoint)
     if weights is not None:
         return _published(entry, weights)
     path = checkpoint or entry.shipped_weights

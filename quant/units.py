@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from common import InputError
-from quant.graph import is_layer, is_pooling_or_shape
+from quant.graph import LAYERS, is_layer, is_pooling_or_shape
+from quant.layers import QuantLayer
 
 
 @dataclass
@@ -78,13 +79,29 @@ def _describe(network: fx.GraphModule, model: nn.Module, nodes: list[fx.Node]) -
 
 
 def _block_of(layer: str, model: nn.Module) -> str:
-    """The outermost ancestor of the layer that is no ``nn.Sequential``, or the layer itself."""
+    """The outermost ancestor of the layer that is no container of blocks, or the layer itself."""
     parts = layer.split(".")
     for depth in range(1, len(parts)):
         ancestor = ".".join(parts[:depth])
-        if not isinstance(model.get_submodule(ancestor), nn.Sequential):
+        if not _is_container(model.get_submodule(ancestor), model):
             return ancestor
     return layer
+
+
+def _is_container(module: nn.Module, model: nn.Module) -> bool:
+    """Whether a module is a row of blocks: ``nn.Sequential``, or a backbone, which holds more than half
+    of all layers and blocks of several of them.
+    """
+    if isinstance(module, nn.Sequential):
+        return True
+    inner = (part for part in module.modules() if part is not module)
+    return 2 * _count_layers(module) > _count_layers(model) and any(
+        _count_layers(part) > 1 for part in inner if not isinstance(part, nn.Sequential)
+    )
+
+
+def _count_layers(module: nn.Module) -> int:
+    return sum(isinstance(part, (*LAYERS, QuantLayer)) for part in module.modules())
 
 
 def _pooling_to_head(network: fx.GraphModule, pieces: list[_Piece]) -> list[_Piece]:

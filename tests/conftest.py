@@ -111,6 +111,14 @@ def toy_logits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Splits of digits and experts trained on them for two epochs; tests must not change them."""
+    from tests.experts_lab import make_lab
+
+    return make_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared images and networks; the test is skipped where there is none."""
     folder = Path(os.environ.get("PTQ_SHARED", PROJECT.parent / "shared"))

@@ -12,6 +12,7 @@ from torch import nn
 
 from common import InputError
 from models import get_entry
+from models.expert import Expert
 from models.zoo import list_zoo
 from quant.graph import QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
@@ -48,6 +49,15 @@ def test_the_chain_equals_the_network_on_torchvision(name):
         expected, got = network(images), chain(images)
     assert len(chain.units) == UNITS[name]
     assert (expected - got).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+
+
+def test_a_backbone_is_no_block():
+    """A network around a network: its blocks are the units, not the whole backbone."""
+    torch.manual_seed(0)
+    expert = Expert(10).eval()
+    names = QuantModel(expert, W4A4).unit_names
+    blocks = [f"backbone.layer{stage}.{block}" for stage in (1, 2, 3) for block in range(5)]
+    assert names == ["backbone.conv1", *blocks, "fc"]
 
 
 def test_every_layer_of_a_network_is_quantized_once():

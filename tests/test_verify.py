@@ -196,8 +196,6 @@ def test_nothing_to_check_is_wrong_usage(tmp_path, capsys):
     ):
         assert main(["--csv-dir", str(argument)]) == 2
         assert text in capsys.readouterr().err
-    assert main([]) == 2
-    assert "--csv_dir" in capsys.readouterr().err
 
 
 def test_it_starts_without_torch():

@@ -1,0 +1,228 @@
+"""Training experts: what is written, kept, resumed and refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import train_experts
+from experts import training
+from experts.checkpoints import load_expert
+from experts.stored import read_splits
+from tests.conftest import PROJECT
+
+BEST_KEYS = {
+    *("format", "format_version", "model_state_dict", "expert_name", "loss_type", "stage", "arch"),
+    *("dataset", "splits_sha256", "train_class_counts", "hparams", "seed", "epoch"),
+    *("val_accuracy", "temperature", "calibration", "torch_version", "created_utc"),
+}
+NAMES = ("ce_baseline", "balsoftmax_baseline", "logitadjust_baseline", "decoupling_twostage")
+
+
+def content(path):
+    return torch.load(path, weights_only=True)
+
+
+def weights(path):
+    return content(path)["model_state_dict"]
+
+
+def test_every_expert_leaves_its_checkpoints(lab):
+    found = sorted(path.name for path in lab.folder.iterdir())
+    expected = [
+        f"{prefix}{name}.pth" for prefix in ("best_", "final_calibrated_") for name in NAMES
+    ]
+    assert found == sorted([*expected, "stage1_decoupling_twostage.pth"])
+    splits = read_splits(lab.splits, "digits")
+    for path in lab.folder.iterdir():
+        stored = content(path)
+        assert set(stored) == BEST_KEYS
+        assert len(stored["model_state_dict"]) == 201
+        assert stored["dataset"]["slug"] == splits.slug
+        assert stored["splits_sha256"]["val"] == splits.recorded("val", "indices_sha256")
+        assert stored["train_class_counts"] == splits.counts
+        assert 1 <= stored["epoch"] <= 2
+
+
+def test_calibration_changes_the_temperature_alone(lab):
+    best, final = (
+        content(lab.folder / f"{p}ce_baseline.pth") for p in ("best_", "final_calibrated_")
+    )
+    assert (best["temperature"], best["calibration"]) == (1.0, None)
+    assert final["stage"] == "final_calibrated"
+    assert final["calibration"]["nll_after"] <= final["calibration"]["nll_before"]
+    assert set(final["calibration"]) == {
+        *("split", "nll_before", "nll_after", "ece_before", "ece_after")
+    }
+    temperature = final["model_state_dict"].pop("temperature")
+    assert temperature.shape == (1,)
+    assert float(temperature) == pytest.approx(final["temperature"])
+    for key, value in final["model_state_dict"].items():
+        assert torch.equal(value, best["model_state_dict"][key])
+
+
+def test_the_second_stage_changes_the_head_alone(lab):
+    first = weights(lab.folder / "stage1_decoupling_twostage.pth")
+    second = weights(lab.folder / "best_decoupling_twostage.pth")
+    changed = {key for key in first if not torch.equal(first[key], second[key])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_the_same_command_gives_the_same_weights(lab, tmp_path):
+    assert lab.train(tmp_path, "--expert", "ce", "--epochs", "2", "--no-calibrate") == 0
+    again = weights(tmp_path / "best_ce_baseline.pth")
+    for key, value in weights(lab.folder / "best_ce_baseline.pth").items():
+        assert torch.equal(value, again[key]), key
+    assert not (tmp_path / "final_calibrated_ce_baseline.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "stop"),
+    [
+        (["--expert", "ce", "--epochs", "3"], 2),
+        (["--expert", "decoupling", "--epochs", "1", "--stage2-epochs", "2"], 2),
+    ],
+)
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    lab, tmp_path, monkeypatch, flags, stop
+):
+    """Interrupted in epoch ``stop`` + 1, counted over the stages."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert lab.train(whole, *flags) == 0
+    epoch, epochs = training._Training._epoch, []
+
+    def interrupted(self, *arguments):
+        epochs.append(1)
+        if len(epochs) > stop:
+            raise KeyboardInterrupt
+        return epoch(self, *arguments)
+
+    monkeypatch.setattr(training._Training, "_epoch", interrupted)
+    assert lab.train(cut, *flags) == 130
+    monkeypatch.undo()
+    assert list(cut.glob("last_*"))
+    assert lab.train(cut, *flags, "--resume") == 0
+    assert not list(cut.glob("last_*"))
+    for path in whole.iterdir():
+        for key, value in weights(path).items():
+            assert torch.equal(value, weights(cut / path.name)[key]), (path.name, key)
+
+
+def test_resuming_with_other_settings_is_refused(lab, tmp_path, capsys):
+    flags = ["--expert", "ce", "--epochs", "1", "--keep-last"]
+    assert lab.train(tmp_path, *flags) == 0
+    assert (tmp_path / "last_ce_baseline.pth").is_file()
+    before = (tmp_path / "best_ce_baseline.pth").read_bytes()
+    assert lab.train(tmp_path, *flags, "--resume", "--lr", "0.01") == 1
+    assert "last_ce_baseline.pth: hparams must be" in capsys.readouterr().err
+    assert (tmp_path / "best_ce_baseline.pth").read_bytes() == before
+
+
+def test_a_finished_expert_is_kept(lab, tmp_path, capsys):
+    mine = lab.copy(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in mine.folder.iterdir()}
+    assert mine.train(mine.folder, "--expert", "ce", "--epochs", "2") == 0
+    captured = capsys.readouterr()
+    assert "ce_baseline: kept" in captured.out
+    assert captured.err == ""
+    assert mine.train(mine.folder, "--expert", "ce", "--epochs", "3") == 0
+    assert "was trained with other settings" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in mine.folder.iterdir()} == before
+    assert mine.train(mine.folder, "--expert", "ce", "--epochs", "1", "--force") == 0
+    assert content(mine.folder / "best_ce_baseline.pth")["epoch"] == 1
+
+
+def test_a_backbone_is_taken_over(lab, tmp_path):
+    mine = lab.copy(tmp_path)
+    flags = ["--expert", "decoupling", "--stage1-from", "ce", "--stage2-epochs", "1", "--force"]
+    assert mine.train(mine.folder, *flags) == 0
+    taken = weights(mine.folder / "best_decoupling_twostage.pth")
+    for key, value in weights(mine.folder / "best_ce_baseline.pth").items():
+        assert torch.equal(value, taken[key]) or key.startswith("fc.")
+
+
+def test_one_failure_leaves_the_others(lab, tmp_path, monkeypatch, capsys):
+    make = training.make_loss
+
+    def broken(kind, counts, tau):
+        loss = make(kind, counts, tau)
+        if kind == "ce":
+            loss.shift += np.nan
+        return loss
+
+    monkeypatch.setattr(training, "make_loss", broken)
+    assert lab.train(tmp_path, "--expert", "ce", "balsoftmax", "--epochs", "1") == 1
+    captured = capsys.readouterr()
+    assert "error: expert 'ce_baseline': loss must be finite, got nan in epoch 1" in captured.err
+    assert "1 of 2 experts" in captured.out
+    assert (tmp_path / "final_calibrated_balsoftmax_baseline.pth").is_file()
+    assert not (tmp_path / "best_ce_baseline.pth").exists()
+
+
+def test_a_plan_writes_nothing(lab, tmp_path, capsys):
+    assert lab.train(tmp_path / "x", "--dry-run", "--epochs", "8") == 0
+    out = capsys.readouterr().out
+    assert "balsoftmax_baseline: 8 epochs, lr 0.05 (a tenth after 5, 7), weight decay 0.0005" in out
+    assert "then the head: 30 epochs, lr 0.1 (cosine)" in out
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--epochs", "0"], "epochs must be from 1 to"),
+        (["--lr", "nan"], "lr must be from"),
+        (["--dropout", "1"], "dropout must be from 0 to 0.999"),
+        (["--batch-size", "-1"], "batch_size must be from 1"),
+        (["--tau", "-1"], "tau must be from 0"),
+        (["--expert", "cee"], "expert must be a known name, got 'cee'; closest: ce_baseline"),
+        (["--backbone", "vgg"], "backbone must be a known name, got 'vgg'"),
+        (["--device", "tpu"], "device must be"),
+        (["--seed", "-1"], "seed must be"),
+        (["--dataset", "cifar10"], "must hold splits of cifar10, got those of digits"),
+    ],
+)
+def test_bad_requests_are_one_line(lab, tmp_path, capsys, flags, text):
+    assert lab.train(tmp_path / "x", *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert text in captured.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_splits_must_be_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_experts.main(["--dataset", "digits"]) == 2
+    assert "python3 create_splits_fixed.py --dataset digits" in capsys.readouterr().err
+
+
+def test_digits_needs_no_torchvision(lab, tmp_path):
+    code = (
+        "import sys; sys.modules['torchvision'] = None; import train_experts, recompute_logits; "
+        f"where = ['--splits-dir', {str(lab.splits)!r}]; "
+        "assert train_experts.main([*where, '--output-dir', 'e/digits_lt_if10', '--expert', 'ce', "
+        "'--epochs', '1']) == 0; "
+        "sys.exit(recompute_logits.main([*where, '--experts-dir', 'e', '--experts', 'ce']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(PROJECT)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "outputs" / "logits_fixed" / "ce_baseline" / "val_logits.npz").is_file()
+
+
+def test_loaded_experts_are_in_evaluation_form(lab):
+    loaded = load_expert(lab.folder / "best_ce_baseline.pth", 10)
+    assert not loaded.expert.training
+    assert loaded.tensors == 201
+    assert loaded.metadata["expert_name"] == "ce_baseline"
