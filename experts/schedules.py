@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common import InputError, require_known
+from common import InputError, closest_names
 
 EXPERTS = {
     "ce_baseline": "ce",
@@ -123,4 +123,9 @@ def known_expert(name: str) -> str:
     Raises:
         InputError: unknown.
     """
-    return require_known("expert", name, EXPERTS)
+    if name in EXPERTS:
+        return name
+    raise InputError(
+        f"expert must be one of {', '.join(EXPERTS)}, got {name!r}; did you mean "
+        f"{closest_names(name, EXPERTS)[0]}?"
+    )

@@ -43,7 +43,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         InputError: missing, damaged, or it would have to be unpickled.
     """
     try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
+        with path.open("rb") as handle:
+            stored = np.load(handle, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError("a single array")
             return {name: stored[name] for name in stored.files}

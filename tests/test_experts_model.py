@@ -112,7 +112,7 @@ def test_experts_by_name_and_key():
         "decoupling_twostage",
     ]
     assert len(expert_names(["ce", "all"])) == 4
-    with pytest.raises(InputError, match="got 'ce_baselin'; closest: ce_baseline"):
+    with pytest.raises(InputError, match=r"got 'ce_baselin'; did you mean ce_baseline\?"):
         expert_names(["ce_baselin"])
 
 

@@ -179,7 +179,7 @@ def test_a_plan_writes_nothing(lab, tmp_path, capsys):
         (["--dropout", "1"], "dropout must be from 0 to 0.999"),
         (["--batch-size", "-1"], "batch_size must be from 1"),
         (["--tau", "-1"], "tau must be from 0"),
-        (["--expert", "cee"], "expert must be a known name, got 'cee'; closest: ce_baseline"),
+        (["--expert", "cee"], "got 'cee'; did you mean ce_baseline?"),
         (["--backbone", "vgg"], "backbone must be a known name, got 'vgg'"),
         (["--device", "tpu"], "device must be"),
         (["--seed", "-1"], "seed must be"),

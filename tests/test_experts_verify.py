@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -220,7 +221,13 @@ def test_a_file_that_is_not_there_fails(case, capsys):
     assert "|         FAIL" in out
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4nothing", b"\x93NUMPY"])
+def single_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4nothing", b"\x93NUMPY", single_array()])
 def test_files_that_cannot_be_read_fail(case, content):
     case.path().write_bytes(content)
     assert 1 in case.failed()

@@ -136,7 +136,7 @@ def test_a_missing_checkpoint_fails_that_expert_alone(lab, tmp_path, capsys):
     assert mine.recompute(out, "--experts", "ce_baseline") == 2
     assert "nothing was computed" in capsys.readouterr().err
     assert mine.recompute(out, "--experts", "ce_baselin") == 2
-    assert "closest: ce_baseline" in capsys.readouterr().err
+    assert "did you mean ce_baseline?" in capsys.readouterr().err
     assert mine.recompute(out, "--dry-run", "--experts", "ce", "balsoftmax") == 2
 
 
