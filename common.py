@@ -102,16 +102,17 @@ def write_stdout(text: str) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
-    """``warning: text``, as ``error: text`` of a script that ends."""
+    """``warning: text``, as ``error: text`` of a script that ends; information as it is."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {super().format(record)}"
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
 def setup_logging(verbose: bool = False, quiet: bool = False, plain: bool = False) -> None:
     """Send the log to stderr: INFO by default, DEBUG with ``verbose``, WARNING with ``quiet``.
 
-    ``plain`` is for scripts that say what they do on stdout: lines without time.
+    ``plain``: lines without time.
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
@@ -132,9 +133,9 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
+def log_to_file(path: Path, append: bool = False) -> Iterator[None]:
     """Copy the log into ``path`` while the block runs."""
-    handler = _LogFile(path, mode="w", encoding="utf-8")
+    handler = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

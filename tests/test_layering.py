@@ -30,6 +30,7 @@ LAYER = {
     "reporting": 4,
     "job": 4,
     "experts": 5,
+    "any_precision": 5,
     "summary": 5,
     "pipeline": 6,
 }

@@ -1,0 +1,1 @@
+"""Training one network for many bitwidths, and watching what each costs."""

@@ -1,0 +1,196 @@
+"""What a training run writes: tables, checkpoints, figures, TensorBoard, summary."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import InputError
+from files import atomic_file, write_json
+
+HISTORY_COLUMNS = (
+    *("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"),
+    *("mean_acc", "std_acc", "min_acc", "max_acc"),
+    *("mean_bitwidth", "std_bitwidth", "min_bitwidth", "max_bitwidth"),
+    *("corr_pearson", "corr_spearman", "knee", "seconds"),
+)
+CONFIG_COLUMNS = (
+    *("epoch", "phase", "kind", "index", "avg_layers", "avg_params", "avg_macs"),
+    *("relative_weight_memory", "relative_bitops", "accuracy", "loss", "bits"),
+)
+COSTS = ("layers", "params", "macs", "relative_weight_memory", "relative_bitops")
+IMAGE_TAG = "Bitwidth_Analysis/bitwidth_vs_accuracy"
+HISTORY_FILE, CONFIGS_FILE, SUMMARY_FILE = (
+    "bitwidth_history.csv",
+    "bitwidth_configs.csv",
+    "summary.json",
+)
+BEST_FILE, LAST_FILE = "best_model.pth", "last_epoch.pth"
+
+logger = logging.getLogger(__name__)
+
+
+def new_run_folder(root: Path, name: str | None, model: str) -> Path:
+    """The folder of a new run, not made yet; without a name one that tells the time.
+
+    Raises:
+        InputError: the name is taken or no name.
+    """
+    if name is not None:
+        if not name or Path(name).name != name or name.startswith("."):
+            raise InputError(f"run_name must be the name of a folder, got {name!r}")
+        if (root / name).exists():
+            raise InputError(f"run_name must be new below {root}, got {name!r}, which exists")
+        return root / name
+    stem = f"{datetime.now():%Y%m%d_%H%M%S}_{model}"
+    folder, number = root / stem, 0
+    while folder.exists():
+        number += 1
+        folder = root / f"{stem}_{number}"
+    return folder
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: made when it is not there.
+        tensorboard: write events; one warning where it cannot be imported.
+        first_step: events from here on are written anew, after a resumption.
+    """
+
+    def __init__(self, path: Path, tensorboard: bool, first_step: int = 0):
+        self.path = path
+        for name in ("logs", "models", "plots"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        self.writer = _writer(path / "tensorboard", first_step) if tensorboard else None
+
+    def model(self, name: str) -> Path:
+        return self.path / "models" / name
+
+    @property
+    def log(self) -> Path:
+        return self.path / "logs" / "train_quantization.log"
+
+    def append(self, file: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Add rows to a table; None becomes an empty field."""
+        path = self.path / file
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as handle:
+            table = csv.DictWriter(handle, columns, lineterminator="\n")
+            if is_new:
+                table.writeheader()
+            table.writerows(rows)
+
+    def cut(self, epochs: int) -> None:
+        """Drop the rows of later epochs, which a resumed run writes anew."""
+        for file in (HISTORY_FILE, CONFIGS_FILE):
+            path = self.path / file
+            if not path.exists():
+                continue
+            with path.open(newline="", encoding="utf-8") as handle:
+                reader = csv.DictReader(handle)
+                kept = [row for row in reader if int(row["epoch"]) <= epochs]
+                columns = list(reader.fieldnames or ())
+            with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as out:
+                table = csv.DictWriter(out, columns, lineterminator="\n")
+                table.writeheader()
+                table.writerows(kept)
+
+    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Write the values that are not None."""
+        for tag, value in values.items():
+            if self.writer is not None and value is not None:
+                self.writer.add_scalar(tag, value, step)
+
+    def figure(self, figure: Any, name: str, step: int | None) -> None:
+        """Save a figure below ``plots`` and, with a step, show it in TensorBoard."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        path = self.path / "plots" / name
+        with atomic_file(path) as part:
+            figure.savefig(part, format="png", metadata={"Software": None})
+        if self.writer is not None and step is not None:
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            self.writer.add_image(IMAGE_TAG, pixels, step, dataformats="HWC")
+
+    def hparams(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Show settings beside the final figures in TensorBoard."""
+        if self.writer is not None:
+            plain = {
+                k: v if isinstance(v, (int, float, str, bool)) else str(v)
+                for k, v in settings.items()
+            }
+            self.writer.add_hparams(plain, dict(figures), run_name=".")
+
+    def summary(self, content: Mapping[str, Any]) -> None:
+        write_json(self.path / SUMMARY_FILE, content)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _writer(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning("tensorboard is not installed: no events are written, all else is")
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step or None)
+
+
+def configuration_rows(
+    result: Mapping[str, Any],
+    epoch: int,
+    phase: str,
+    anchor_costs: Mapping[int, Mapping[str, Any]],
+    layers: int,
+) -> list[dict[str, Any]]:
+    """A row per evaluated configuration of a validation.
+
+    Args:
+        epoch: from 1.
+        anchor_costs: of the uniform configurations by their bits.
+        layers: how many quantized layers there are.
+    """
+    rows = []
+    for index, costs in enumerate(result["costs"]):
+        bits = "-".join(map(str, result["configs"][index].values()))
+        figures = {"accuracy": result["all_accuracies"][index], "loss": result["all_losses"][index]}
+        rows.append(_row(epoch, phase, "random", index, costs, figures, bits))
+    for index, anchor in enumerate(result["anchors"]):
+        number = int(anchor["bitwidth"])
+        bits = "-".join([str(number)] * layers)
+        rows.append(_row(epoch, phase, "anchor", index, anchor_costs[number], anchor, bits))
+    return rows
+
+
+def _row(
+    epoch: int,
+    phase: str,
+    kind: str,
+    index: int,
+    costs: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    bits: str,
+) -> dict[str, Any]:
+    named = {name if "relative" in name else f"avg_{name}": costs[name] for name in COSTS}
+    return {
+        "epoch": epoch,
+        "phase": phase,
+        "kind": kind,
+        "index": index,
+        **named,
+        "accuracy": figures["accuracy"],
+        "loss": figures["loss"],
+        "bits": bits,
+    }

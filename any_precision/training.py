@@ -1,0 +1,425 @@
+"""Training at random bitwidths, validating at others, and keeping what came out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from any_precision.data import TrainingImages
+from any_precision.run_folder import (
+    BEST_FILE,
+    CONFIG_COLUMNS,
+    CONFIGS_FILE,
+    HISTORY_COLUMNS,
+    HISTORY_FILE,
+    LAST_FILE,
+    RunFolder,
+    configuration_rows,
+)
+from any_precision.settings import JOINT, RANDOM, Config, from_dict, without_where
+from common import InputError, RunError
+from files import read_torch_file, write_torch_file
+from models.checkpoints import load_strictly
+from quant.anyprec.networks import AnyPrecisionResNet
+from quant.bitwidth.figure import plot_bitwidth_vs_accuracy
+from quant.bitwidth.layers import (
+    TEST,
+    TRAINING,
+    VALIDATION,
+    cost_of_configuration,
+    draw_configuration,
+    get_configuration,
+    kept_bitwidths,
+    measure_macs,
+    quantized_layers,
+    set_configuration,
+    stream,
+)
+from quant.bitwidth.validation import evaluate_loader, validate_random_bitwidths
+
+EVALUATION_BATCH = 256
+BATCH_LOSS_EVERY = 50
+SMOOTHING = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+def build_network(config: Config, num_classes: int, image_size: int) -> AnyPrecisionResNet:
+    """The network of a configuration with the weights of its seed, macs measured."""
+    torch.manual_seed(config.seed)
+    network = AnyPrecisionResNet(
+        config.model_variant,
+        num_classes,
+        image_size=image_size,
+        spec=config.layer_spec(),
+        switchable_bn=config.enable and config.switchable_bn == "own",
+        dropout=config.dropout_ratio,
+    )
+    for _, layer in quantized_layers(network):
+        layer.quantization_enabled = False
+    measure_macs(network, torch.zeros(1, 3, image_size, image_size))
+    for _, layer in quantized_layers(network):
+        layer.quantization_enabled = config.enable
+    return network
+
+
+def make_criterion(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a configuration, a mean over samples."""
+    smoothing = SMOOTHING if name == "label_smoothing_ce" else 0.0
+    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def make_optimizer(network: nn.Module, config: Config) -> tuple[Optimizer, LambdaLR]:
+    """Optimizer and schedule, one step per epoch."""
+    settings = config.optimizer
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    lr, decay = settings.start_lr, settings.weight_decay
+    optimizer: Optimizer
+    if settings.name == "SGD":
+        optimizer = SGD(parameters, lr=lr, weight_decay=decay, momentum=0.9)
+    else:
+        kind = AdamW if settings.name == "AdamW" else Adam
+        optimizer = kind(parameters, lr=lr, weight_decay=decay)
+    return optimizer, LambdaLR(optimizer, lambda epoch: _lr_factor(epoch, config))
+
+
+def _lr_factor(epoch: int, config: Config) -> float:
+    """What the first learning rate is multiplied with in an epoch, from 0."""
+    settings = config.optimizer
+    warmup = settings.warmup_epochs
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    if settings.schedule == "cosine":
+        share = (epoch - warmup) / max(1, settings.epochs - warmup)
+        low = settings.min_lr / settings.start_lr
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    if settings.schedule == "step":
+        return settings.gamma ** ((epoch - warmup) // settings.step_size)
+    if settings.schedule == "multistep":
+        return settings.gamma ** sum(epoch >= m for m in settings.milestones)
+    return 1.0
+
+
+class Trainer:
+    """A run: epochs of training and validation, then the test of the best one.
+
+    Args:
+        network: of ``build_network``, on ``device``.
+        run: where everything goes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: AnyPrecisionResNet,
+        images: TrainingImages,
+        device: torch.device,
+        run: RunFolder,
+    ):
+        self.config, self.network, self.images = config, network, images
+        self.device, self.run = device, run
+        self.criterion = make_criterion(config.loss_name)
+        self.optimizer, self.scheduler = make_optimizer(network, config)
+        self.layers = quantized_layers(network) if config.enable else []
+        self.tracks = config.enable and config.validation_function == RANDOM
+        self.best_acc, self.best_epoch, self.done = -1.0, 0, 0
+        self.last_result: dict[str, Any] | None = None
+        self.anchor_costs = self._anchor_costs()
+
+    def _anchor_costs(self) -> dict[int, dict[str, Any]]:
+        costs = {}
+        with kept_bitwidths(self.network):
+            for bits in self.config.bitwidth_options if self.layers else ():
+                set_configuration(self.network, bits)
+                costs[bits] = cost_of_configuration(self.network)
+        return costs
+
+    def epochs(self, on_epoch: Callable[[int], None] | None = None) -> None:
+        """Train and validate from where the run is to its end.
+
+        Args:
+            on_epoch: told of every epoch, from 1, when it is done.
+        """
+        for epoch in range(self.done, self.config.optimizer.epochs):
+            start = time.perf_counter()
+            lr = float(self.scheduler.get_last_lr()[0])
+            loss, accuracy = self._train(epoch)
+            self.scheduler.step()
+            row: dict[str, Any] = {
+                "epoch": epoch + 1,
+                "train_loss": loss,
+                "train_acc": accuracy,
+                "lr": lr,
+            }
+            row |= self._validate(epoch)
+            self.done = epoch + 1
+            if row["val_acc"] > self.best_acc:
+                self.best_acc, self.best_epoch = row["val_acc"], epoch + 1
+                self._save(BEST_FILE, row)
+            self.run.scalars(
+                {
+                    "Loss/train": loss,
+                    "Loss/val": row["val_loss"],
+                    "Accuracy/train": accuracy,
+                    "Accuracy/val": row["val_acc"],
+                    "Learning_Rate": lr,
+                },
+                epoch,
+            )
+            row["seconds"] = round(time.perf_counter() - start, 3)
+            self.run.append(HISTORY_FILE, [row], HISTORY_COLUMNS)
+            self._save(LAST_FILE, row)
+            logger.info(
+                "Epoch %d/%d: train loss %.4f, train acc %.4f, val acc %.4f, %.1f s",
+                epoch + 1,
+                self.config.optimizer.epochs,
+                loss,
+                accuracy,
+                row["val_acc"],
+                row["seconds"],
+            )
+            if on_epoch is not None:
+                on_epoch(epoch + 1)
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        """One epoch; mean loss and accuracy over passes and samples."""
+        self.network.train()
+        rng = stream(self.config.seed, TRAINING, epoch)
+        total, right, count = 0.0, 0, 0
+        batches = -(-len(self.images.train) // self.config.batch_size)
+        for number, (images, labels) in enumerate(self._batches(epoch)):
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            loss, hits, passes = self._passes(images, labels, rng)
+            if not math.isfinite(loss):
+                bits = "-".join(map(str, get_configuration(self.network).values()))
+                raise RunError(
+                    f"loss must be finite, got {loss} in epoch {epoch + 1}, batch {number + 1}, bits {bits}"
+                )
+            if self.config.optimizer.clip_grad is not None:
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.clip_grad)
+            self.optimizer.step()
+            if number % BATCH_LOSS_EVERY == 0:
+                self.run.scalars({"Train/Batch_Loss": loss}, epoch * batches + number)
+            total += loss * len(labels)
+            right += hits
+            count += len(labels)
+        return total / count, right / (count * passes)
+
+    def _passes(
+        self, images: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[float, int, int]:
+        """Gradients of one batch: mean loss over passes, right answers of all, number of passes."""
+        configurations = self._configurations(rng)
+        total, hits = 0.0, 0
+        teacher: Tensor | None = None
+        for bits in configurations:
+            if bits is not None:
+                set_configuration(self.network, bits)
+            logits = self.network(images)
+            if teacher is None:
+                loss = self.criterion(logits, labels)
+            else:
+                loss = F.cross_entropy(logits, teacher)
+            (loss / len(configurations)).backward()
+            if self.config.distillation == "recursive":
+                teacher = logits.detach().softmax(1)
+            total += float(loss.detach()) / len(configurations)
+            hits += int((logits.detach().argmax(1) == labels).sum())
+        return total, hits, len(configurations)
+
+    def _configurations(self, rng: np.random.Generator) -> list[list[int] | None]:
+        """The bits of the passes of a batch; None changes nothing."""
+        options, count = self.config.bitwidth_options, len(self.layers)
+        if not self.layers:
+            return [None]
+        if self.config.training_method != JOINT:
+            return [[options[0]] * count]
+        if self.config.distillation == "recursive":
+            return [[bits] * count for bits in reversed(options)]
+        passes = self.config.joint_quantization_batch_size
+        return [draw_configuration(options, count, rng) for _ in range(passes)]
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = np.random.default_rng([self.config.seed, epoch])
+        images = self.images.train.subset(generator.permutation(len(self.images.train)))
+        if self.images.augment:
+            images = images.augmented(int(generator.integers(1 << 31)))
+        return images.batches(self.config.batch_size)
+
+    def _validate(self, epoch: int) -> dict[str, Any]:
+        """The figures of an epoch, under the names of the history."""
+        if not self.tracks:
+            accuracy, loss = self._evaluate_uniform()
+            return {"val_acc": accuracy, "val_loss": loss}
+        settings = self.config.validation
+        last = epoch + 1 == self.config.optimizer.epochs
+        plots = (epoch + 1) % settings.plot_every == 0 or last
+        anchors = settings.anchors == "always" or (settings.anchors == "plot" and plots)
+        rng = stream(self.config.seed, VALIDATION, 0 if settings.fixed_val_configs else epoch)
+        result = self._random_bitwidths(self.images.val, settings.num_bitwidths, rng, anchors)
+        self.last_result = result
+        rows = configuration_rows(result, epoch + 1, "val", self.anchor_costs, len(self.layers))
+        self.run.append(CONFIGS_FILE, rows, CONFIG_COLUMNS)
+        self._show(result, epoch)
+        if plots:
+            self.run.figure(
+                self._figure(result, epoch), f"bitwidth_vs_accuracy_epoch{epoch + 1:03d}.png", epoch
+            )
+        names = [
+            f"{kind}_{name}"
+            for name in ("acc", "bitwidth")
+            for kind in ("mean", "std", "min", "max")
+        ]
+        knee = result["knee"]
+        return {
+            "val_acc": result["accuracy"],
+            "val_loss": result["loss"],
+            **{name: result[name] for name in names},
+            "corr_pearson": result["corr_pearson"],
+            "corr_spearman": result["corr_spearman"],
+            "knee": knee["bitwidth"] if knee else None,
+        }
+
+    def _random_bitwidths(
+        self, images: Any, count: int, rng: np.random.Generator, anchors: bool
+    ) -> dict[str, Any]:
+        settings = self.config.validation
+        return validate_random_bitwidths(
+            self.network,
+            None,
+            None,
+            self.device,
+            count,
+            settings.bitwidth_options or self.config.bitwidth_options,
+            rng=rng,
+            weighting=settings.weighting,
+            sampling=settings.sampling,
+            anchors=anchors,
+            evaluate=lambda network: self._evaluate(network, images),
+            logger=logger,
+            bin_width=settings.bin_width,
+            tolerance=settings.knee_tolerance,
+        )
+
+    def _evaluate(self, network: nn.Module, images: Any) -> tuple[float, float]:
+        return evaluate_loader(
+            network, images.batches(EVALUATION_BATCH), self.criterion, self.device
+        )
+
+    def _evaluate_uniform(self) -> tuple[float, float]:
+        """Validation with every layer at the largest option."""
+        with kept_bitwidths(self.network):
+            self.network.eval()
+            if self.layers:
+                set_configuration(self.network, self.config.bitwidth_options[-1])
+            return self._evaluate(self.network, self.images.val)
+
+    def _show(self, result: Mapping[str, Any], epoch: int) -> None:
+        values = {}
+        for kind in ("mean", "std", "min", "max"):
+            values[f"Validation/{kind}_acc"] = result[f"{kind}_acc"]
+            values[f"Bitwidth/{kind}_bitwidth"] = result[f"{kind}_bitwidth"]
+        values["Bitwidth/corr_pearson"] = result["corr_pearson"]
+        if result["anchors"]:
+            values["Bitwidth/knee"] = result["knee"]["bitwidth"] if result["knee"] else None
+        for anchor in result["anchors"]:
+            values[f"Validation/acc_uniform_{anchor['bitwidth']}bit"] = anchor["accuracy"]
+        self.run.scalars(values, epoch)
+
+    def _figure(self, result: Mapping[str, Any], epoch: int | None) -> Any:
+        return plot_bitwidth_vs_accuracy(
+            result["all_bitwidths"],
+            result["all_accuracies"],
+            epoch,
+            bin_width=self.config.validation.bin_width,
+            anchors=[(a["bitwidth"], a["accuracy"]) for a in result["anchors"]],
+            knee=result["knee"] if result["anchors"] else None,
+            weighting=self.config.validation.weighting,
+        )
+
+    def test(self, count: int, epoch: int) -> dict[str, Any]:
+        """Random configurations and all uniform ones on the test images."""
+        if not self.tracks:
+            with kept_bitwidths(self.network):
+                self.network.eval()
+                accuracy, loss = self._evaluate(self.network, self.images.test)
+            return {"accuracy": accuracy, "loss": loss}
+        rng = stream(self.config.seed, TEST)
+        result = self._random_bitwidths(self.images.test, count, rng, anchors=True)
+        rows = configuration_rows(result, epoch, "test", self.anchor_costs, len(self.layers))
+        self.run.append(CONFIGS_FILE, rows, CONFIG_COLUMNS)
+        self.run.figure(self._figure(result, None), "bitwidth_vs_accuracy_test.png", None)
+        return result
+
+    def _save(self, name: str, row: Mapping[str, Any]) -> None:
+        content = {
+            "epoch": self.done,
+            "model_state_dict": self.network.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scheduler_state_dict": self.scheduler.state_dict(),
+            "rng_state": torch.get_rng_state(),
+            "val_acc": row["val_acc"],
+            "val_loss": row["val_loss"],
+            "best": [self.best_acc, self.best_epoch],
+            "config": self.config.as_dict(),
+            "quantization_method": self.config.method,
+            "bitwidth_options": list(self.config.bitwidth_options),
+            "layer_names": [name for name, _ in self.layers],
+            "bitwidth_assignment": get_configuration(self.network),
+        }
+        write_torch_file(self.run.model(name), content)
+
+    def load(self, content: Mapping[str, Any], source: str, resume: bool) -> None:
+        """Take over a checkpoint: weights and bits and, to go on, everything else.
+
+        Raises:
+            RunError: the weights do not fit.
+        """
+        try:
+            load_strictly(self.network, content["model_state_dict"], source)
+            set_configuration(self.network, list(content["bitwidth_assignment"].values()))
+        except (InputError, ValueError, KeyError) as error:
+            raise RunError(str(error)) from None
+        self.done = content["epoch"]
+        if resume:
+            self.optimizer.load_state_dict(content["optimizer_state_dict"])
+            self.scheduler.load_state_dict(content["scheduler_state_dict"])
+            torch.set_rng_state(content["rng_state"])
+            self.best_acc, self.best_epoch = content["best"]
+
+
+def read_checkpoint(path: Any) -> tuple[dict[str, Any], Config]:
+    """A checkpoint of a run and its configuration.
+
+    Raises:
+        InputError: unusable, or another kind of file.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or "bitwidth_assignment" not in content:
+        raise InputError(
+            f"{path}: must be a checkpoint of train_any_precision.py, got another file"
+        )
+    return content, from_dict(content["config"])
+
+
+def require_same(mine: Config, stored: Config, path: Any) -> None:
+    """Check that a run is resumed with its own configuration.
+
+    Raises:
+        InputError: another one.
+    """
+    a, b = without_where(mine).as_dict(), without_where(stored).as_dict()
+    for key, value in a.items():
+        if value != b[key]:
+            raise InputError(f"{path}: {key} must be {b[key]} to resume, got {value}")

@@ -1,0 +1,1 @@
+"""Networks whose layers are trained to work at several bitwidths."""

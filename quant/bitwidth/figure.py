@@ -1,0 +1,155 @@
+"""The figure of accuracy against average bitwidth, without pyplot: no global state, no window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from quant.bitwidth.statistics import (
+    DEFAULT_BIN_WIDTH,
+    Bin,
+    bin_statistics,
+    correlations,
+    finite_pairs,
+)
+
+
+def plot_bitwidth_vs_accuracy(
+    bitwidths: Sequence[float],
+    accuracies: Sequence[float],
+    epoch: int | None,
+    title: str = "Bitwidth vs Accuracy",
+    *,
+    bin_width: float = DEFAULT_BIN_WIDTH,
+    anchors: Sequence[tuple[float, float]] | None = None,
+    knee: dict[str, Any] | None = None,
+    weighting: str = "layers",
+    reference: float | None = None,
+    y_label: str = "Validation Accuracy",
+) -> Any:
+    """A ``matplotlib.figure.Figure`` of configurations, means per bin, anchors and knee.
+
+    Args:
+        bitwidths, accuracies: one per configuration; pairs with NaN or infinity are dropped.
+        epoch: from 0; None leaves it out of the title.
+        anchors: (bitwidth, accuracy) of uniform configurations.
+        knee: of ``find_knee``.
+        reference: accuracy in full precision.
+
+    Raises:
+        ValueError: bitwidths and accuracies of different length.
+    """
+    from matplotlib.figure import Figure
+
+    pairs = finite_pairs(bitwidths, accuracies)
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    if not pairs:
+        axes.text(
+            0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", fontsize=14
+        )
+    else:
+        bins = bin_statistics([x for x, _ in pairs], [y for _, y in pairs], bin_width)
+        (_draw_one_bin if len(bins) == 1 else _draw_bins)(axes, pairs, bins)
+        _draw_box(axes, pairs, bins, dropped=len(bitwidths) - len(pairs))
+    _draw_marks(axes, anchors, knee, reference)
+    label = "Average Bitwidth" + ("" if weighting == "layers" else f" ({weighting}-weighted)")
+    axes.set_xlabel(label, fontsize=12, fontweight="bold")
+    axes.set_ylabel(y_label, fontsize=12, fontweight="bold")
+    full = title if epoch is None else f"{title} (Epoch {epoch + 1})"
+    axes.set_title(full, fontsize=14, fontweight="bold")
+    axes.grid(linestyle="--", alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")
+    return figure
+
+
+def _draw_bins(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin]) -> None:
+    x, y = zip(*pairs, strict=True)
+    axes.scatter(
+        x,
+        y,
+        s=50,
+        c="lightblue",
+        edgecolors="blue",
+        linewidths=0.5,
+        alpha=0.3,
+        label="Individual configs",
+    )
+    centres = [part.bitwidth for part in bins]
+    means = [part.mean_acc for part in bins]
+    axes.plot(centres, means, "o-", color="red", lw=2, ms=8, zorder=5, label="Mean accuracy")
+    several = [part for part in bins if part.count > 1]
+    if not several:
+        return
+    where = [part.bitwidth for part in several]
+    axes.errorbar(
+        where,
+        [part.mean_acc for part in several],
+        yerr=[part.std_acc for part in several],
+        fmt="none",
+        ecolor="red",
+        capsize=5,
+        alpha=0.7,
+        label="±1 std",
+    )
+    axes.vlines(
+        where,
+        [part.min_acc for part in several],
+        [part.max_acc for part in several],
+        colors="black",
+        linewidth=1,
+        alpha=0.3,
+        label="Min-max range",
+    )
+
+
+def _draw_one_bin(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin]) -> None:
+    x, y = zip(*pairs, strict=True)
+    mean, spread = bins[0].mean_acc, bins[0].std_acc
+    axes.scatter(x, y, s=100, c="blue", alpha=0.6)
+    axes.axhline(mean, color="red", linestyle="--", label=f"Mean: {mean:.4f}")
+    if len(pairs) > 1:
+        axes.axhspan(mean - spread, mean + spread, color="red", alpha=0.15, label="±1 std")
+
+
+def _draw_box(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin], dropped: int) -> None:
+    x, y = np.array(pairs).T
+    lines = [
+        f"Mean Acc: {y.mean():.4f} ± {y.std():.4f}",
+        f"Mean BW: {x.mean():.2f} ± {x.std():.2f}",
+    ]
+    pearson, _, count = correlations(x.tolist(), y.tolist())
+    if pearson is not None:
+        lines.append(f"r = {pearson:.2f} (n = {count})")
+    if len(bins) > 1 and all(part.count == 1 for part in bins):
+        lines.append("1 config per bin")
+    if dropped:
+        lines.append(f"dropped: {dropped}")
+    axes.text(
+        0.02,
+        0.98,
+        "\n".join(lines),
+        transform=axes.transAxes,
+        va="top",
+        bbox={"boxstyle": "round", "facecolor": "wheat", "alpha": 0.5},
+    )
+
+
+def _draw_marks(
+    axes: Any,
+    anchors: Sequence[tuple[float, float]] | None,
+    knee: dict[str, Any] | None,
+    reference: float | None,
+) -> None:
+    if anchors:
+        x, y = zip(*anchors, strict=True)
+        axes.scatter(x, y, s=120, c="darkgreen", marker="*", zorder=6, label="Uniform configs")
+    if knee:
+        bits = knee["bitwidth"]
+        axes.axvline(bits, color="green", linestyle=":", label=f"Knee: {bits:g} bits")
+    if reference is not None:
+        label = f"Full precision: {reference:.4f}"
+        axes.axhline(reference, color="grey", linestyle="-.", label=label)
