@@ -21,13 +21,11 @@ import numpy as np
 
 from cli import FlagParser
 from common import EXIT_OK, InputError, require_seed, run_main, setup_logging, write_stdout
+from experts.sources import read_source_labels, resolve_source
 from experts.splits import SPLITS, SplitRequest, Splits, different_file, draw_splits, write_splits
 from files import require_writable
-from loaders import load_dataset, resolve_dataset
-from loaders.transforms import Preprocess
 
 DEFAULT_SEED = 42
-LABELS_ONLY = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +54,10 @@ def build_parser() -> FlagParser:
 
 def read_labels(options: argparse.Namespace) -> tuple[str, str, np.ndarray, np.ndarray]:
     """Name of the data set, why it is this one, and the labels of its train and test source."""
-    name, path, reason = resolve_dataset(options.dataset, options.data_root)
+    name, path, reason = resolve_source(options)
     write_stdout(f"Dataset: {name} ({reason})")
-    dataset = load_dataset(name, path, LABELS_ONLY, download=options.download)
-    if dataset.train is None:
-        raise InputError(f"{path} must hold train/, got val/ alone")
-    return name, reason, dataset.train.labels, dataset.val.labels
+    labels = read_source_labels(name, path, options.download)
+    return name, reason, labels["train"], labels["test"]
 
 
 def describe(splits: Splits, verbose: bool) -> list[str]:
@@ -75,6 +71,8 @@ def describe(splits: Splits, verbose: bool) -> list[str]:
         else sorted({0, classes // 4, classes // 2, 3 * classes // 4, classes - 1})
     )
     lines += [f"class {c}: {counts[c]} training samples" for c in shown]
+    if splits.short_of_profile():
+        logger.warning("a class has fewer samples than the profile asks for: all of them are taken")
     if splits.dropped:
         logger.warning(
             "%d samples of the test source are in no split: its classes differ in size",

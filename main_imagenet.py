@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from bitwidth_sweep import add_sweep_flags, sweep_settings
 from cli import FlagParser
 from common import (
     EXIT_OK,
@@ -64,6 +65,7 @@ def build_parser() -> FlagParser:
     _add_data_flags(parser)
     _add_quantization_flags(parser)
     _add_correction_flags(parser)
+    add_sweep_flags(parser)
     _add_run_flags(parser)
     return parser
 
@@ -338,11 +340,12 @@ def _main(argv: Sequence[str]) -> int:
     if options.print_config:
         write_stdout(yaml.safe_dump(config, sort_keys=True).rstrip())
         return EXIT_OK
+    sweep = sweep_settings(options)
     job = prepare(options, method, Record(argv=list(argv), config=config))
     if options.dry_run:
         write_stdout(job.describe())
         return EXIT_OK
-    outcome = run(job)
+    outcome = run(job, sweep)
     write_stdout(format_table(outcome.rows))
     return EXIT_UNSAVED if outcome.unsaved else EXIT_OK
 

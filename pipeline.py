@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import nn
 
+from bitwidth_sweep import SweepJob, SweepSettings, run_sweep
 from common import (
     InputError,
     RunError,
@@ -62,20 +63,24 @@ class Outcome:
     unsaved: list[str]
 
 
-def run(job: Job) -> Outcome:
+def run(job: Job, sweep: SweepSettings | None = None) -> Outcome:
     """Run all stages; what was saved by a stage stays when a later one fails.
+
+    Args:
+        sweep: evaluate the quantized model at random bits too.
 
     Raises:
         InputError: an image cannot be read.
     """
-    return _Run(job).all_stages()
+    return _Run(job, sweep).all_stages()
 
 
 class _Run:
     """A run under way."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, sweep: SweepSettings | None):
         self.job = job
+        self.sweep = sweep
         self.options = job.options
         self.clock = StageClock()
         self.saves = SaveLog()
@@ -107,6 +112,7 @@ class _Run:
                 evaluation = self._evaluate(quantized)
             grid = self._fit_correction(fitting)
             rows = self._correct(grid, evaluation)
+            self._sweep_bits(quantized)
             signs = {}
             if fitting is not None:
                 signs = warning_signs(fitting, evaluation, self.plan.correction_source)
@@ -260,6 +266,30 @@ class _Run:
                 if wanted and result.setting is not None:
                     self._save_result(result.setting, logits, evaluation)
         return mark(rows, grid.selected + 1)
+
+    def _sweep_bits(self, quantized: QuantModel) -> None:
+        """Random bits per layer, on a copy of the quantized model."""
+        if self.sweep is None:
+            return
+        name, method = self.job.name, self.job.method
+        default = f"bitwidth_sweep_{name.arch}_{method.name}_seed{method.settings.seed}"
+        folder = self.sweep.out or default
+        sweep = SweepJob(
+            settings=self.sweep,
+            method=method,
+            network=self.network,
+            quantized=quantized,
+            calibration=self.plan.calibration,
+            evaluation=self.plan.evaluation,
+            dataset=self.job.dataset.name,
+            device=self.job.device,
+            batch_size=self.options.batch_size,
+            folder=self.job.root / folder,
+            title=f"{name.arch} {method.name}",
+        )
+        with self.clock("bitwidth sweep"), self.saves.attempt(folder):
+            run_sweep(sweep)
+            self.written.append(folder)
 
     def _save_result(self, setting: Setting, logits: np.ndarray, evaluation: Inference) -> None:
         name = self.job.name

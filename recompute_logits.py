@@ -1,7 +1,7 @@
 """Logits of trained experts on the splits of a data set, without training anything again.
 
     python recompute_logits.py
-        all experts below checkpoints/experts, on val, test and tunev
+        the three baselines, which must be there, and decoupling if it is, on val, test and tunev
     python recompute_logits.py --experts ce_baseline --checkpoint-prefix final_calibrated_ --splits test
     python recompute_logits.py --experts ce --quantized ce_w4a4=outputs/rtn/run_X/quantized_model.pt
         an expert before and after quantization
@@ -69,6 +69,7 @@ from models.expert import resolve_backbone
 
 DEFAULT_SPLITS = ("val", "test", "tunev")
 DEFAULT_BATCH = 128
+DEFAULT_OUTPUT = Path("outputs") / "logits_fixed"
 
 logger = logging.getLogger(__name__)
 
@@ -76,20 +77,37 @@ logger = logging.getLogger(__name__)
 def build_parser() -> FlagParser:
     parser = FlagParser(prog="recompute_logits.py", description=__doc__)
     parser.add_argument(
-        "--experts", nargs="+", type=str.lower, help="names or keys (ce ...); these are required"
+        "--experts",
+        nargs="+",
+        type=str.lower,
+        help="names or keys (ce ...), which must be there (default all; decoupling may be missing)",
     )
     parser.add_argument(
         "--quantized", nargs="+", default=[], metavar="[NAME=]FILE", help="quantized_model.pt"
     )
     parser.add_argument("--checkpoint_prefix", default=PREFIXES[0], help=", ".join(PREFIXES))
-    parser.add_argument("--experts_dir", type=Path, default=Path("checkpoints") / "experts")
+    parser.add_argument(
+        "--experts_dir",
+        type=Path,
+        default=Path("checkpoints") / "experts",
+        help="default checkpoints/experts",
+    )
     add_data_flags(parser)
     parser.add_argument("--download", action="store_true", help="fetch CIFAR first")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs") / "logits_fixed")
     parser.add_argument(
-        "--splits", nargs="+", default=list(DEFAULT_SPLITS), choices=SPLITS, help="train too"
+        "--output_dir",
+        type=Path,
+        default=DEFAULT_OUTPUT,
+        help="default outputs/logits_fixed; one per data set",
     )
-    parser.add_argument("--batch_size", type=int, default=DEFAULT_BATCH)
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        default=list(DEFAULT_SPLITS),
+        choices=SPLITS,
+        help="default val test tunev",
+    )
+    parser.add_argument("--batch_size", type=int, default=DEFAULT_BATCH, help="default 128")
     parser.add_argument("--backbone", help="default: what the checkpoint says, else cifar_resnet32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--num_workers", type=int, help="image files decoded at once")
@@ -179,14 +197,19 @@ def quantized_sources(texts: Sequence[str], taken: Sequence[str]) -> list[Source
     for text in texts:
         name, _, file = text.rpartition("=")
         path = Path(file)
-        name = name or quantized_name(load_quantized(path)[1])
+        metadata = load_quantized(path)[1]
+        name = name or quantized_name(metadata)
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError(
                 f"name of a quantized model must be letters, digits, _ or -, got {name!r}"
             )
-        if name in taken or any(source.name == name for source in found):
+        if (
+            name in (*EXPERTS, *EXPERTS.values())
+            or name in taken
+            or any(source.name == name for source in found)
+        ):
             raise InputError(
-                f"quantized models must differ in name (NAME=FILE), got {name!r} twice"
+                f"quantized models must differ in name (NAME=FILE) from all others, got {name!r} twice"
             )
         found.append(Source(name, Found(path, False), None, False))
     return found
@@ -318,13 +341,28 @@ def _main(argv: Sequence[str]) -> int:
         run_all(sources, images, request, report, options.fail_fast)
     report.table(everyone, list(request.indices))
     failed = missing + len(report.failed)
+    kept = sum(result.kept for result in report.written)
+    note = f", {kept} up to date" if kept else ""
     console.always(
-        f"{len(report.written)} files written, {failed} failed, {time.perf_counter() - start:.1f} s"
+        f"{len(report.written) - kept} files written{note}, {failed} failed, "
+        f"{time.perf_counter() - start:.1f} s"
     )
     if failed:
         return EXIT_FAILED
-    console.line("next: python3 verify_logits.py")
+    console.line(f"next: python3 verify_logits.py{further_flags(options)}")
     return EXIT_OK
+
+
+def further_flags(options: argparse.Namespace) -> str:
+    """The flags of this command that verify_logits.py needs as well."""
+    given = {
+        "dataset": None if options.dataset == "auto" else options.dataset,
+        "data-root": options.data_root,
+        "splits-dir": options.splits_dir,
+        "logits-dir": None if options.output_dir == DEFAULT_OUTPUT else options.output_dir,
+    }
+    parts = [f"--{flag} {shlex.quote(str(value))}" for flag, value in given.items() if value]
+    return "".join(f" {part}" for part in parts)
 
 
 def prepare(options: argparse.Namespace, choice: Choice, command: str) -> tuple[Request, Images]:

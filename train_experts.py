@@ -31,7 +31,7 @@ from experts.console import Console, add_console_flags, add_data_flags, console_
 from experts.losses import DEFAULT_TAU
 from experts.schedules import EXPERTS, TWO_STAGES, Overrides, expert_names
 from experts.sources import Choice, choose, default_backbone
-from experts.training import TrainingOptions, train_all
+from experts.training import TrainingOptions, finished, train_all
 from experts.training_data import read_training_data
 from files import require_writable
 from models.expert import resolve_backbone
@@ -60,14 +60,18 @@ def build_parser() -> FlagParser:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--weight_decay", type=float)
     parser.add_argument("--dropout", type=float, help="of channels, 0 to 1 (default 0.1)")
-    parser.add_argument("--tau", type=float, default=DEFAULT_TAU, help="of logit adjustment")
+    parser.add_argument(
+        "--tau", type=float, default=DEFAULT_TAU, help="of logit adjustment (default 1)"
+    )
     parser.add_argument("--stage2_epochs", type=int, help="of the head of decoupling (default 30)")
-    parser.add_argument("--stage1_from", help="take this expert's backbone for decoupling")
+    parser.add_argument(
+        "--stage1_from", help="take the backbone of this expert, in the same folder, for decoupling"
+    )
     parser.add_argument("--calib_split", choices=("val", "tunev"), default="val")
     parser.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--num_workers", type=int, help="image files decoded at once")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default 42")
     parser.add_argument("--resume", action="store_true", help="go on where a run was interrupted")
     parser.add_argument("--force", action="store_true", help="train what is there anew")
     parser.add_argument("--keep_last", action="store_true", help="keep what --resume needs")
@@ -115,7 +119,10 @@ def describe(names: Sequence[str], options: TrainingOptions) -> list[str]:
         if kind == TWO_STAGES:
             stages = [f"backbone of {options.stage1_from}"] if options.stage1_from else stages
             stages.append(f"then the head: {options.second.describe()}")
-        lines.append(f"{name}: {'; '.join(stages)} -> {options.folder}")
+        if kind == "logitadjust":
+            stages.append(f"tau {options.tau:g}")
+        kept = " (there already: kept)" if finished(options, name) and not options.force else ""
+        lines.append(f"{name}{kept}: {'; '.join(stages)} -> {options.folder}")
     return lines
 
 

@@ -26,7 +26,7 @@ from experts.console import add_console_flags, add_data_flags, console_of
 from experts.figures import DEFAULT_THRESHOLD, GROUP_RULES, class_groups
 from experts.schedules import EXPERTS
 from experts.splits import SPLITS
-from experts.stored import SUFFIX, StoredSplits, read_splits, splits_folder
+from experts.stored import StoredSplits, read_splits, splits_folder
 from experts.verification import FAIL, METRICS, WARN, Rules, cross_checks, verify_file
 from experts.verification_report import (
     BAR_LABELS,
@@ -37,10 +37,11 @@ from experts.verification_report import (
     print_summaries,
     write_table,
 )
-from files import write_json
+from files import require_writable, write_json
 from logits_io.checks import find_logits_folders, verify_folder
 
 DEFAULT_SPLITS = ("val", "test", "tunev")
+OF_EXPERTS = ("experts", "json", "csv", "plot", "strict", "splits_dir", "data_root")
 
 
 def build_parser() -> FlagParser:
@@ -51,11 +52,35 @@ def build_parser() -> FlagParser:
     parser.add_argument("--logits_dir", type=Path, default=Path("outputs") / "logits_fixed")
     add_data_flags(parser)
     parser.add_argument("--experts", nargs="+", help="these must exist (default all that do)")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(DEFAULT_SPLITS))
-    parser.add_argument("--min_accuracy", type=float, default=0.60, help="of check 13")
-    parser.add_argument("--accuracy_metric", choices=METRICS, default=METRICS[0])
-    parser.add_argument("--accuracy_check", choices=(WARN, FAIL, "off"), default=WARN)
-    parser.add_argument("--group_by", choices=GROUP_RULES, default=GROUP_RULES[0])
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=list(DEFAULT_SPLITS),
+        help="default val test tunev",
+    )
+    parser.add_argument(
+        "--min_accuracy", type=float, default=0.60, help="of check 13, 0 to 1 (default 0.6)"
+    )
+    parser.add_argument(
+        "--accuracy_metric",
+        choices=METRICS,
+        default=METRICS[0],
+        help="of check 13 (default accuracy)",
+    )
+    parser.add_argument(
+        "--accuracy_check",
+        choices=(WARN, FAIL, "off"),
+        default=WARN,
+        help="check 13 (default warn)",
+    )
+    parser.add_argument(
+        "--group_by",
+        choices=GROUP_RULES,
+        default=GROUP_RULES[0],
+        help="head, medium, tail: thirds of the classes (default); more than --threshold training "
+        "samples or not; above 100, 20 to 100, fewer",
+    )
     parser.add_argument("--threshold", type=int, default=DEFAULT_THRESHOLD, help="of --group-by")
     parser.add_argument(
         "--against_data", choices=("auto", "yes", "no"), default="auto", help="labels of the images"
@@ -76,22 +101,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     options = build_parser().parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
-    if options.csv_dir is not None:
-        return verify_csv(options.csv_dir)
-    return verify_experts(options)
+    if options.csv_dir is None:
+        return verify_experts(options)
+    for flag in OF_EXPERTS:
+        if getattr(options, flag):
+            raise InputError(
+                f"{flag} must be left out with --csv-dir, got {getattr(options, flag)}"
+            )
+    return verify_csv(options.csv_dir)
 
 
 def verify_csv(root: Path) -> int:
     """Check the folders of logits at or below a folder; the exit status."""
-    failures = 0
-    for folder in find_logits_folders(root):
+    failures = damaged = 0
+    folders = find_logits_folders(root)
+    for folder in folders:
         found = verify_folder(folder)
         failures += len(found)
+        damaged += bool(found)
         for line in found:
             write_stdout(f"FAILED {line}")
         if not found:
             write_stdout(f"ok     {folder}")
-    return EXIT_FAILED if failures else EXIT_OK
+    if failures:
+        write_stdout(
+            f"VERIFICATION FAILED: {failures} failures in {damaged} of {len(folders)} folders"
+        )
+        return EXIT_FAILED
+    write_stdout(f"VERIFICATION PASSED: {len(folders)} folders, 0 failures")
+    return EXIT_OK
 
 
 def verify_experts(options: argparse.Namespace) -> int:
@@ -99,6 +137,9 @@ def verify_experts(options: argparse.Namespace) -> int:
     console = console_of(options)
     if not 0 <= options.min_accuracy <= 1:
         raise InputError(f"min-accuracy must be from 0 to 1, got {options.min_accuracy}")
+    for path in (options.json, options.csv, options.plot):
+        if path is not None:
+            require_report(path)
     experts = find_experts(options.logits_dir, options.experts)
     splits, reason = choose_splits(options)
     console.line(f"Dataset: {splits.dataset} ({reason})")
@@ -113,6 +154,12 @@ def verify_experts(options: argparse.Namespace) -> int:
         read_labels(options, splits),
     )
     wanted = list(dict.fromkeys(options.splits))
+    unchecked = sorted(
+        {p.name.removesuffix("_logits.npz") for p in options.logits_dir.glob("*/*_logits.npz")}
+        - set(wanted)
+    )
+    if unchecked:
+        console.line(f"not checked: {', '.join(unchecked)} (--splits names what is)")
     files = [verify_file(options.logits_dir, e, s, rules) for e in experts for s in wanted]
     verification = Verification(files, cross_checks(files), groups, options.strict)
     print_files(console, verification)
@@ -128,6 +175,17 @@ def verify_experts(options: argparse.Namespace) -> int:
     write_reports(options, verification, about, status)
     console.always(verification.last_line())
     return status
+
+
+def require_report(path: Path) -> None:
+    """Check that a report can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    require_writable(path.parent)
+    if path.is_dir():
+        raise InputError(f"reports must be files, got the folder {path}")
 
 
 def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
@@ -166,7 +224,7 @@ def choose_splits(options: argparse.Namespace) -> tuple[StoredSplits, str]:
     if name == "auto":
         cifar100 = splits_folder("cifar100", None)
         name = "cifar100" if cifar100.is_dir() else "digits"
-        reason = f"found {cifar100}" if name == "cifar100" else f"no folder *{SUFFIX} of CIFAR-100"
+        reason = f"{'found' if name == 'cifar100' else 'no'} {cifar100}"
     splits = read_splits(splits_folder(name, folder), name)
     if splits.dataset != name:
         raise InputError(f"splits-dir must hold splits of {name}, got those of {splits.dataset}")
@@ -202,6 +260,9 @@ def write_reports(
         RunError: one cannot be written.
     """
     try:
+        for path in (options.json, options.csv, options.plot):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
         if options.json is not None:
             write_json(options.json, as_json(verification, about, status))
         if options.csv is not None:

@@ -26,7 +26,7 @@ from loaders import ImageSet
 from loaders.transforms import Preprocess
 from logits_io import LogitsAnalyzer
 from logits_io.naming import FULL_PRECISION, QUANTIZED
-from logits_io.npz import SIDE_FORMAT_VERSION, npz_path, read_side, side_path, write_npz
+from logits_io.npz import SIDE_FORMAT_VERSION, npz_path, read_npz, read_side, side_path, write_npz
 from models import get_entry, load_quantized
 from models.expert import input_in
 
@@ -164,6 +164,10 @@ def _load_quantized(source: Source, request: Request) -> Candidate:
             f"{path}: must have the {request.num_classes} classes of {request.choice.dataset}, got "
             f"{metadata['num_classes']}"
         )
+    if metadata.get("dataset", request.choice.dataset) != request.choice.dataset:
+        raise InputError(
+            f"{path}: must be quantized on {request.choice.dataset}, got {metadata['dataset']}"
+        )
     stored = metadata.get("preprocess")
     preprocess = Preprocess(**stored) if stored else get_entry(metadata["arch"]).preprocess
     tensors = len(network.state_dict())
@@ -202,8 +206,11 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     indices = request.indices[split]
     path = npz_path(request.output_dir, candidate.source.name, split)
     wanted = _identity(candidate, split, request)
+    csv = request.csv or csv_folder(request.output_dir, candidate.source.name, split).is_dir()
     if request.skip_existing and (stored := _matching_side(path, wanted)) is not None:
         name = candidate.source.name
+        if request.csv:
+            _export_csv(candidate, split, read_npz(path), wanted, request)
         return Written(name, split, len(indices), stored["accuracy"], path, kept=True)
     batches = images.of(split, indices, candidate.preprocess)
     result, used = run_in_batches(candidate.network, batches, request)
@@ -224,7 +231,7 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     side = {**wanted, **_circumstances(candidate, request), "n": len(indices)}
     side |= {"batch_size_used": used, "accuracy": accuracy, "npz_sha256": write_npz(path, arrays)}
     write_json(side_path(path), side)
-    if request.csv:
+    if csv:  # a folder of former logits would be stale
         _export_csv(candidate, split, arrays, wanted, request)
     _compare_with_training(candidate, split, accuracy, wanted["indices_sha256"])
     return Written(candidate.source.name, split, len(indices), accuracy, path)
@@ -322,6 +329,11 @@ def _compare_with_training(candidate: Candidate, split: str, accuracy: float, di
             )
 
 
+def csv_folder(root: Path, expert: str, split: str) -> Path:
+    """Where the logits of a split are as CSV."""
+    return root / expert / f"{split}_csv"
+
+
 def _export_csv(
     candidate: Candidate,
     split: str,
@@ -332,8 +344,9 @@ def _export_csv(
     name = candidate.source.name
     kind = QUANTIZED if candidate.source.quantized else FULL_PRECISION
     metadata = {key: value for key, value in identity.items() if key != "num_classes"}
-    LogitsAnalyzer(request.output_dir / name).save_logits_to_csv(
-        f"{split}_csv",
+    folder = csv_folder(request.output_dir, name, split)
+    LogitsAnalyzer(folder.parent).save_logits_to_csv(
+        folder.name,
         f"logits_{name}_{split}",
         {kind: arrays["logits"].astype(np.float32)},
         arrays["targets"],
@@ -350,7 +363,11 @@ def require_same_slug(names: Sequence[str], request: Request) -> None:
     for name in names:
         for split in request.indices:
             path = npz_path(request.output_dir, name, split)
-            stored = read_side(path)
+            try:
+                stored = read_side(path)
+            except InputError as error:
+                logger.warning("%s; it is replaced", error)
+                continue
             slug = request.choice.splits.slug
             if stored is not None and stored.get("slug") != slug:
                 raise InputError(

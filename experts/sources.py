@@ -54,13 +54,25 @@ class Choice:
         return f"Dataset: {self.dataset} ({self.reason})"
 
 
+def resolve_source(options: argparse.Namespace) -> tuple[str, Path | None, str]:
+    """Data set, where it lies, and why it is this one.
+
+    Raises:
+        InputError: unknown, or not where ``--data-root`` says.
+    """
+    try:
+        return resolve_dataset(options.dataset, options.data_root)
+    except InputError as error:
+        raise InputError(str(error).replace("data_path", "data-root")) from None
+
+
 def choose(options: argparse.Namespace) -> Choice:
     """The data set that the flags mean, or that the given splits are of.
 
     Raises:
         InputError: unknown, no splits, or splits of another data set.
     """
-    name, root, reason = resolve_dataset(options.dataset, options.data_root)
+    name, root, reason = resolve_source(options)
     splits = read_splits(splits_folder(name, options.splits_dir), name)
     if options.dataset == "auto" and splits.dataset != name:
         name, reason = splits.dataset, f"the splits in {splits.folder} are of it"
@@ -108,17 +120,20 @@ def open_sources(
     try:
         data = load_dataset(dataset, root, preprocess, download=download, threads=max(1, threads))
     except InputError as error:
-        raise InputError(f"{error}; --dataset digits needs no files") from None
+        text = str(error).replace("data_path", "data-root")
+        raise InputError(f"{text}; --dataset digits needs no files") from None
     if data.train is None:
         raise InputError(f"{root} must hold train/, got val/ alone")
     return Sources(data.train, data.val)
 
 
-def read_source_labels(dataset: str, root: Path | None) -> dict[str, np.ndarray]:
+def read_source_labels(
+    dataset: str, root: Path | None, download: bool = False
+) -> dict[str, np.ndarray]:
     """The labels (N,) of the sources ``train`` and ``test``.
 
     Raises:
         InputError: not there, damaged, or without ``train``.
     """
-    sources = open_sources(dataset, root, STATISTICS[dataset], download=False, workers=None)
+    sources = open_sources(dataset, root, STATISTICS[dataset], download, workers=None)
     return {"train": sources.train.labels, "test": sources.test.labels}

@@ -80,6 +80,12 @@ class Splits:
                     f"{name} must be balanced, got {found.min()} to {found.max()} a class"
                 )
 
+    def short_of_profile(self) -> bool:
+        """Whether a class has fewer samples than the profile asks for."""
+        info = self.info
+        asked = exponential_counts(len(self.counts), info["imb_factor"], info["max_per_class"])
+        return any(found < count for found, count in zip(self.counts, asked, strict=True))
+
     def files(self) -> dict[str, Any]:
         """File name -> content."""
         total = sum(self.counts)

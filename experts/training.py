@@ -93,6 +93,9 @@ def train_expert(name: str, data: TrainingData, options: TrainingOptions) -> Non
     if finished(options, name) and not options.force:
         _report_kept(name, data, options)
         return
+    last = checkpoint_path(options.folder, LAST, name)
+    if last.is_file() and not options.resume:
+        logger.warning("%s is of an interrupted run and begins anew; --resume would go on", last)
     training = _Training(name, data, options)
     training.run()
     if options.calibrate:
@@ -343,7 +346,9 @@ class _Training:
         for key, value in mine.items():
             if not isinstance(content, dict) or content.get(key) != value:
                 found = content.get(key) if isinstance(content, dict) else type(content).__name__
-                raise InputError(f"{self.last}: {key} must be {value} to resume, got {found}")
+                raise InputError(
+                    f"{self.last}: {key} must be as in the interrupted run, {found}, got {value}"
+                )
         return content
 
     def _restore(self, optimizer: SGD, scheduler: LRScheduler) -> tuple[float, int]:

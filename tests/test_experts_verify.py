@@ -423,9 +423,24 @@ def test_a_required_expert_that_is_not_there_fails(case, capsys):
     assert "decoupling_twostage / val: ✗ File present [1]" in capsys.readouterr().out
 
 
-def test_reports_that_cannot_be_written_are_status_1(case, capsys):
-    assert case.verify("--quiet", "--json", str(case.root / "no" / "r.json")) == 1
-    assert "error: reports must be writable" in capsys.readouterr().err
+def test_reports_are_checked_before_anything_else(case, capsys):
+    target = case.root.parent / "no" / "r.json"
+    assert case.verify("--quiet", "--json", str(target)) == 0
+    assert json.loads(target.read_text())["exit_code"] == 0
+    assert case.verify("--csv", str(case.root)) == 2
+    assert "reports must be files, got the folder" in capsys.readouterr().err
+    assert case.verify("--plot", str(target / "x.png")) == 2
+    assert "output folder must be writable" in capsys.readouterr().err
+
+
+def test_splits_that_are_there_and_not_checked_are_told(case, capsys):
+    assert case.verify("--splits", "val", "test") == 0
+    assert "not checked: tunev (--splits names what is)" in capsys.readouterr().out
+
+
+def test_flags_of_experts_do_not_go_with_csv_folders(case, capsys):
+    assert verify_logits.main(["--csv-dir", str(case.root), "--strict"]) == 2
+    assert "strict must be left out with --csv-dir" in capsys.readouterr().err
 
 
 def test_verification_starts_without_torch():

@@ -324,6 +324,16 @@ def test_logits_as_csv(lab, logits, tmp_path):
     assert saved.metadata["checkpoint_sha256"] == side(tmp_path, split="val")["checkpoint_sha256"]
 
 
+def test_csv_is_never_older_than_the_npz_beside_it(lab, tmp_path):
+    flags = ["--experts", "ce", "--splits", "val", "--quiet", "--skip-existing"]
+    assert lab.recompute(tmp_path, *flags) == 0
+    assert lab.recompute(tmp_path, *flags, "--csv") == 0  # the npz is kept, the CSV was missing
+    calibrated = [*flags, "--checkpoint-prefix", "final_calibrated_"]
+    assert lab.recompute(tmp_path, *calibrated) == 0  # no --csv: what is there is renewed
+    saved = LogitsAnalyzer(tmp_path / "ce_baseline").load("val_csv")
+    assert np.array_equal(saved.logits["fullprecision"], arrays(tmp_path, split="val")["logits"])
+
+
 def test_missing_experts_are_trained_when_asked_for(lab, tmp_path, capsys):
     where = ["--splits-dir", str(lab.splits), "--experts-dir", str(tmp_path / "e")]
     flags = ["--experts", "ce", "--train-experts", "--train-epochs", "1", "--train-lr", "0.02"]
@@ -357,5 +367,12 @@ def test_a_quantized_expert_is_one_more_expert(lab, tmp_path, capsys):
     assert lab.verify(out, "--experts", "ce", "ce_w8a8", "--min-accuracy", "0") in (0, 1)
     out_text = capsys.readouterr().out
     assert "ce_w8a8 / test" in out_text
+    content = torch.load(model, weights_only=True)
+    content["metadata"]["dataset"] = "cifar10"
+    torch.save(content, tmp_path / "other.pt")
+    assert lab.recompute(tmp_path / "z", "--quantized", f"x={tmp_path / 'other.pt'}") == 1
+    assert "must be quantized on digits, got cifar10" in capsys.readouterr().err
     assert lab.recompute(out, "--quantized", f"a={model}", f"a={model}") == 2
-    assert "must differ in name (NAME=FILE), got 'a' twice" in capsys.readouterr().err
+    assert (
+        "must differ in name (NAME=FILE) from all others, got 'a' twice" in capsys.readouterr().err
+    )

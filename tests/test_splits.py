@@ -142,7 +142,7 @@ def test_splits_of_cifar(tmp_path, monkeypatch, capsys):
             ["--dataset", "digits", "--max-per-class", "0"],
             "max-per-class must be at least 1, got 0",
         ),
-        (["--dataset", "imagenet"], "data_path must be given for dataset imagenet"),
+        (["--dataset", "imagenet"], "data-root must be given for dataset imagenet"),
         (["--data-root", "nowhere"], "must be an existing folder, got 'nowhere'"),
     ],
 )

@@ -47,7 +47,8 @@ def test_a_sound_folder_passes(save, capsys, chunk_size, formats, compression):
     folder = save(chunk_size, formats, compression)
     assert main(["--csv-dir", str(folder)]) == 0
     assert main(["--csv_dir", str(folder.parent)]) == 0
-    assert capsys.readouterr().out == 2 * f"ok     {folder}\n"
+    line = "VERIFICATION PASSED: 1 folders, 0 failures"
+    assert capsys.readouterr().out == 2 * f"ok     {folder}\n{line}\n"
 
 
 @pytest.mark.parametrize("chunk_size", [10, 1000])

@@ -1,0 +1,405 @@
+"""The sweep over random bits of a quantized model: a stage of ``main_imagenet.py``.
+
+Letters: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cli import FlagParser
+from common import InputError, progress
+from loaders import ImageSet
+from metrics import kl_divergence, log_softmax, topk_accuracy
+from quant import BaseQuantizationMethod, QuantModel
+from quant.bitwidth.layers import (
+    PTQ,
+    SAMPLINGS,
+    WEIGHTINGS,
+    cost_of_configuration,
+    draw_configurations,
+    get_configuration,
+    kept_bitwidths,
+    measure_macs,
+    quantized_layers,
+    set_configuration,
+    stream,
+    weighted_average,
+)
+from quant.bitwidth.report import (
+    ANCHOR,
+    RANDOM,
+    REFERENCE,
+    sweep_statistics,
+    write_sweep,
+    write_table,
+)
+from quant.bitwidth.statistics import DEFAULT_TOLERANCE, statistics_lines
+from quant.ptq_bitwidth import (
+    ACT_RULES,
+    BANKS,
+    BankRequest,
+    SweepModel,
+    build_sweep,
+    choose_assignment,
+    draw_with_average,
+    fixed_layers,
+    method_runner,
+    sizes_of,
+    sweep_options,
+)
+
+HEADING = "Random Bitwidths PTQ Statistics"
+DEFAULT_SAMPLES = 2048
+SENSITIVITY_SAMPLES = 1024  # calibration images, at most
+RANDOM_AT_TARGET = 20
+SENSITIVITY_COLUMNS = (*("layer", "bits", "weights", "top1", "top1_drop", "kl", "kl_calibration"),)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """The ``--bw_*`` flags."""
+
+    options: tuple[int, ...] = (2, 4, 8)
+    num_configs: int = 16
+    sampling: str = "spread"
+    bank: str = "rtn"
+    act: str = "fixed"
+    weighting: str = "params"
+    tolerance: float = DEFAULT_TOLERANCE
+    samples: int | None = None
+    seed: int | None = None
+    out: str | None = None
+    sensitivity: bool = False
+    target_average: float | None = None
+
+    def require_sane(self) -> None:
+        """Check every number.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        for name, low in (("num_configs", 1), ("samples", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < 1 << 32:
+                raise InputError(f"bw_{name} must be at least {low}, got {value}")
+        if not 0 <= self.tolerance <= 1:
+            raise InputError(f"bw_tolerance must be from 0 to 1, got {self.tolerance}")
+        if self.target_average is not None and not self.options[0] <= self.target_average <= 8:
+            raise InputError(
+                f"bw_target_average must be from {self.options[0]} (the lowest of bw_options) to 8, got "
+                f"{self.target_average}"
+            )
+        if self.out is not None and (Path(self.out).name != self.out or self.out.startswith(".")):
+            raise InputError(f"bw_out must be the name of a folder, got {self.out!r}")
+
+
+def add_sweep_flags(parser: FlagParser) -> None:
+    """The flags of a sweep; those not given stay away from the configuration."""
+    group = parser.add_argument_group("bitwidth sweep")
+    add = group.add_argument
+    add(
+        "--bitwidth_sweep",
+        action="store_const",
+        const=True,
+        help="accuracy of the quantized model at random bits per layer",
+    )
+    add("--bw_options", type=int, nargs="+", help="2..8 (default 2 4 8)")
+    add("--bw_num_configs", type=int, help="random assignments (default 16)")
+    add("--bw_sampling", choices=SAMPLINGS, help="of the assignments (default spread)")
+    add("--bw_bank", choices=BANKS, help="weights at each option (default rtn)")
+    add("--bw_act", choices=ACT_RULES, help="bits of activations (default fixed)")
+    add("--bw_weighting", choices=WEIGHTINGS, help="of the average (default params)")
+    add("--bw_tolerance", type=float, help="of the knee (default 0.01)")
+    add("--bw_samples", type=int, help="evaluation images (default 2048, all of digits)")
+    add("--bw_seed", type=int, help="of the assignments (default --seed)")
+    add("--bw_out", help="folder (default bitwidth_sweep_{arch}_{method}_seed{seed})")
+    add(
+        "--bw_sensitivity",
+        action="store_const",
+        const=True,
+        help="what lowering one layer alone costs",
+    )
+    add("--bw_target_average", type=float, help="choose bits per layer for this average")
+
+
+def sweep_settings(options: argparse.Namespace) -> SweepSettings | None:
+    """The settings of a sweep; None where none is asked for.
+
+    Raises:
+        InputError: a flag without ``--bitwidth_sweep``, or out of range.
+    """
+    asked = {f.name: getattr(options, f"bw_{f.name}", None) for f in fields(SweepSettings)}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if not getattr(options, "bitwidth_sweep", None):
+        if given:
+            name, value = next(iter(given.items()))
+            raise InputError(f"bw_{name} must be with --bitwidth_sweep, got {value} alone")
+        return None
+    if "options" in given:
+        given["options"] = sweep_options(given["options"])
+    settings = SweepSettings(**given)
+    settings.require_sane()
+    return settings
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What a sweep works on.
+
+    Attributes:
+        network: float, on ``device``; ``quantized`` was made from it.
+        folder: of the files.
+    """
+
+    settings: SweepSettings
+    method: BaseQuantizationMethod
+    network: nn.Module
+    quantized: QuantModel
+    calibration: ImageSet
+    evaluation: ImageSet
+    dataset: str
+    device: torch.device
+    batch_size: int
+    folder: Path
+    title: str
+
+
+class _Images:
+    """Batches in memory and the float network's logits on them."""
+
+    def __init__(self, images: ImageSet, job: SweepJob):
+        self.batches = [(x.to(job.device), y) for x, y in images.batches(job.batch_size)]
+        self.targets = np.concatenate([labels.numpy() for _, labels in self.batches])
+        self.reference = self.logits(job.network)
+
+    @torch.inference_mode()
+    def logits(self, network: nn.Module) -> np.ndarray:
+        """(N, C) float32."""
+        parts: list[Tensor] = [network(images).float().cpu() for images, _ in self.batches]
+        return torch.cat(parts).numpy()
+
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        """Top-1, Top-5, cross-entropy and KL divergence from the float network."""
+        logits = self.logits(network)
+        own = np.take_along_axis(log_softmax(logits), self.targets[:, None], axis=1)
+        return {
+            "top1": topk_accuracy(logits, self.targets),
+            "top5": topk_accuracy(logits, self.targets, min(5, logits.shape[1])),
+            "loss": float(-own.mean()),
+            "kl": kl_divergence(self.reference, logits),
+        }
+
+    def divergence(self, network: nn.Module) -> float:
+        """KL divergence from the float network; no label is looked at."""
+        return kl_divergence(self.reference, self.logits(network))
+
+
+def run_sweep(job: SweepJob) -> None:
+    """Evaluate, summarise and write; the quantized model of the job stays as it is.
+
+    Raises:
+        InputError: no layer has bits that may change.
+        OSError: the files cannot be written.
+    """
+    _Sweep(job).run()
+
+
+class _Sweep:
+    """A sweep under way."""
+
+    def __init__(self, job: SweepJob):
+        self.job, self.settings = job, job.settings
+        seed = job.method.settings.seed if self.settings.seed is None else self.settings.seed
+        self.seed = seed
+        self.model = self._build()
+        self.layers = quantized_layers(self.model)
+        self.images = _Images(self._evaluation_images(), job)
+        self.rows: list[dict[str, Any]] = []
+
+    def _build(self) -> SweepModel:
+        job, settings = self.job, self.settings
+        request = BankRequest(
+            options=settings.options,
+            bank=settings.bank,
+            act_rule=settings.act,
+            range_mode=getattr(job.method.settings, "init_wmode", "mse"),
+            network=job.network,
+            run=method_runner(job.method, job.network, self._calibration_batches),
+        )
+        return build_sweep(job.quantized, request)
+
+    def _calibration_batches(self) -> list:
+        return list(self.job.calibration.batches(self.job.batch_size))
+
+    def _evaluation_images(self) -> ImageSet:
+        images = self.job.evaluation
+        default = len(images) if self.job.dataset == "digits" else DEFAULT_SAMPLES
+        count = min(len(images), self.settings.samples or default)
+        order = np.random.RandomState(self.seed).permutation(len(images))
+        return images.subset(np.sort(order[:count])).loaded()
+
+    def run(self) -> None:
+        settings = self.settings
+        measure_macs(self.model, self.images.batches[0][0][:1])
+        self._evaluate_all()
+        statistics = sweep_statistics(self.rows, settings.weighting, settings.tolerance)
+        for line in statistics_lines(statistics, HEADING) + statistics["interpretation"]:
+            logger.info("%s", line)
+        about: dict[str, Any] = {"settings": self._describe(), "layers": self._layer_table()}
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        if settings.sensitivity or settings.target_average is not None:
+            sensitivity = self._sensitivity()
+            write_table(
+                self.job.folder / "bitwidth_sensitivity.csv", sensitivity, SENSITIVITY_COLUMNS
+            )
+            if settings.target_average is not None:
+                about["target"] = self._target(sensitivity, settings.target_average)
+        write_sweep(self.job.folder, self.rows, statistics, about, self.job.title)
+        logger.info("bitwidth sweep written to %s", self.job.folder)
+
+    def _evaluate_all(self) -> None:
+        settings = self.settings
+        rng = stream(self.seed, PTQ)
+        drawn = draw_configurations(
+            settings.options, len(self.layers), settings.num_configs, rng, settings.sampling
+        )
+        logger.info("Validating with %d random bitwidth configurations...", len(drawn))
+        for number, bits in enumerate(drawn, 1):
+            row = self._evaluate(RANDOM, number, bits)
+            logger.info(
+                "Config %d/%d: Acc=%.4f, Loss=%.4f, Avg Bitwidth=%.2f (%s)",
+                *(number, len(drawn), row["top1"], row["loss"]),
+                *(row[f"avg_{settings.weighting}"], settings.weighting),
+            )
+        for number, option in enumerate(settings.options, 1):
+            self._evaluate(ANCHOR, number, [option] * len(self.layers))
+        self._add_row(REFERENCE, 1, self.images.figures(self.job.network), {}, "")
+
+    def _evaluate(self, kind: str, number: int, bits: Sequence[int]) -> dict[str, Any]:
+        with kept_bitwidths(self.model):
+            set_configuration(self.model, bits)
+            figures, costs = self.images.figures(self.model), cost_of_configuration(self.model)
+            text = "-".join(map(str, get_configuration(self.model).values()))
+        return self._add_row(kind, number, figures, costs, text)
+
+    def _add_row(
+        self, kind: str, number: int, figures: dict[str, float], costs: dict[str, Any], bits: str
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {"config": f"{kind}{number}", "kind": kind, "bits": bits}
+        row |= {f"avg_{name}": costs.get(name) for name in WEIGHTINGS}
+        row |= {name: costs.get(name) for name in ("relative_weight_memory", "relative_bitops")}
+        row |= {name: figures[name] for name in ("top1", "top5", "loss")}
+        self.rows.append(row)
+        return row
+
+    def _describe(self) -> dict[str, Any]:
+        settings = self.settings
+        known = {f.name: getattr(settings, f.name) for f in fields(SweepSettings)}
+        note = " (mixed assignments are not re-tuned)" if settings.bank == "uniform_runs" else ""
+        known |= {"options": list(settings.options), "seed": self.seed}
+        known |= {"bank": settings.bank + note, "samples": len(self.images.targets)}
+        return known | {"n_bits_a": self.job.quantized.spec.n_bits_a}
+
+    def _layer_table(self) -> list[dict[str, Any]]:
+        """Every layer; those fixed at their bits are not drawn and in no average."""
+        fixed = fixed_layers(self.job.quantized, self.job.network)
+        table = [
+            {"name": name, "weights": layer.num_weights, "macs": layer.macs, "fixed": False}
+            for name, layer in self.layers
+        ]
+        modules = dict(self.job.quantized.named_modules())
+        for name in sorted(fixed):
+            layer = modules[name]
+            table.append(
+                {
+                    "name": name,
+                    "weights": layer.codes.numel(),
+                    "bits": int(layer.bits),
+                    "fixed": True,
+                }
+            )
+        return table
+
+    def _sensitivity(self) -> list[dict[str, Any]]:
+        """What lowering one layer alone costs, all others at the highest option."""
+        count = min(len(self.job.calibration), SENSITIVITY_SAMPLES)
+        calibration = _Images(self.job.calibration.subset(range(count)), self.job)
+        top = self.settings.options[-1]
+        rows = []
+        with kept_bitwidths(self.model):
+            set_configuration(self.model, top)
+            best = self.images.figures(self.model)
+            floor = calibration.divergence(self.model)
+            for name, layer in progress(self.layers, "sensitivity", len(self.layers)):
+                for bits in self.settings.options:
+                    layer.set_bitwidth(bits)
+                    figures = best if bits == top else self.images.figures(self.model)
+                    kl = floor if bits == top else calibration.divergence(self.model)
+                    rows.append(
+                        {
+                            "layer": name,
+                            "bits": bits,
+                            "weights": layer.num_weights,
+                            "top1": figures["top1"],
+                            "top1_drop": best["top1"] - figures["top1"],
+                            "kl": figures["kl"],
+                            "kl_calibration": kl,
+                        }
+                    )
+                layer.set_bitwidth(top)
+        return rows
+
+    def _target(self, sensitivity: Sequence[dict[str, Any]], average: float) -> dict[str, Any]:
+        """The assignment with the least sum of divergences under an average weighted by parameters,
+        beside the uniform one and random ones of the same average.
+        """
+        costs: dict[str, dict[int, float]] = {}
+        for row in sensitivity:
+            costs.setdefault(row["layer"], {})[row["bits"]] = row["kl_calibration"]
+        sizes = sizes_of(self.model)
+        chosen = choose_assignment([costs[name] for name, _ in self.layers], sizes, average)
+        uniform = max(bits for bits in self.settings.options if bits <= average)
+        rng = stream(self.seed, PTQ, 1)
+        others = [
+            draw_with_average(self.settings.options, sizes, average, rng)
+            for _ in range(RANDOM_AT_TARGET)
+        ]
+        top1, uniform_top1, *random_top1 = (
+            self._accuracy_at(bits) for bits in (chosen, [uniform] * len(sizes), *others)
+        )
+        found = {
+            "average": average,
+            "assignment": dict(zip(costs, chosen, strict=True)),
+            "assignment_average": weighted_average(chosen, sizes),
+            "top1": top1,
+            "uniform_bits": uniform,
+            "uniform_top1": uniform_top1,
+            "random_averages": [weighted_average(bits, sizes) for bits in others],
+            "random_top1": random_top1,
+            "random_mean_top1": float(np.mean(random_top1)),
+            "beats_uniform": top1 > uniform_top1,
+            "beats_random_mean": top1 > float(np.mean(random_top1)),
+        }
+        logger.info(
+            "Average %.2f bits: chosen %.4f, uniform %d bits %.4f, %d random %.4f (%.4f to %.4f)",
+            *(found["assignment_average"], top1, uniform, uniform_top1),
+            *(len(others), found["random_mean_top1"], min(random_top1), max(random_top1)),
+        )
+        return found
+
+    def _accuracy_at(self, bits: Sequence[int]) -> float:
+        with kept_bitwidths(self.model):
+            set_configuration(self.model, bits)
+            return topk_accuracy(self.images.logits(self.model), self.images.targets)

@@ -1,0 +1,51 @@
+"""Draw and summarise a sweep anew from its table.
+
+python -m quant.bitwidth --from outputs/rtn/bitwidth_sweep_X/bitwidth_configs.csv
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import FlagParser
+from common import EXIT_OK, InputError, run_main, write_stdout
+from quant.bitwidth.layers import WEIGHTINGS
+from quant.bitwidth.report import known_about, read_table, sweep_statistics, write_sweep
+from quant.bitwidth.statistics import DEFAULT_TOLERANCE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: that of the process); returns the exit status."""
+    return run_main(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = FlagParser(prog="python -m quant.bitwidth", description=__doc__)
+    parser.add_argument(
+        "--from", dest="table", type=Path, required=True, help="bitwidth_configs.csv"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default that of the table)")
+    parser.add_argument("--weighting", choices=WEIGHTINGS, default="params")
+    parser.add_argument("--tolerance", type=float, default=DEFAULT_TOLERANCE, help="of the knee")
+    parser.add_argument("--title", help="of the figure (default that of the summary beside it)")
+    options = parser.parse(argv)
+    if not 0 <= options.tolerance <= 1:
+        raise InputError(f"tolerance must be from 0 to 1, got {options.tolerance}")
+    rows = read_table(options.table)
+    folder = options.out or options.table.parent
+    about = known_about(options.table.parent)
+    title = options.title or str(about.pop("title", options.table.parent.name))
+    result = sweep_statistics(rows, options.weighting, options.tolerance)
+    try:
+        write_sweep(folder, rows, result, {k: v for k, v in about.items() if k != "title"}, title)
+    except OSError as error:
+        raise InputError(f"out must be writable, got: {error}") from None
+    for line in result["interpretation"]:
+        write_stdout(line)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,151 @@
+"""The files of a sweep over the bits of a post-training quantized model, from its table alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import InputError
+from files import atomic_file, write_json
+from quant.bitwidth.figure import plot_bitwidth_vs_accuracy
+from quant.bitwidth.layers import WEIGHTINGS
+from quant.bitwidth.statistics import (
+    DEFAULT_BIN_WIDTH,
+    DEFAULT_TOLERANCE,
+    correlations,
+    interpretation,
+    summarise,
+)
+
+COLUMNS = (
+    *("config", "kind", "avg_layers", "avg_params", "avg_macs", "relative_weight_memory"),
+    *("relative_bitops", "top1", "top5", "loss", "bits"),
+)
+RANDOM, ANCHOR, REFERENCE = "random", "anchor", "reference"
+TABLE_FILE, FIGURE_FILE, SUMMARY_FILE = (
+    "bitwidth_configs.csv",
+    "bitwidth_vs_accuracy.png",
+    "bitwidth_summary.json",
+)
+
+
+def sweep_statistics(
+    rows: Sequence[Mapping[str, Any]], weighting: str, tolerance: float = DEFAULT_TOLERANCE
+) -> dict[str, Any]:
+    """What ``validate_random_bitwidths`` would return for the rows of a table, with the correlations for
+    all weightings and what the figures mean.
+
+    Raises:
+        InputError: no random configuration, or averages that were not measured.
+    """
+    random = [row for row in rows if row["kind"] == RANDOM]
+    if not random or any(row[f"avg_{weighting}"] is None for row in random):
+        raise InputError(f"table must hold random configurations with avg_{weighting}, got none")
+    anchors = [
+        {
+            "bitwidth": int(str(row["bits"]).split("-")[0]),
+            "accuracy": row["top1"],
+            "loss": row["loss"],
+        }
+        for row in rows
+        if row["kind"] == ANCHOR
+    ]
+    averages = [row[f"avg_{weighting}"] for row in random]
+    accuracies, losses = ([row[name] for row in random] for name in ("top1", "loss"))
+    result = summarise(averages, accuracies, losses, anchors, DEFAULT_BIN_WIDTH, tolerance)
+    result |= {"all_bitwidths": averages, "all_accuracies": accuracies, "anchors": anchors}
+    result["weighting"] = weighting
+    result["correlations"] = {}
+    for name in WEIGHTINGS:
+        known = [row for row in random if row[f"avg_{name}"] is not None]
+        pearson, spearman, count = correlations(
+            [row[f"avg_{name}"] for row in known], [row["top1"] for row in known]
+        )
+        result["correlations"][name] = {"pearson": pearson, "spearman": spearman, "n": count}
+    reference = [row["top1"] for row in rows if row["kind"] == REFERENCE]
+    result["full_precision"] = reference[0] if reference else None
+    result["interpretation"] = interpretation(result, tolerance)
+    return result
+
+
+def sweep_figure(result: Mapping[str, Any], title: str) -> Any:
+    """The figure of ``sweep_statistics``."""
+    return plot_bitwidth_vs_accuracy(
+        result["all_bitwidths"],
+        result["all_accuracies"],
+        None,
+        f"{title}: bitwidth vs accuracy",
+        anchors=[(a["bitwidth"], a["accuracy"]) for a in result["anchors"]],
+        knee=result["knee"],
+        weighting=result["weighting"],
+        reference=result["full_precision"],
+        y_label="Top-1 Accuracy",
+    )
+
+
+def write_sweep(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    about: Mapping[str, Any],
+    title: str,
+) -> None:
+    """Write table, figure and summary.
+
+    Args:
+        about: settings and whatever else the summary holds beside the statistics.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / TABLE_FILE, rows, COLUMNS)
+    with atomic_file(folder / FIGURE_FILE) as part:
+        sweep_figure(result, title).savefig(part, format="png", metadata={"Software": None})
+    write_json(folder / SUMMARY_FILE, {"title": title, **about, "statistics": dict(result)})
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as CSV; None becomes an empty field."""
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as handle:
+        table = csv.DictWriter(handle, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table of ``write_sweep``.
+
+    Raises:
+        InputError: missing, damaged, or another table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+        texts = ("kind", "bits", "config")
+        return [
+            {key: row[key] if key in texts else _number(row[key]) for key in COLUMNS}
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: must be a table of a bitwidth sweep, got: {error!r}") from None
+
+
+def _number(text: str) -> float | None:
+    value = float(text) if text else None
+    if value is not None and math.isnan(value):
+        raise ValueError("NaN")
+    return value
+
+
+def known_about(folder: Path) -> dict[str, Any]:
+    """What the summary beside a table holds but the statistics; nothing without one."""
+    try:
+        content = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return {key: value for key, value in content.items() if key != "statistics"}
+    except (OSError, ValueError, AttributeError):
+        return {}
