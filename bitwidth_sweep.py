@@ -44,6 +44,7 @@ from quant.bitwidth.report import (
     write_table,
 )
 from quant.bitwidth.statistics import DEFAULT_TOLERANCE, statistics_lines
+from quant.graph import NOT_QUANTIZED
 from quant.ptq_bitwidth import (
     ACT_RULES,
     BANKS,
@@ -134,7 +135,7 @@ def add_sweep_flags(parser: FlagParser) -> None:
     add("--bw_target_average", type=float, help="choose bits per layer for this average")
 
 
-def sweep_settings(options: argparse.Namespace) -> SweepSettings | None:
+def sweep_settings(options: argparse.Namespace, n_bits_w: int) -> SweepSettings | None:
     """The settings of a sweep; None where none is asked for.
 
     Raises:
@@ -147,6 +148,8 @@ def sweep_settings(options: argparse.Namespace) -> SweepSettings | None:
             name, value = next(iter(given.items()))
             raise InputError(f"bw_{name} must be with --bitwidth_sweep, got {value} alone")
         return None
+    if n_bits_w == NOT_QUANTIZED:
+        raise InputError(f"bitwidth_sweep must have quantized weights, got n_bits_w {n_bits_w}")
     if "options" in given:
         given["options"] = sweep_options(given["options"])
     settings = SweepSettings(**given)

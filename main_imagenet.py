@@ -340,7 +340,7 @@ def _main(argv: Sequence[str]) -> int:
     if options.print_config:
         write_stdout(yaml.safe_dump(config, sort_keys=True).rstrip())
         return EXIT_OK
-    sweep = sweep_settings(options)
+    sweep = sweep_settings(options, method.settings.n_bits_w)
     job = prepare(options, method, Record(argv=list(argv), config=config))
     if options.dry_run:
         write_stdout(job.describe())

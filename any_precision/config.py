@@ -196,7 +196,7 @@ def _apply(found: dict[str, Any], flags: Mapping[str, Any]) -> Config:
     """The configuration from plain values, those of the command line on top."""
     validation, optimizer = dict(found.pop("validation", {})), dict(found.pop("optimizer", {}))
     subset = validation.pop("bitwidth_options", None)
-    groups = {Validation: validation, Optimizer: optimizer, Config: found}
+    groups = {Config: found, Validation: validation, Optimizer: optimizer}
     for name, value in flags.items():
         owner = next(part for part in groups if name in {f.name for f in fields(part)})
         groups[owner][name] = value
