@@ -48,6 +48,7 @@ from quant.graph import NOT_QUANTIZED
 from quant.ptq_bitwidth import (
     ACT_RULES,
     BANKS,
+    BankedLayer,
     BankRequest,
     SweepModel,
     build_sweep,
@@ -83,7 +84,7 @@ class SweepSettings:
     seed: int | None = None
     out: str | None = None
     sensitivity: bool = False
-    target_average: float | None = None
+    target_average: tuple[float, ...] = ()
 
     def require_sane(self) -> None:
         """Check every number.
@@ -97,11 +98,12 @@ class SweepSettings:
                 raise InputError(f"bw_{name} must be at least {low}, got {value}")
         if not 0 <= self.tolerance <= 1:
             raise InputError(f"bw_tolerance must be from 0 to 1, got {self.tolerance}")
-        if self.target_average is not None and not self.options[0] <= self.target_average <= 8:
-            raise InputError(
-                f"bw_target_average must be from {self.options[0]} (the lowest of bw_options) to 8, got "
-                f"{self.target_average}"
-            )
+        for average in self.target_average:
+            if not self.options[0] <= average <= 8:
+                raise InputError(
+                    f"bw_target_average must be from {self.options[0]} (the lowest of bw_options) to 8, "
+                    f"got {average}"
+                )
         if self.out is not None and (Path(self.out).name != self.out or self.out.startswith(".")):
             raise InputError(f"bw_out must be the name of a folder, got {self.out!r}")
 
@@ -132,7 +134,12 @@ def add_sweep_flags(parser: FlagParser) -> None:
         const=True,
         help="what lowering one layer alone costs",
     )
-    add("--bw_target_average", type=float, help="choose bits per layer for this average")
+    add(
+        "--bw_target_average",
+        type=float,
+        nargs="+",
+        help="choose bits per layer for these averages",
+    )
 
 
 def sweep_settings(options: argparse.Namespace, n_bits_w: int) -> SweepSettings | None:
@@ -152,6 +159,7 @@ def sweep_settings(options: argparse.Namespace, n_bits_w: int) -> SweepSettings 
         raise InputError(f"bitwidth_sweep must have quantized weights, got n_bits_w {n_bits_w}")
     if "options" in given:
         given["options"] = sweep_options(given["options"])
+    given["target_average"] = tuple(given.get("target_average", ()))
     settings = SweepSettings(**given)
     settings.require_sane()
     return settings
@@ -193,9 +201,8 @@ class _Images:
         parts: list[Tensor] = [network(images).float().cpu() for images, _ in self.batches]
         return torch.cat(parts).numpy()
 
-    def figures(self, network: nn.Module) -> dict[str, float]:
+    def figures(self, logits: np.ndarray) -> dict[str, float]:
         """Top-1, Top-5, cross-entropy and KL divergence from the float network."""
-        logits = self.logits(network)
         own = np.take_along_axis(log_softmax(logits), self.targets[:, None], axis=1)
         return {
             "top1": topk_accuracy(logits, self.targets),
@@ -204,9 +211,34 @@ class _Images:
             "kl": kl_divergence(self.reference, logits),
         }
 
-    def divergence(self, network: nn.Module) -> float:
-        """KL divergence from the float network; no label is looked at."""
-        return kl_divergence(self.reference, self.logits(network))
+
+class _Prefix:
+    """What the units in front of a changed layer give, which need not run again.
+
+    Args:
+        model: all of whose units run at first.
+    """
+
+    def __init__(self, model: QuantModel, images: _Images):
+        self.model, self.images, self.start = model, images, 0
+        self.inputs = [x for x, _ in images.batches]
+
+    @torch.inference_mode()
+    def advance(self, unit: int) -> None:
+        """Run the units up to ``unit`` at their present bits, once and for all."""
+        for part in self.model.units[self.start : unit]:
+            self.inputs = [part(x) for x in self.inputs]
+        self.start = unit
+
+    @torch.inference_mode()
+    def logits(self) -> np.ndarray:
+        """(N, C) float32, from the units not run yet."""
+        parts = []
+        for x in self.inputs:
+            for unit in self.model.units[self.start :]:
+                x = unit(x)
+            parts.append(x.float().cpu())
+        return torch.cat(parts).numpy()
 
 
 def run_sweep(job: SweepJob) -> None:
@@ -262,13 +294,12 @@ class _Sweep:
             logger.info("%s", line)
         about: dict[str, Any] = {"settings": self._describe(), "layers": self._layer_table()}
         self.job.folder.mkdir(parents=True, exist_ok=True)
-        if settings.sensitivity or settings.target_average is not None:
+        if settings.sensitivity or settings.target_average:
             sensitivity = self._sensitivity()
             write_table(
                 self.job.folder / "bitwidth_sensitivity.csv", sensitivity, SENSITIVITY_COLUMNS
             )
-            if settings.target_average is not None:
-                about["target"] = self._target(sensitivity, settings.target_average)
+            about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
         write_sweep(self.job.folder, self.rows, statistics, about, self.job.title)
         logger.info("bitwidth sweep written to %s", self.job.folder)
 
@@ -288,12 +319,13 @@ class _Sweep:
             )
         for number, option in enumerate(settings.options, 1):
             self._evaluate(ANCHOR, number, [option] * len(self.layers))
-        self._add_row(REFERENCE, 1, self.images.figures(self.job.network), {}, "")
+        self._add_row(REFERENCE, 1, self.images.figures(self.images.reference), {}, "")
 
     def _evaluate(self, kind: str, number: int, bits: Sequence[int]) -> dict[str, Any]:
         with kept_bitwidths(self.model):
             set_configuration(self.model, bits)
-            figures, costs = self.images.figures(self.model), cost_of_configuration(self.model)
+            figures = self.images.figures(self.images.logits(self.model))
+            costs = cost_of_configuration(self.model)
             text = "-".join(map(str, get_configuration(self.model).values()))
         return self._add_row(kind, number, figures, costs, text)
 
@@ -312,6 +344,7 @@ class _Sweep:
         known = {f.name: getattr(settings, f.name) for f in fields(SweepSettings)}
         note = " (mixed assignments are not re-tuned)" if settings.bank == "uniform_runs" else ""
         known |= {"options": list(settings.options), "seed": self.seed}
+        known["target_average"] = list(settings.target_average)
         known |= {"bank": settings.bank + note, "samples": len(self.images.targets)}
         return known | {"n_bits_a": self.job.quantized.spec.n_bits_a}
 
@@ -339,29 +372,33 @@ class _Sweep:
         """What lowering one layer alone costs, all others at the highest option."""
         count = min(len(self.job.calibration), SENSITIVITY_SAMPLES)
         calibration = _Images(self.job.calibration.subset(range(count)), self.job)
-        top = self.settings.options[-1]
-        rows = []
+        units = list(self.model.model.units)
+        rows: list[dict[str, Any]] = []
         with kept_bitwidths(self.model):
-            set_configuration(self.model, top)
-            best = self.images.figures(self.model)
-            floor = calibration.divergence(self.model)
+            set_configuration(self.model, self.settings.options[-1])
+            measured = [_Prefix(self.model.model, part) for part in (self.images, calibration)]
+            best = self.images.figures(measured[0].logits())["top1"]
             for name, layer in progress(self.layers, "sensitivity", len(self.layers)):
-                for bits in self.settings.options:
-                    layer.set_bitwidth(bits)
-                    figures = best if bits == top else self.images.figures(self.model)
-                    kl = floor if bits == top else calibration.divergence(self.model)
-                    rows.append(
-                        {
-                            "layer": name,
-                            "bits": bits,
-                            "weights": layer.num_weights,
-                            "top1": figures["top1"],
-                            "top1_drop": best["top1"] - figures["top1"],
-                            "kl": figures["kl"],
-                            "kl_calibration": kl,
-                        }
-                    )
-                layer.set_bitwidth(top)
+                unit = next(i for i, part in enumerate(units) if layer.module in part.modules())
+                for prefix in measured:
+                    prefix.advance(unit)
+                rows += self._lowered(name, layer, measured, best)
+        return rows
+
+    def _lowered(
+        self, name: str, layer: BankedLayer, measured: Sequence[_Prefix], best: float
+    ) -> list[dict[str, Any]]:
+        """The rows of one layer; its bits are afterwards the highest."""
+        rows = []
+        evaluation, calibration = measured
+        for bits in self.settings.options:
+            layer.set_bitwidth(bits)
+            figures = self.images.figures(evaluation.logits())
+            row = {"layer": name, "bits": bits, "weights": layer.num_weights, "kl": figures["kl"]}
+            row |= {"top1": figures["top1"], "top1_drop": best - figures["top1"]}
+            reference = calibration.images.reference
+            row["kl_calibration"] = kl_divergence(reference, calibration.logits())
+            rows.append(row)
         return rows
 
     def _target(self, sensitivity: Sequence[dict[str, Any]], average: float) -> dict[str, Any]:

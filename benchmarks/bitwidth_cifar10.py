@@ -26,16 +26,18 @@ HEADER = (
 )
 
 
-def sweep(options: Any, act: str, average: str) -> dict[str, Any]:
-    """What the run found for an average."""
-    root = options.output_dir / f"a{act}_{average}"
+def sweep(options: Any, act: str) -> list[dict[str, Any]]:
+    """What a run found for each average."""
+    root = options.output_dir / f"a{act}"
     done = list(root.glob("rtn/bitwidth_sweep_*/bitwidth_summary.json"))
     if not done:
         flags = ["--quant_method", "rtn", "--n_bits_w", "4", "--n_bits_a", act, *SMALL_GRID]
         flags += ["--output_dir", str(root), "--bitwidth_sweep", "--bw_options", *OPTIONS]
-        run_main_script(options, [*flags, "--bw_samples", SAMPLES, "--bw_target_average", average])
+        run_main_script(
+            options, [*flags, "--bw_samples", SAMPLES, "--bw_target_average", *AVERAGES]
+        )
         done = list(root.glob("rtn/bitwidth_sweep_*/bitwidth_summary.json"))
-    return json.loads(Path(done[0]).read_text(encoding="utf-8"))["target"]
+    return json.loads(Path(done[0]).read_text(encoding="utf-8"))["targets"]
 
 
 def row(act: str, found: dict[str, Any]) -> list[str]:
@@ -58,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = runs_parser("benchmarks.bitwidth_cifar10", __doc__).parse_args(argv)
     sys.stdout.write(table_head(HEADER))
     for act in ACTIVATION_BITS:
-        for average in AVERAGES:
-            sys.stdout.write(table_line(row(act, sweep(options, act, average))))
-            sys.stdout.flush()
+        for found in sweep(options, act):
+            sys.stdout.write(table_line(row(act, found)))
+        sys.stdout.flush()
     return EXIT_OK
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitwidth_sweep import _Prefix
 from common import InputError
 from main_imagenet import main
 from quant import QuantizationManager
@@ -221,7 +222,7 @@ def test_the_sensitivity_lowers_one_layer_at_a_time(swept):
         for bits in "28"
     )
     assert low > high
-    target = summary["target"]
+    (target,) = summary["targets"]
     assert target["assignment_average"] <= 4
     assert set(target["assignment"].values()) <= {2, 4, 8}
     assert target["uniform_bits"] == 4
@@ -271,3 +272,20 @@ def test_bad_sweeps_are_one_line(flags, text, tmp_path, capsys):
     assert error.startswith("error: ")
     assert text in error
     assert not list(tmp_path.iterdir())
+
+
+def test_units_in_front_of_a_changed_layer_run_once(tiny, calibration):
+    _, model = sweep(tiny, calibration, n_bits_w=4, n_bits_a=8)
+    set_configuration(model, 8)
+
+    class Batches:
+        batches = calibration
+
+    prefix = _Prefix(model.model, Batches())
+    last = len(model.model.units) - 1
+    name, layer = quantized_layers(model)[-1]
+    assert name.startswith(f"units.{last - 1}.")
+    prefix.advance(last - 1)
+    for bits in OPTIONS:
+        layer.set_bitwidth(bits)
+        assert np.array_equal(prefix.logits(), model(calibration[0][0]).numpy())
