@@ -7,6 +7,7 @@ Nothing here imports torch at import time: ``verify_logits.py`` and ``run_script
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib.metadata
 import logging
 import os
@@ -31,6 +32,10 @@ EXIT_USAGE = 2
 EXIT_UNSAVED = 3
 EXIT_INTERRUPTED = 130
 
+UNUSABLE_PATH = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL),
+}
 RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "polars")
 
 logger = logging.getLogger(__name__)
@@ -81,6 +86,9 @@ def run_main(body: Callable[[], int]) -> int:
     except RunError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_FAILED
+    except OSError as error:
+        sys.stderr.write(f"error: files and folders must be usable, got {error}\n")
+        return EXIT_USAGE if error.errno in UNUSABLE_PATH else EXIT_FAILED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; files already finished stay valid\n")
         return EXIT_INTERRUPTED
@@ -92,8 +100,12 @@ def write_stdout(text: str) -> None:
     Raises:
         RunError: stdout cannot be written: its reader has gone, or the disk is full.
     """
+    if sys.stdout is None:
+        raise RunError("stdout must be open to write to, got a closed one")
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{shown}\n")
         sys.stdout.flush()
     except OSError as error:
         with suppress(OSError):  # else the interpreter tries, and complains, once more at its end
@@ -196,7 +208,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, ValueError, OverflowError):
         raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}")

@@ -101,7 +101,7 @@ def _main(argv: Sequence[str]) -> int:
         write_stdout(line)
     splits.require_sound(test)
     write_stdout("disjoint: yes, balanced: yes")
-    if changed is None and (folder / "split_info.json").exists():
+    if changed is None and all((folder / name).is_file() for name in splits.files()):
         write_stdout(f"already up to date: {folder}")
         return EXIT_OK
     if changed is not None and not options.force:

@@ -30,6 +30,7 @@ def read_torch_file(path: Path, remedy: str = "") -> Any:
 
     if not path.is_file():
         raise InputError(f"{path}: must be an existing file")
+    require_intact_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what the error below says
@@ -44,6 +45,23 @@ def read_torch_file(path: Path, remedy: str = "") -> Any:
         raise InputError(
             f"{path}: must be a whole torch.save file, got {type(error).__name__}: {reason}"
         ) from None
+
+
+def require_intact_zip(path: Path) -> None:
+    """Check the sums of an archive, which ``torch.load`` does not look at.
+
+    Raises:
+        InputError: a member has changed since it was written.
+    """
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
+        return  # no archive: what reads it says what it is
+    if damaged is not None:
+        raise InputError(f"{path}: must be as it was written, got other bytes in {damaged}")
 
 
 def write_torch_file(path: Path, content: Any) -> None:
@@ -105,7 +123,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON under its final name only when complete."""
     with atomic_file(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def require_writable(folder: Path) -> None:

@@ -184,8 +184,8 @@ def require_report(path: Path) -> None:
         InputError: it cannot.
     """
     require_writable(path.parent)
-    if path.is_dir():
-        raise InputError(f"reports must be files, got the folder {path}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"reports must be files, got {path}, which is none")
 
 
 def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
@@ -199,16 +199,25 @@ def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
     if asked is not None:
         by_key = {kind: name for name, kind in EXPERTS.items()}
         names = {name if (root / name).is_dir() else by_key.get(name, name) for name in asked}
-        bad = sorted(name for name in names if Path(name).name != name or name.startswith("."))
+        bad = sorted(n for n in names if not n or Path(n).name != n or n.startswith("."))
         if bad:
             raise InputError(f"experts must be names of folders, got {bad[0]!r}")
         return sorted(names)
-    found = sorted({path.parent.name for path in root.glob("*/*.npz")})
+    folders = (path for path in root.iterdir() if path.is_dir() and path.name[:1] != ".")
+    found = sorted(folder.name for folder in folders if _holds_logits(folder))
     if not found:
         raise InputError(
             f"logits-dir must hold a folder with npz files per expert, got none in {root}"
         )
     return found
+
+
+def _holds_logits(folder: Path) -> bool:
+    """Whether a folder is an expert's; one that cannot be read may be."""
+    try:
+        return any(path.name.endswith((".npz", ".meta.json")) for path in folder.iterdir())
+    except OSError:
+        return True
 
 
 def choose_splits(options: argparse.Namespace) -> tuple[StoredSplits, str]:

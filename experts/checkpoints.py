@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,16 @@ from torch import Tensor
 from common import InputError, utc_now
 from files import read_torch_file, sha256_file, write_torch_file
 from models.checkpoints import state_dict_of
-from models.expert import BACKBONES, EXPERT_FORMAT, Expert, is_expert_file, resolve_backbone
+from models.expert import (
+    BACKBONES,
+    EXPERT_FORMAT,
+    EXPERT_VERSION,
+    Expert,
+    is_expert_file,
+    require_expert_metadata,
+    resolve_backbone,
+)
 
-FORMAT_VERSION = 1
 PREFIXES = ("best_", "final_calibrated_", "stage1_")
 CALIBRATED = "final_calibrated_"
 MAX_LISTED = 10
@@ -31,20 +37,22 @@ def checkpoint_path(folder: Path, prefix: str, expert: str) -> Path:
     return folder / f"{prefix}{expert}.pth"
 
 
-def save_expert(path: Path, expert: Expert, metadata: Mapping[str, Any]) -> None:
+def save_expert(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a checkpoint that holds tensors and plain values only.
+
+    Args:
+        state: of ``Expert``, on the CPU.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu() for key, value in expert.state_dict().items()}
     content = {
         "format": EXPERT_FORMAT,
-        "format_version": FORMAT_VERSION,
-        "model_state_dict": state,
+        "format_version": EXPERT_VERSION,
+        "model_state_dict": dict(state),
         **metadata,
-        "temperature": float(expert.temperature),
+        "temperature": float(state[TEMPERATURE]),
         "torch_version": str(torch.__version__),
         "created_utc": utc_now(),
     }
@@ -118,10 +126,9 @@ def read_content(path: Path, unsafe: bool = False) -> Any:
         return read_torch_file(path, remedy=" (--unsafe-load reads it, and runs the code in it)")
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, ValueError, EOFError, AttributeError, ImportError) as error:
-        raise InputError(f"{path}: must be a torch.save file, got: {error}") from None
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: must be a torch.save file, got: {error}") from None
+    except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a torch.save file, got: {reason}") from None
 
 
 def load_expert(
@@ -138,6 +145,8 @@ def load_expert(
     """
     content = read_content(path, unsafe)
     metadata = metadata_of(content)
+    if metadata:
+        require_expert_metadata(metadata, path)
     name = _backbone(path, metadata, backbone)
     expert = Expert(num_classes, name)
     state = fitted_state(state_dict_of(content, path), expert, path)
@@ -151,7 +160,7 @@ def metadata_of(content: Any) -> dict[str, Any]:
     """What a checkpoint of ours says of itself; nothing of a foreign one."""
     if not is_expert_file(content):
         return {}
-    return {key: value for key, value in content.items() if not key.endswith("state_dict")}
+    return {key: value for key, value in content.items() if key != "model_state_dict"}
 
 
 def _backbone(path: Path, metadata: Mapping[str, Any], asked: str | None) -> str:

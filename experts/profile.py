@@ -12,6 +12,7 @@ import numpy as np
 
 from common import InputError
 
+MAX_PER_CLASS = 10**9
 POOL_PARTS = 10  # a tenth of the pool for val and for tunev each, the rest for test
 
 
@@ -26,8 +27,8 @@ def exponential_counts(num_classes: int, ratio: float, max_per_class: int) -> li
         raise InputError(f"num_classes must be at least 2, got {num_classes}")
     if not (ratio >= 1 and np.isfinite(ratio)):
         raise InputError(f"imb-factor must be at least 1, got {ratio:g}")
-    if max_per_class < 1:
-        raise InputError(f"max-per-class must be at least 1, got {max_per_class}")
+    if not 1 <= max_per_class <= MAX_PER_CLASS:
+        raise InputError(f"max-per-class must be from 1 to {MAX_PER_CLASS}, got {max_per_class}")
     return [
         max(1, int(max_per_class * ratio ** (-i / (num_classes - 1.0)))) for i in range(num_classes)
     ]

@@ -134,9 +134,7 @@ def _load_expert(source: Source, request: Request) -> Candidate:
     expert, metadata = loaded.expert, loaded.metadata
     splits = request.choice.splits
     if metadata:
-        known = metadata["dataset"]["slug"]
-        if known != splits.slug:
-            raise InputError(f"{path}: must be trained on {splits.slug}, got {known}")
+        _require_its_own(source, metadata, request)
         trained = metadata["splits_sha256"]["train"]
         recorded = splits.recorded("train", "indices_sha256")
         if recorded is not None and trained != recorded:
@@ -154,6 +152,23 @@ def _load_expert(source: Source, request: Request) -> Candidate:
         loaded.tensors,
         metadata,
     )
+
+
+def _require_its_own(source: Source, metadata: Mapping[str, Any], request: Request) -> None:
+    """Check that a checkpoint is the one that its name says.
+
+    Raises:
+        InputError: it is another expert's, or of another data set.
+    """
+    path, slug = source.found.path, request.choice.splits.slug
+    if metadata["dataset"]["slug"] != slug:
+        raise InputError(f"{path}: must be trained on {slug}, got {metadata['dataset']['slug']}")
+    if metadata["expert_name"] != source.name:
+        raise InputError(f"{path}: must be of {source.name}, got {metadata['expert_name']}")
+    if metadata["arch"]["num_classes"] != request.num_classes:
+        raise InputError(
+            f"{path}: must have {request.num_classes} classes, got {metadata['arch']['num_classes']}"
+        )
 
 
 def _load_quantized(source: Source, request: Request) -> Candidate:
@@ -217,8 +232,9 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     logits = result.logits["network"]
     if wanted["temperature_applied"]:
         logits = logits / np.float32(candidate.temperature)
-    _require_finite(logits, split)
-    stored_logits = logits.astype(request.dtype)
+    with np.errstate(over="ignore"):  # what does not fit is found in the next line
+        stored_logits = logits.astype(request.dtype)
+    _require_finite(stored_logits, split)
     predictions = stored_logits.argmax(axis=1).astype(np.int64)
     arrays = {
         "logits": stored_logits,
@@ -227,7 +243,6 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
         "indices": np.asarray(indices, dtype=np.int64),
     }
     accuracy = float((predictions == result.targets).mean())
-    side_path(path).unlink(missing_ok=True)  # it would describe other logits
     side = {**wanted, **_circumstances(candidate, request), "n": len(indices)}
     side |= {"batch_size_used": used, "accuracy": accuracy, "npz_sha256": write_npz(path, arrays)}
     write_json(side_path(path), side)
@@ -279,7 +294,8 @@ def _matching_side(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | No
             return None
     except (InputError, OSError):
         return None
-    return stored if all(stored.get(key) == value for key, value in wanted.items()) else None
+    same = all(stored.get(key) == value for key, value in wanted.items())
+    return stored if same and isinstance(stored.get("accuracy"), float) else None
 
 
 def run_in_batches(network: nn.Module, images: ImageSet, request: Request) -> tuple[Inference, int]:

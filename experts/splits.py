@@ -147,16 +147,15 @@ def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> S
 
 
 def different_file(splits: Splits, folder: Path) -> str | None:
-    """The first file of a folder whose content is not that of ``splits``; None when all agree. A file
-    that is missing differs only where another is there.
+    """The first file of a folder whose content is not that of ``splits``; None when all that are
+    there agree.
     """
-    files = splits.files()
-    if not any((folder / name).exists() for name in files):
-        return None
-    for name, content in files.items():
+    for name, content in splits.files().items():
+        if not (folder / name).exists():
+            continue
         try:
             stored = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return name
         if _lasting(stored) != _lasting(content):
             return name

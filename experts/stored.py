@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import InputError
-from experts.splits import SplitRequest
+from experts.profile import MAX_PER_CLASS
+from experts.splits import SplitRequest, list_digest
 
 SUFFIX = "_splits_fixed"
 PUBLISHED_SIZES = {"test": 8000, "val": 1000, "tunev": 1000}  # of CIFAR without split_info.json
@@ -64,8 +66,9 @@ class StoredSplits:
 
     def recorded(self, name: str, key: str) -> Any:
         """What split_info.json says of a split; None where it does not."""
-        splits = self.info.get("splits", {}) if self.info else {}
-        return splits.get(name, {}).get(key) if isinstance(splits, dict) else None
+        splits = self.info.get("splits") if self.info else None
+        known = splits.get(name) if isinstance(splits, dict) else None
+        return known.get(key) if isinstance(known, dict) else None
 
     def expected_size(self, name: str) -> int | None:
         """How many samples a split must have; None where nothing says so."""
@@ -94,18 +97,33 @@ def read_splits(folder: Path, dataset: str) -> StoredSplits:
             f"splits must be in {folder}, got no such folder; make them: {making(dataset)}"
         )
     info = _read_json(folder / "split_info.json") if (folder / "split_info.json").exists() else None
-    if info is not None and not (isinstance(info, dict) and "dataset" in info and "slug" in info):
+    if info is not None and not _names_itself(info):
         raise InputError(f"{folder / 'split_info.json'}: must name dataset and slug, got others")
     slug = str(info["slug"]) if info else folder.name.removesuffix(SUFFIX)
     known = str(info["dataset"]) if info else slug.partition("_lt_")[0]
     weights = read_weights(folder / "class_weights.json")
     counts = _numbers(folder / "train_class_counts.json", int)
-    if len(counts) != len(weights) or min(counts) < 1:
+    if len(counts) != len(weights) or not 1 <= min(counts) <= max(counts) <= MAX_PER_CLASS:
         raise InputError(
             f"{folder / 'train_class_counts.json'}: must hold {len(weights)} positive counts, got "
-            f"{len(counts)}, the least {min(counts)}"
+            f"{len(counts)} from {min(counts):.3g} to {max(counts):.3g}"
         )
+    total = sum(counts)
+    for label, (weight, count) in enumerate(zip(weights, counts, strict=True)):
+        if abs(weight - count / total) > WEIGHT_TOLERANCE:
+            raise InputError(
+                f"{folder / 'class_weights.json'}: weights must be the shares of "
+                f"train_class_counts.json, got {weight:g} of class {label} ({count / total:g})"
+            )
     return StoredSplits(folder, known, slug, info, counts, weights)
+
+
+def _names_itself(info: Any) -> bool:
+    """Whether dataset and slug are names, with which folders can be made."""
+    if not isinstance(info, dict):
+        return False
+    names = [info.get("dataset"), info.get("slug")]
+    return all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name) for name in names)
 
 
 def making(dataset: str) -> str:
@@ -120,16 +138,22 @@ def read_weights(path: Path) -> list[float]:
         InputError: missing, no numbers, or their sum is not 1.
     """
     weights = _numbers(path, (int, float))
-    if abs(sum(weights) - 1) > WEIGHT_TOLERANCE or min(weights) < 0:
+    if not (abs(sum(weights) - 1) <= WEIGHT_TOLERANCE and min(weights) >= 0):
         raise InputError(f"{path}: weights must be positive with sum 1, got sum {sum(weights):g}")
     return weights
 
 
 def _numbers(path: Path, kind: type | tuple[type, ...]) -> list[Any]:
     values = _read_json(path)
-    if not isinstance(values, list) or not values or not all(isinstance(v, kind) for v in values):
+    good = isinstance(values, list) and values
+    if not good or any(not isinstance(v, kind) or isinstance(v, bool) for v in values):
         raise InputError(f"{path}: must be a list of numbers, got {str(values)[:40]}")
-    return values
+    try:
+        return [
+            value if isinstance(value, int) and kind is int else float(value) for value in values
+        ]
+    except OverflowError:
+        raise InputError(f"{path}: numbers must be of ordinary size, got a huge one") from None
 
 
 def _read_json(path: Path) -> Any:
@@ -179,6 +203,10 @@ def check_indices(
             if not allow_mismatch:
                 raise InputError(f"{text} (--allow-size-mismatch goes on)")
             logger.warning(text)
+            continue
+        recorded = splits.recorded(name, "indices_sha256")
+        if recorded is not None and recorded != list_digest(indices):
+            raise InputError(f"{path}: must be what split_info.json describes, got other indices")
     return found
 
 

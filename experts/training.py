@@ -143,10 +143,13 @@ class _Training:
         self.dropout = schedule.dropout
         self.expert = Expert(data.splits.num_classes, options.backbone, schedule.dropout)
         self.expert.to(options.device)
+        self.best_state: dict[str, Tensor] = {}
+        self.best_metadata: dict[str, Any] = {}
         self.resumed = self._read_last() if options.resume and self.last.is_file() else None
 
     def run(self) -> None:
         """All stages, from where a former run was."""
+        self.options.folder.mkdir(parents=True, exist_ok=True)
         for stage in self._stages():
             start = self.resumed["stage"] if self.resumed else 0
             if stage.number < start:
@@ -178,7 +181,9 @@ class _Training:
         self.expert.reset_head()
 
     def _run_stage(self, stage: Stage) -> None:
-        """Train over all epochs; the best on ``val`` is saved, the first in any case."""
+        """Train over all epochs; the best on ``val`` is saved at the end, the first in any case. What was
+        there before stays until then.
+        """
         schedule = stage.schedule
         trained = self.expert.fc if stage.head_only else self.expert
         optimizer = SGD(
@@ -203,8 +208,13 @@ class _Training:
             )
             if accuracy > best:
                 best = accuracy
-                self._save(stage.prefix, epoch, accuracy)
+                self.best_state = _copied(self.expert)
+                self.best_metadata = self._metadata(stage.prefix, epoch, accuracy)
             self._write_last(stage, epoch, best, optimizer, scheduler)
+        if stage.prefix == BEST:  # of the former weights
+            checkpoint_path(self.options.folder, CALIBRATED, self.name).unlink(missing_ok=True)
+        path = checkpoint_path(self.options.folder, stage.prefix, self.name)
+        save_expert(path, self.best_state, self.best_metadata)
 
     def _epoch(self, stage: Stage, optimizer: SGD, loss_of: nn.Module, epoch: int) -> float:
         """One pass; the mean loss."""
@@ -271,13 +281,8 @@ class _Training:
             key: value for key, value in dataclasses.asdict(result).items() if key != "temperature"
         }
         metadata = {**loaded.metadata, "stage": "final_calibrated", "calibration": record}
-        save_expert(
-            checkpoint_path(self.options.folder, CALIBRATED, self.name), self.expert, metadata
-        )
-
-    def _save(self, prefix: str, epoch: int, accuracy: float) -> None:
-        path = checkpoint_path(self.options.folder, prefix, self.name)
-        save_expert(path, self.expert, self._metadata(prefix, epoch, accuracy))
+        path = checkpoint_path(self.options.folder, CALIBRATED, self.name)
+        save_expert(path, _copied(self.expert), metadata)
 
     def _metadata(self, prefix: str, epoch: int, accuracy: float) -> dict[str, Any]:
         splits, preprocess = self.data.splits, self.data.preprocess
@@ -314,12 +319,12 @@ class _Training:
     ) -> None:
         """Everything that --resume needs."""
         content = {
-            "hparams": _hparams(self.name, self.options),
-            "seed": self.options.seed,
-            "splits_sha256": dict(self.data.digests),
+            **self._same_run(),
             "stage": stage.number,
             "epoch": epoch,
             "best": best,
+            "best_state_dict": self.best_state,
+            "best_metadata": self.best_metadata,
             "model_state_dict": self.expert.state_dict(),
             "optimizer_state_dict": optimizer.state_dict(),
             "scheduler_state_dict": scheduler.state_dict(),
@@ -338,32 +343,56 @@ class _Training:
             InputError: damaged, or it had other settings.
         """
         content = read_torch_file(self.last)
-        mine = {
-            "hparams": _hparams(self.name, self.options),
-            "seed": self.options.seed,
-            "splits_sha256": dict(self.data.digests),
-        }
-        for key, value in mine.items():
+        for key, value in self._same_run().items():
             if not isinstance(content, dict) or content.get(key) != value:
                 found = content.get(key) if isinstance(content, dict) else type(content).__name__
                 raise InputError(
                     f"{self.last}: {key} must be as in the interrupted run, {found}, got {value}"
                 )
+        last = {stage.number: stage.schedule.epochs for stage in self._stages()}
+        epoch = content.get("epoch")
+        if not isinstance(epoch, int) or not 1 <= epoch <= last.get(content.get("stage"), 0):
+            raise InputError(f"{self.last}: epoch must be one of the run, got {epoch!r}")
         return content
 
+    def _same_run(self) -> dict[str, Any]:
+        """What must not change when a run goes on."""
+        return {
+            "hparams": _hparams(self.name, self.options),
+            "seed": self.options.seed,
+            "backbone": self.options.backbone,
+            "splits_sha256": dict(self.data.digests),
+        }
+
     def _restore(self, optimizer: SGD, scheduler: LRScheduler) -> tuple[float, int]:
-        """Best accuracy and epochs done of a stage that goes on."""
+        """Best accuracy and epochs done of a stage that goes on.
+
+        Raises:
+            InputError: the file of the former run is damaged.
+        """
         assert self.resumed is not None
-        self.expert.load_state_dict(self.resumed["model_state_dict"])
-        optimizer.load_state_dict(self.resumed["optimizer_state_dict"])
-        scheduler.load_state_dict(self.resumed["scheduler_state_dict"])
-        states = self.resumed["rng_state"]
-        self.generator.set_state(states["order"])
-        torch.set_rng_state(states["torch"])
-        if states["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(states["cuda"])
+        try:
+            self.expert.load_state_dict(self.resumed["model_state_dict"])
+            optimizer.load_state_dict(self.resumed["optimizer_state_dict"])
+            scheduler.load_state_dict(self.resumed["scheduler_state_dict"])
+            states = self.resumed["rng_state"]
+            self.generator.set_state(states["order"])
+            torch.set_rng_state(states["torch"])
+            if states["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(states["cuda"])
+            self.best_state = dict(self.resumed["best_state_dict"])
+            self.best_metadata = dict(self.resumed["best_metadata"])
+            best = float(self.resumed["best"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.last}: must be a whole checkpoint, got: {reason}") from None
         self.options.report(f"{self.name}: resumed after epoch {self.resumed['epoch']}")
-        return self.resumed["best"], self.resumed["epoch"]
+        return best, self.resumed["epoch"]
+
+
+def _copied(expert: Expert) -> dict[str, Tensor]:
+    """The present weights, on the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in expert.state_dict().items()}
 
 
 def _scheduler(optimizer: SGD, schedule: Schedule) -> LRScheduler:

@@ -46,6 +46,7 @@ NAMES = {
     19: "Distinct experts",
     20: "Same provenance across splits",
 }
+FLOATS = (np.float16, np.float32, np.float64)
 ARRAYS = ("logits", "targets", "predictions")
 SAME = 1e-6  # largest difference of the logits of two experts that are one
 BALANCE_TOLERANCE = 1e-12
@@ -131,7 +132,7 @@ class _File:
         if needed <= self.passed:
             try:
                 status, detail = check(self)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 status, detail = FAIL, str(error)
         else:
             status, detail = SKIPPED, ""
@@ -165,7 +166,7 @@ class _File:
 
     def data_types(self) -> tuple[str, str]:
         kinds = [self.result.arrays[name].dtype for name in ARRAYS]
-        good = kinds[0].kind == "f" and all(kind.kind in "iu" for kind in kinds[1:])
+        good = kinds[0] in FLOATS and all(kind.kind in "iu" for kind in kinds[1:])
         return _judge(good, f"must be float, integer, integer, got {', '.join(map(str, kinds))}")
 
     def shapes(self) -> tuple[str, str]:
@@ -222,10 +223,14 @@ class _File:
         )
 
     def indices_match(self) -> tuple[str, str]:
+        splits, current = self.rules.splits, self.rules.splits.indices(self.split)
+        recorded = splits.recorded(self.split, "indices_sha256")
+        if recorded is not None and recorded != list_digest(current):
+            return FAIL, f"{splits.path(self.split)} is not what split_info.json describes"
         stored = self.result.arrays.get("indices")
         if stored is None:
             return WARN, "the file has no indices"
-        good = np.array_equal(stored, self.rules.splits.indices(self.split))
+        good = stored.dtype.kind in "iu" and np.array_equal(stored, current)
         return _judge(good, f"not those of {self.rules.splits.path(self.split)}")
 
     def accuracy(self) -> tuple[str, str]:
@@ -278,11 +283,18 @@ class _File:
                 FAIL,
                 f"the file is not the one that {side_path(self.result.path).name} describes",
             )
-        current = list_digest(self.rules.splits.indices(self.split))
-        return _judge(
-            side.get("indices_sha256") == current,
-            f"computed for other indices than {self.rules.splits.path(self.split)} holds",
-        )
+        if side.get("indices_sha256") != list_digest(self.rules.splits.indices(self.split)):
+            path = self.rules.splits.path(self.split)
+            return FAIL, f"computed for other indices than {path} holds"
+        rows = self.result.arrays.get("logits", np.empty(0)).shape[:1]
+        known: dict[str, Any] = {"split": self.split, "slug": self.rules.splits.slug}
+        known |= {"num_classes": self.num_classes, "n": rows[0] if rows else 0}
+        for key, value in known.items():
+            if key in side and side[key] != value:
+                return FAIL, f"the side file's {key} must be {value}, got {side[key]!r}"
+        if side.get("expert", self.result.expert) != self.result.expert:
+            return WARN, f"computed for {side['expert']!r}"
+        return PASS, ""
 
 
 def _judge(good: bool, otherwise: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import pandas as pd
 from experts.console import Console
 from experts.figures import GROUPS
 from experts.verification import FAIL, SKIPPED, WARN, Check, FileResult
+from files import atomic_file
 
 REPORT_FORMAT_VERSION = 1
 LABELS = {
@@ -41,9 +42,13 @@ class Verification:
         return [*(check for file in self.files for check in file.checks), *self.cross]
 
     @property
+    def bad(self) -> tuple[str, ...]:
+        """What counts as a failure."""
+        return (FAIL, WARN) if self.strict else (FAIL,)
+
+    @property
     def failures(self) -> int:
-        bad = (FAIL, WARN) if self.strict else (FAIL,)
-        return sum(check.status in bad for check in self.checks)
+        return sum(check.status in self.bad for check in self.checks)
 
     @property
     def warnings(self) -> int:
@@ -60,8 +65,7 @@ class Verification:
         )
 
     def _is_bad(self, file: FileResult) -> bool:
-        bad = (FAIL, WARN) if self.strict else (FAIL,)
-        return any(check.status in bad for check in file.checks)
+        return any(check.status in self.bad for check in file.checks)
 
     def best(self, metric: str, split: str) -> list[str]:
         """The experts with the largest figure on a split; a file with a failure cannot be best."""
@@ -81,19 +85,22 @@ def print_files(console: Console, verification: Verification) -> None:
     """Checks and figures of every file, then the checks across files."""
     for file in verification.files:
         console.line(f"\n{file.expert} / {file.split}: {file.path}")
-        _print_checks(console, file.checks, f"{file.expert} / {file.split}: ")
+        _print_checks(console, file.checks, f"{file.expert} / {file.split}: ", verification.bad)
         _print_figures(console, file)
     console.line("\nAcross files")
-    _print_checks(console, verification.cross, "")
+    _print_checks(console, verification.cross, "", verification.bad)
 
 
-def _print_checks(console: Console, checks: Sequence[Check], where: str) -> None:
+def _print_checks(
+    console: Console, checks: Sequence[Check], where: str, bad: Sequence[str]
+) -> None:
+    """``bad`` are printed even by a quiet console."""
     for check in checks:
         mark = console.marks[check.status]
         skipped = "skipped: " if check.status == SKIPPED else ""
         detail = f": {check.detail}" if check.detail else ""
         text = f"{mark} {skipped}{check.name} [{check.id}]{detail}"
-        if console.quiet and check.status == FAIL:
+        if console.quiet and check.status in bad:
             console.always(f"{where}{text}")
         console.line(f"  {text}")
 
@@ -184,7 +191,8 @@ def bars(verification: Verification) -> dict[str, dict[str, list[float | None]]]
         if not file.failed and file.figures is not None:
             values = (getattr(file.figures, name) for name in names)
             shares = [None if value is None else 100 * value for value in values]
-            found.setdefault(file.split, {})[file.expert] = shares
+            name = file.expert.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+            found.setdefault(file.split, {})[name] = shares
     return found
 
 
@@ -194,4 +202,6 @@ def write_table(path: Path, verification: Verification) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path.write_text(as_table(verification).to_csv(index=False), encoding="utf-8")
+    text = as_table(verification).to_csv(index=False)
+    with atomic_file(path) as part:
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -139,6 +139,12 @@ def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
         InputError: no such file, another format, or an architecture that is unknown here.
     """
     content = read_quantized_file(Path(path))
-    metadata = content["metadata"]
-    network = get_entry(metadata["arch"]).build(metadata["num_classes"])
-    return restore_quantized(content, network), metadata
+    try:
+        metadata = dict(content["metadata"])
+        network = get_entry(metadata["arch"]).build(metadata["num_classes"])
+        return restore_quantized(content, network), metadata
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole quantized model, got: {reason}") from None

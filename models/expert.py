@@ -24,7 +24,15 @@ from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, M
 
 BLOCKS_PER_STAGE = 5
 EXPERT_FORMAT = "expert-checkpoint"
+EXPERT_VERSION = 1
 ARCH_PREFIX = "expert_"
+MAX_STATISTIC = 1e3  # of pixels from 0 to 1
+METADATA: Mapping[str | None, Mapping[str, type]] = {
+    None: {"expert_name": str, "epoch": int, "val_accuracy": float},
+    "arch": {"backbone": str, "num_classes": int},
+    "dataset": {"slug": str, "mean": list, "std": list},
+    "splits_sha256": {"train": str, "val": str},
+}
 
 
 class ProjectionBlock(nn.Module):
@@ -196,10 +204,10 @@ def entry_of_file(arch: str, path: Path) -> ModelEntry | None:
     name = arch.removeprefix(ARCH_PREFIX)
     if name not in BACKBONES:
         return None
-    content = read_torch_file(path)
-    if not is_expert_file(content):
+    content = _read_expert(path)
+    if content is None:
         return None
-    found = content["arch"]["backbone"]
+    found = resolve_backbone(content["arch"]["backbone"])
     if found != name:
         raise InputError(f"{path}: arch must be that of the expert, {found}, got {arch}")
     return expert_entry(name, input_in(content))
@@ -207,5 +215,43 @@ def entry_of_file(arch: str, path: Path) -> ModelEntry | None:
 
 def input_in(content: Mapping[str, Any]) -> Preprocess:
     """What an expert expects of its input, from the metadata of its checkpoint."""
-    known, own = content["dataset"], BACKBONES[content["arch"]["backbone"]].preprocess
+    known = content["dataset"]
+    own = BACKBONES[resolve_backbone(content["arch"]["backbone"])].preprocess
     return Preprocess(tuple(known["mean"]), tuple(known["std"]), own.resize, own.crop)
+
+
+def require_expert_metadata(content: Mapping[str, Any], path: Path) -> None:
+    """Check what the metadata of an expert's checkpoint say.
+
+    Raises:
+        InputError: a part is missing or of another kind than ``save_expert`` writes.
+    """
+    if content.get("format_version") != EXPERT_VERSION:
+        raise InputError(
+            f"{path}: format_version must be {EXPERT_VERSION}, got {content.get('format_version')!r}"
+        )
+    for section, keys in METADATA.items():
+        part = content if section is None else content.get(section)
+        for key, kind in keys.items():
+            value = part.get(key) if isinstance(part, Mapping) else None
+            if not isinstance(value, kind) or isinstance(value, bool):
+                where = key if section is None else f"{section}.{key}"
+                raise InputError(f"{path}: {where} must be a {kind.__name__}, got {value!r}")
+    resolve_backbone(content["arch"]["backbone"])
+    dataset = content["dataset"]
+    for name, low in (("mean", -MAX_STATISTIC), ("std", 1 / MAX_STATISTIC)):
+        values = dataset[name]
+        good = len(values) == 3 and all(isinstance(v, (int, float)) for v in values)
+        if not good or not all(low <= v <= MAX_STATISTIC for v in values):
+            raise InputError(
+                f"{path}: dataset.{name} must be three numbers from {low:g} to {MAX_STATISTIC:g}, "
+                f"got {values}"
+            )
+
+
+def _read_expert(path: Path) -> Mapping[str, Any] | None:
+    content = read_torch_file(path)
+    if not is_expert_file(content):
+        return None
+    require_expert_metadata(content, path)
+    return content

@@ -123,8 +123,10 @@ def read_quantized_file(path: Path) -> dict[str, Any]:
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise InputError(f"{path}: must be a quantized model saved by this suite, got another file")
-    if content["version"] != FILE_VERSION:
-        raise InputError(f"{path}: format version must be {FILE_VERSION}, got {content['version']}")
+    if content.get("version") != FILE_VERSION:
+        raise InputError(
+            f"{path}: format version must be {FILE_VERSION}, got {content.get('version')!r}"
+        )
     return content
 
 
@@ -142,7 +144,8 @@ def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:
     try:
         restored.load_state_dict(content["state_dict"], strict=True)
     except RuntimeError as error:
-        raise InputError(f"saved tensors must fit the network, got: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"saved tensors must fit the network, got: {reason}") from error
     set_state(restored, weights=True, activations=True)
     return restored
 

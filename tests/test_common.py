@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import builtins
+import errno
+import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from common import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     InputError,
+    RunError,
     SaveLog,
     StageClock,
     log_to_file,
@@ -24,6 +28,7 @@ from common import (
     run_main,
     seed_all,
     setup_logging,
+    write_stdout,
 )
 from files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
 from tests.conftest import PROJECT
@@ -226,3 +231,22 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(monkeypatch):
         InputError, match=r"built for the installed torch.*nms does not exist.*pip install"
     ):
         common.import_torchvision()
+
+
+def test_stdout_shows_what_its_encoding_can(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    write_stdout("é ✓ \udc80")
+    assert stream.buffer.getvalue() == b"\\xe9 \\u2713 \\udc80\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(RunError, match="stdout must be open"):
+        write_stdout("x")
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENAMETOOLONG, 2), (errno.ENOSPC, 1)])
+def test_errors_of_the_system_are_one_line(number, status, capsys):
+    def body():
+        raise OSError(number, os.strerror(number))
+
+    assert run_main(body) == status
+    assert capsys.readouterr().err.startswith("error: files and folders must be usable, got [Errno")

@@ -115,6 +115,57 @@ def test_pickles_need_a_flag(state, tmp_path):
             load_expert(path, 10, unsafe=unsafe)
 
 
+METADATA_DAMAGE = {
+    "arch": [
+        None,
+        [],
+        {},
+        {"backbone": 3, "num_classes": 10},
+        {"backbone": "vgg", "num_classes": 10},
+    ],
+    "dataset": [None, {}, {"slug": "a", "mean": [0.1], "std": [1.0] * 3}],
+    "splits_sha256": [None, {}, {"train": 1, "val": "a"}],
+    "epoch": [None, "3"],
+    "val_accuracy": [None, "0.5", torch.tensor(0.5)],
+    "expert_name": [None, 4],
+    "format_version": [2, None],
+}
+CASES = [(key, value) for key, values in METADATA_DAMAGE.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES)
+def test_damaged_metadata_are_named(lab, tmp_path, key, value):
+    content = torch.load(lab.folder / "best_ce_baseline.pth", weights_only=True)
+    content[key] = value
+    with pytest.raises(InputError, match=key if key != "arch" else "arch|backbone"):
+        load_expert(saved(tmp_path, content), 10)
+    del content[key]
+    with pytest.raises(InputError, match=key):
+        load_expert(saved(tmp_path, content), 10)
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("inf"), float("nan"), "1", 1e30])
+def test_inputs_that_make_no_sense_are_refused(lab, tmp_path, std):
+    content = torch.load(lab.folder / "best_ce_baseline.pth", weights_only=True)
+    content["dataset"]["std"] = [1.0, std, 1.0]
+    with pytest.raises(InputError, match=r"dataset\.std must be three numbers"):
+        load_expert(saved(tmp_path, content), 10)
+
+
+def test_bytes_that_changed_in_the_archive_are_found(lab, tmp_path):
+    path = tmp_path / "x.pth"
+    content = bytearray((lab.folder / "best_ce_baseline.pth").read_bytes())
+    place = content.find(
+        torch.load(lab.folder / "best_ce_baseline.pth")["model_state_dict"]["fc.weight"]
+        .numpy()
+        .tobytes()
+    )
+    content[place + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="must be as it was written, got other bytes in"):
+        load_expert(path, 10)
+
+
 def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
     with pytest.raises(InputError, match=r"not a checkpoint: .* keys \['a', 'b'\]"):
         load_expert(saved(tmp_path, {"a": 1, "b": 2}), 10)

@@ -145,6 +145,51 @@ def test_a_backbone_is_taken_over(lab, tmp_path):
         assert torch.equal(value, taken[key]) or key.startswith("fc.")
 
 
+def test_a_run_that_fails_leaves_the_former_expert(lab, tmp_path, monkeypatch):
+    mine = lab.copy(tmp_path)
+    before = {path.name: path.read_bytes() for path in mine.folder.glob("*ce_baseline*")}
+    assert len(before) == 2
+    make = training.make_loss
+
+    def broken(kind, counts, tau):
+        loss = make(kind, counts, tau)
+        loss.shift += np.nan
+        return loss
+
+    monkeypatch.setattr(training, "make_loss", broken)
+    assert mine.train(mine.folder, "--expert", "ce", "--epochs", "1", "--force") == 1
+    assert {path.name: path.read_bytes() for path in mine.folder.glob("*ce_baseline*")} == before
+
+
+def test_a_calibrated_expert_is_never_older_than_the_best(lab, tmp_path):
+    mine = lab.copy(tmp_path)
+    flags = ["--expert", "ce", "--epochs", "1", "--no-calibrate", "--force"]
+    assert mine.train(mine.folder, *flags) == 0
+    assert not (mine.folder / "final_calibrated_ce_baseline.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 10**9},
+        {"stage": 3},
+        {"best": None},
+        {"model_state_dict": {}},
+        {"optimizer_state_dict": 3},
+        {"rng_state": {}},
+        {"best_state_dict": None},
+    ],
+)
+def test_damaged_progress_is_refused(lab, tmp_path, capsys, change):
+    flags = ["--expert", "ce", "--epochs", "1", "--keep-last"]
+    assert lab.train(tmp_path, *flags) == 0
+    path = tmp_path / "last_ce_baseline.pth"
+    torch.save({**content(path), **change}, path)
+    capsys.readouterr()
+    assert lab.train(tmp_path, *flags, "--resume") == 1
+    assert "last_ce_baseline.pth: " in capsys.readouterr().err
+
+
 def test_one_failure_leaves_the_others(lab, tmp_path, monkeypatch, capsys):
     make = training.make_loss
 

@@ -257,6 +257,65 @@ def test_another_checkpoint_on_one_split_fails(case):
     assert case.failed() == {20}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("split", "test"), ("slug", "x"), ("num_classes", 9), ("n", 49)]
+)
+def test_side_files_of_other_logits_fail(case, key, value, capsys):
+    side = side_path(case.path())
+    side.write_text(json.dumps({**json.loads(side.read_text()), key: value}))
+    assert case.failed() == {17}
+    assert f"the side file's {key} must be" in capsys.readouterr().out
+
+
+def test_swapped_experts_are_a_warning(case):
+    for split in SPLITS:
+        for expert in EXPERTS:
+            side = side_path(case.path(split, expert))
+            other = EXPERTS[1 - EXPERTS.index(expert)]
+            side.write_text(json.dumps({**json.loads(side.read_text()), "expert": other}))
+    status, report = case.report()
+    assert (status, checks_of(report, "warn")) == (0, {17})
+    assert case.verify("--strict", "--quiet") == 1
+
+
+def test_strict_names_its_warnings(case, capsys):
+    side_path(case.path()).unlink()
+    assert case.verify("--strict", "--quiet") == 1
+    assert "ce_baseline / val: ⚠ Up to date [17]: no side file" in capsys.readouterr().out
+
+
+def test_indices_that_were_changed_by_hand_fail(case):
+    """Logits, indices and targets agree with the list; split_info.json does not."""
+    path = case.splits / "val_indices.json"
+    indices = json.loads(path.read_text())[::-1]
+    path.write_text(json.dumps(indices))
+    for expert in EXPERTS:
+        arrays = read_npz(case.path("val", expert))
+        logits, targets = arrays["logits"][::-1].copy(), arrays["targets"][::-1].copy()
+        write(case.root, expert, "val", logits, targets, indices)
+    assert 12 in case.failed()
+
+
+def structured(arrays):
+    arrays["indices"] = np.zeros(len(arrays["indices"]), dtype=[("a", int)])
+
+
+def no_indices_but_floats(arrays):
+    arrays["indices"] = arrays["indices"].astype(float)
+
+
+@pytest.mark.parametrize("edit", [structured, no_indices_but_floats])
+def test_indices_of_another_kind_fail(case, edit):
+    case.change(edit)
+    assert case.failed() == {12}
+
+
+def test_a_folder_that_holds_sides_alone_is_an_expert(case):
+    for split in SPLITS:
+        case.path(split).unlink()
+    assert case.failed() == {1}
+
+
 def test_one_expert_under_two_names_is_a_warning(case, capsys):
     shutil.copytree(case.root / "ce_baseline", case.root / "copy")
     status, report = case.report()
@@ -380,6 +439,8 @@ def test_marks_in_ascii(case, capsys):
         (["--min-accuracy", "60"], "min-accuracy must be from 0 to 1, got 60"),
         (["--group-by", "halves"], "argument --group_by: invalid choice"),
         (["--experts", "../x"], "experts must be names of folders"),
+        (["--experts", ""], "experts must be names of folders"),
+        (["--logits-dir", "x" * 300], "files and folders must be usable, got [Errno"),
         (["--splits-dir", "nowhere"], "splits must be in nowhere, got no such folder"),
         (["--dataset", "cifar10"], "must hold splits of cifar10, got those of digits"),
     ],
@@ -398,6 +459,10 @@ def test_nothing_to_check_is_status_2(case, flags, text, capsys):
         ("class_weights.json", None, "class_weights.json must exist"),
         ("class_weights.json", "[0.5, 0.4]", "weights must be positive with sum 1, got sum 0.9"),
         ("class_weights.json", '["a"]', "must be a list of numbers"),
+        ("class_weights.json", str([float("nan")] * 10).replace("nan", "NaN"), "with sum 1"),
+        ("class_weights.json", str([0.1] * 10), "must be the shares of train_class_counts.json"),
+        ("class_weights.json", str([10**400] + [0] * 9), "must be of ordinary size"),
+        ("split_info.json", '{"dataset": "digits", "slug": "../x"}', "must name dataset and slug"),
         ("train_class_counts.json", "[1, 2]", "must hold 10 positive counts, got 2"),
         ("split_info.json", "[]", "must name dataset and slug"),
     ],
@@ -428,7 +493,7 @@ def test_reports_are_checked_before_anything_else(case, capsys):
     assert case.verify("--quiet", "--json", str(target)) == 0
     assert json.loads(target.read_text())["exit_code"] == 0
     assert case.verify("--csv", str(case.root)) == 2
-    assert "reports must be files, got the folder" in capsys.readouterr().err
+    assert "reports must be files, got " in capsys.readouterr().err
     assert case.verify("--plot", str(target / "x.png")) == 2
     assert "output folder must be writable" in capsys.readouterr().err
 

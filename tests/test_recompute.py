@@ -246,6 +246,73 @@ def shortened(lab, name: str = "val"):
     path.write_text(json.dumps(values[:-1]))
 
 
+def test_logits_too_large_for_half_precision_are_not_written(lab, tmp_path, monkeypatch, capsys):
+    infer = recompute.infer_logits
+
+    def large(*arguments):
+        result = infer(*arguments)
+        result.logits["network"] *= 1e6
+        return result
+
+    monkeypatch.setattr(recompute, "infer_logits", large)
+    flags = ["--experts", "ce", "--splits", "val", "--dtype", "float16"]
+    assert lab.recompute(tmp_path, *flags) == 1
+    assert "got NaN or Inf in sample 0 of val" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_write_that_fails_leaves_the_former_pair(lab, tmp_path, monkeypatch, capsys):
+    flags = ["--experts", "ce", "--splits", "val", "--quiet"]
+    assert lab.recompute(tmp_path, *flags) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("val*")}
+    assert len(before) == 2
+
+    def full(path, arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recompute, "write_npz", full)
+    assert lab.recompute(tmp_path, *flags) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("val*")} == before
+
+
+def test_indices_that_were_changed_by_hand_are_refused(lab, tmp_path, capsys):
+    mine = lab.copy(tmp_path / "lab")
+    path = mine.splits / "val_indices.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+    assert mine.recompute(tmp_path / "o", "--experts", "ce") == 2
+    assert "must be what split_info.json describes, got other indices" in capsys.readouterr().err
+    assert mine.train(tmp_path / "e", "--expert", "ce", "--epochs", "1") == 2
+
+
+def test_an_expert_under_another_name_is_refused(lab, tmp_path, capsys):
+    mine = lab.copy(tmp_path / "lab")
+    path = mine.folder / "best_ce_baseline.pth"
+    path.write_bytes((mine.folder / "best_balsoftmax_baseline.pth").read_bytes())
+    assert mine.recompute(tmp_path / "o", "--experts", "ce") == 1
+    assert "must be of ce_baseline, got balsoftmax_baseline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"metadata": None},
+        {"metadata": {"arch": "expert_cifar_resnet32"}},
+        {"metadata": {"arch": "expert_cifar_resnet32", "num_classes": -1}},
+        {"state_dict": {}},
+        {"spec": {"a": 1}},
+    ],
+)
+def test_damaged_quantized_models_are_one_line(lab, tmp_path, capsys, change):
+    content = {"format": "ptq-quantized-model", "version": 1, "spec": {}, "state_dict": {}}
+    torch.save({**content, **change}, tmp_path / "q.pt")
+    assert lab.recompute(tmp_path / "o", "--quantized", f"q={tmp_path / 'q.pt'}") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+
+
 def test_splits_of_another_size_are_refused(lab, tmp_path, capsys):
     mine = lab.copy(tmp_path / "lab")
     shortened(mine)

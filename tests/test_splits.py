@@ -68,7 +68,7 @@ def test_draws_are_those_of_the_global_generator():
             "imb-factor must be at least 1, got nan",
         ),
         (lambda: exponential_counts(1, 2, 50), "num_classes must be at least 2, got 1"),
-        (lambda: exponential_counts(3, 2, 0), "max-per-class must be at least 1, got 0"),
+        (lambda: exponential_counts(3, 2, 0), "max-per-class must be from 1 to 1000000000, got 0"),
         (lambda: draw_train(np.array([0, 2]), [1, 1, 1], 0), "got no sample of class 1"),
         (
             lambda: split_pool(np.repeat([0, 1], [30, 9]), 2, 0),
@@ -125,6 +125,26 @@ def test_the_same_splits_are_not_written_again_and_others_not_lost(tmp_path, cap
     assert json.loads((folder / "split_info.json").read_text())["seed"] == 43
 
 
+def test_files_that_are_missing_are_written_again(tmp_path, capsys):
+    folder = tmp_path / "s"
+    flags = ["--dataset", "digits", "--output", str(folder)]
+    assert main(flags) == 0
+    before = {path.name: path.read_text() for path in folder.glob("*_*.json")}
+    (folder / "val_indices.json").unlink()
+    (folder / "split_info.json").unlink()
+    assert main(flags) == 0
+    for name, text in before.items():
+        assert name == "split_info.json" or (folder / name).read_text() == text
+    assert main([*flags[:-1], "x" * 300]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_more_than_a_class_has_is_told(tmp_path, capsys):
+    flags = ["--dataset", "digits", "--output", str(tmp_path / "s"), "--max-per-class", "200"]
+    assert main(flags) == 0
+    assert "a class has fewer samples than the profile asks for" in capsys.readouterr().err
+
+
 def test_splits_of_cifar(tmp_path, monkeypatch, capsys):
     write_cifar10(tmp_path, monkeypatch)
     flags = ["--dataset", "cifar10", "--data-root", str(tmp_path), "--output", str(tmp_path / "s")]
@@ -140,7 +160,7 @@ def test_splits_of_cifar(tmp_path, monkeypatch, capsys):
         (["--dataset", "digits", "--imb-factor", "0"], "imb-factor must be at least 1, got 0"),
         (
             ["--dataset", "digits", "--max-per-class", "0"],
-            "max-per-class must be at least 1, got 0",
+            "max-per-class must be from 1 to 1000000000, got 0",
         ),
         (["--dataset", "imagenet"], "data-root must be given for dataset imagenet"),
         (["--data-root", "nowhere"], "must be an existing folder, got 'nowhere'"),
