@@ -82,3 +82,34 @@ def bar_figure(
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
     return figure
+
+
+def error_bar_figure(
+    series: Mapping[str, Mapping[str, tuple[float, float]]], label: str, title: str
+) -> Figure:
+    """Means with standard deviations as error bars, a line per series.
+
+    Args:
+        series: name -> place on the horizontal axis -> (mean, standard deviation).
+        label: of the vertical axis.
+    """
+    places = list(dict.fromkeys(place for values in series.values() for place in values))
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, values) in enumerate(series.items()):
+        shift = 0.06 * (index - (len(series) - 1) / 2)
+        axes.errorbar(
+            [places.index(place) + shift for place in values],
+            [mean for mean, _ in values.values()],
+            yerr=[deviation for _, deviation in values.values()],
+            marker="o",
+            capsize=4,
+            label=name,
+        )
+    axes.set(xticks=range(len(places)), xlabel="bits of weights / activations", ylabel=label)
+    axes.set_xticklabels(places)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    if series:
+        axes.legend()
+    return figure

@@ -33,6 +33,7 @@ LAYER = {
     "any_precision": 5,
     "summary": 5,
     "bitwidth_sweep": 5,
+    "sweeps": 5,
     "pipeline": 6,
 }
 FORBIDDEN_LIBRARIES = {

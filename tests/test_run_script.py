@@ -15,6 +15,7 @@ from models import get_entry, load_model, load_quantized
 from plots import sweep_figure
 from quant import zero_share
 from quantization_log import COLUMNS, append_row, read_log
+from sweeps import gpfq
 
 SPECIFIED = """Model Name, Dataset, Quantization Batch Size, Original Top1 Accuracy, Quantized Top1
 Accuracy, Original Top5 Accuracy, Quantized Top5 Accuracy, Bits, MLP_Alphabet_Scalar,
@@ -32,10 +33,10 @@ def runs(monkeypatch):
         commands.append(flags)
         return main_imagenet.main(flags), "error: as told"
 
-    monkeypatch.setattr(run_script, "execute", execute)
+    monkeypatch.setattr(gpfq, "execute", execute)
     for name, values in (("bits", (2, 3, 4)), ("scalar", (1.0, 1.05, 1.1))):
-        short = dataclasses.replace(run_script.SWEEPS[name], values=values)
-        monkeypatch.setitem(run_script.SWEEPS, name, short)
+        short = dataclasses.replace(gpfq.SWEEPS[name], values=values)
+        monkeypatch.setitem(gpfq.SWEEPS, name, short)
     return commands
 
 
@@ -98,8 +99,8 @@ def test_other_flags_are_another_point(tmp_path, runs):
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(tmp_path, runs, monkeypatch, capsys):
-    short = dataclasses.replace(run_script.SWEEPS["bits"], values=(2, 99, 3))
-    monkeypatch.setitem(run_script.SWEEPS, "bits", short)
+    short = dataclasses.replace(gpfq.SWEEPS["bits"], values=(2, 99, 3))
+    monkeypatch.setitem(gpfq.SWEEPS, "bits", short)
     assert sweep(tmp_path) == 1
     assert "bits = 99 ended in status 2: error: as told" in capsys.readouterr().err
     assert len(read_log(tmp_path / "Quantization_Log_Bit.csv")) == 2
@@ -108,7 +109,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path, runs, monkeypatch, 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["digits_resnet"], "the following arguments are required: --sweep"),
+        ([], "arch must be at least one architecture, got none"),
         (["digits_resnet", "--sweep", "bit"], "invalid choice: 'bit'"),
         (["digits_resnet", "--sweep", "bits", "--jobs", "0"], "must be at least 1, got 0"),
         (
@@ -140,8 +141,8 @@ def test_the_figure_shows_every_point_the_float_line_and_the_best():
 
 
 def test_the_sweeps_are_those_asked_for():
-    assert run_script.SWEEPS["bits"].values == tuple(range(1, 9))
-    scalars = run_script.SWEEPS["scalar"].values
+    assert gpfq.SWEEPS["bits"].values == tuple(range(1, 9))
+    scalars = gpfq.SWEEPS["scalar"].values
     assert (scalars[0], scalars[1], scalars[-1], len(scalars)) == (1.0, 1.05, 2.0, 21)
 
 

@@ -1,12 +1,6 @@
-"""Run main_imagenet.py for many settings, and log and plot what came out.
+"""GPFQ's hyper-parameter analysis: main_imagenet.py for many bits or scalars, logged and drawn.
 
-    python run_script.py digits_resnet --sweep bits scalar
-        GPFQ on the embedded digits with 1..8 bits, then with scalars 1.0..2.0: two minutes
-    python run_script.py cifar_resnet20 --sweep bits -- --data_path CIFAR --checkpoint FILE.pt
-        what follows -- goes to every run
-
-A point of a sweep that is finished is not run again; an interrupted sweep is continued by the same
-command. Exit status: 0 fine, 1 a run failed, 2 wrong usage, 130 interrupted.
+A point that is finished is not run again.
 """
 
 from __future__ import annotations
@@ -24,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli import FlagParser
-from common import EXIT_FAILED, EXIT_OK, InputError, run_main, setup_logging
+from common import EXIT_OK
 from plots import save_figure, sweep_figure
 from quantization_log import Row, append_row, log_row, read_log
+from sweeps.engine import MAIN_SCRIPT
 
-MAIN_SCRIPT = Path(__file__).resolve().parent / "main_imagenet.py"
 RECORD = "run.json"
 METHOD = "gpfq"
 
@@ -142,25 +135,6 @@ def execute(flags: Sequence[str], threads: int) -> tuple[int, str]:
     return result.returncode, result.stderr
 
 
-def build_parser() -> FlagParser:
-    parser = FlagParser(prog="run_script.py", description=__doc__)
-    parser.add_argument("arch", nargs="+", type=str.lower, help="architectures")
-    parser.add_argument(
-        "--sweep", nargs="+", choices=sorted(SWEEPS), required=True, help="what is varied"
-    )
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("outputs"), help="root (default outputs)"
-    )
-    parser.add_argument("--jobs", type=_positive, default=2, help="runs at a time (default 2)")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
-
-
 def run_sweep(
     name: str, archs: Sequence[str], options: argparse.Namespace, extra: list[str]
 ) -> bool:
@@ -209,29 +183,3 @@ def _draw(sweep: Sweep, arch: str, rows: list[Row], folder: Path) -> None:
     )
     save_figure(path, figure)
     logger.info("figure: %s", path)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: that of the process); returns the exit status."""
-    return run_main(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
-
-
-def _main(argv: list[str]) -> int:
-    own, extra = argv, []
-    if "--" in argv:
-        cut = argv.index("--")
-        own, extra = argv[:cut], argv[cut + 1 :]
-    options = build_parser().parse(own)
-    setup_logging()
-    taken = {f"--{SWEEPS[name].flag}" for name in options.sweep} | {
-        "--output_dir",
-        "--quant_method",
-    }
-    for flag in taken & {argument.partition("=")[0] for argument in extra}:
-        raise InputError(f"{flag} must be left out behind --, the sweep sets it, got it there")
-    fine = [run_sweep(name, options.arch, options, extra) for name in options.sweep]
-    return EXIT_OK if all(fine) else EXIT_FAILED
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

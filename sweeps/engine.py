@@ -1,0 +1,145 @@
+"""Running many commands, each in a process of its own. State is in the files of the runs, so that any
+engine can go on where another stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from common import EXIT_OK, EXIT_UNSAVED
+from sweeps.spec import FAILURE, LOG, RunSpec
+
+MAIN_SCRIPT = Path(__file__).resolve().parent.parent / "main_imagenet.py"
+TAIL_LINES = 20
+GRACE = 10.0  # seconds between asking a process to end and ending it
+
+OnDone = Callable[[RunSpec], None]
+
+
+class Engine(Protocol):
+    """Runs specs; tells of each when it is finished or has failed."""
+
+    def run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None: ...
+
+
+def execute(
+    spec: RunSpec,
+    environment: dict[str, str],
+    on_start: Callable[[subprocess.Popen], None] | None = None,
+) -> None:
+    """Run a spec unless its files say that it is finished; its log and, if it fails, its failure go to its
+    folder.
+
+    Two processes never run the same spec: the second waits, and finds it finished. The lock is held by
+    the run itself, so that one whose sweep was killed is waited for as well.
+
+    Args:
+        environment: on top of that of this process.
+        on_start: told of the process.
+    """
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    with (spec.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if spec.record() is not None:
+            return
+        (spec.folder / FAILURE).unlink(missing_ok=True)
+        command = [sys.executable, str(MAIN_SCRIPT), *spec.flags]
+        with (spec.folder / LOG).open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **environment},
+                pass_fds=(lock.fileno(),),
+            )
+            if on_start is not None:
+                on_start(process)
+            status = process.wait()
+        if status not in (EXIT_OK, EXIT_UNSAVED) or spec.record() is None:
+            spec.note_failure(status, tail_of(spec.folder / LOG))
+
+
+def tail_of(path: Path) -> list[str]:
+    """The last lines of a log."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[-TAIL_LINES:]
+
+
+class LocalEngine:
+    """Processes on this machine.
+
+    Args:
+        jobs: runs at a time.
+        gpus: their indices, handed out in turn; none: nothing is said about GPUs.
+    """
+
+    def __init__(self, jobs: int, gpus: Sequence[int] = ()):
+        self.jobs = jobs
+        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.places: queue.Queue[int | None] = queue.Queue()
+        for number in range(jobs):
+            self.places.put(gpus[number % len(gpus)] if gpus else None)
+        self.processes: set[subprocess.Popen] = set()
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None:
+        """Run all specs; on Ctrl-C the runs under way are ended, and nothing of them is called failed."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._one, spec, on_done) for spec in specs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                self._stop()
+                raise
+
+    def _one(self, spec: RunSpec, on_done: OnDone) -> None:
+        if self.stopped:
+            return
+        place = self.places.get()
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
+        if place is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place)
+        try:
+            execute(spec, environment, self._started)
+        finally:
+            self.places.put(place)
+        if self.stopped:
+            (spec.folder / FAILURE).unlink(missing_ok=True)
+            return
+        on_done(spec)
+
+    def _started(self, process: subprocess.Popen) -> None:
+        with self.lock:
+            self.processes.add(process)
+            if self.stopped:
+                process.send_signal(signal.SIGINT)
+
+    def _stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            running = [process for process in self.processes if process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()

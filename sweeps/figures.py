@@ -1,0 +1,27 @@
+"""The figures of a sweep: accuracy against bits, and what the correction adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plots import error_bar_figure
+from sweeps.results import table_rows
+
+KINDS = {"quantized": "Top-1 (%)", "gain": "corrected - quantized, Top-1 (points)"}
+TITLES = {"quantized": "accuracy against bits", "gain": "what the correction adds"}
+
+
+def sweep_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Description -> figure, two per architecture; mean and standard deviation over seeds."""
+    table = table_rows(rows)
+    figures = {}
+    for arch in dict.fromkeys(row["arch"] for row in table):
+        for kind, label in KINDS.items():
+            series: dict[str, dict[str, tuple[float, float]]] = {}
+            for row in table:
+                if row["arch"] == arch and row[kind] is not None:
+                    series.setdefault(row["method"], {})[row["W/A"]] = row[kind]
+            text = f"{arch}: {TITLES[kind]}"
+            figures[text] = error_bar_figure(series, label, text)
+    return figures

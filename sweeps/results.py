@@ -1,0 +1,126 @@
+"""What the runs of a sweep came to: a row per run, a table of means over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from files import atomic_file
+from sweeps.spec import RunSpec
+
+SUMMARY_FILE, TABLE_FILE = "sweep_summary.csv", "sweep_table"
+FIGURES = ("fullprecision", "quantized", "corrected")
+SUMMARY_COLUMNS = (
+    *("arch", "method", "n_bits_w", "n_bits_a", "seed", "status"),
+    *(f"{name}_{top}" for name in FIGURES for top in ("top1", "top5")),
+    *("agreement", "corrected_agreement", "seconds_quantize", "seconds", "error"),
+)
+TABLE_COLUMNS = ("arch", "method", "W/A", "n", "full precision", "quantized", "corrected", "gain")
+
+
+def summary_row(spec: RunSpec) -> dict[str, Any]:
+    """The row of a run, from its files; percent."""
+    row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS)
+    row |= {"arch": spec.arch, "method": spec.method, "seed": spec.seed, "status": spec.state()}
+    row |= {"n_bits_w": spec.n_bits_w, "n_bits_a": spec.n_bits_a}
+    record, failure = spec.record(), spec.failure()
+    if record is not None:
+        for name in FIGURES:
+            figures = record["figures"][name]
+            row[f"{name}_top1"], row[f"{name}_top5"] = figures["top1_pct"], figures["top5_pct"]
+        row["agreement"] = record["figures"]["quantized"]["agreement_pct"]
+        row["corrected_agreement"] = record["figures"]["corrected"]["agreement_pct"]
+        seconds = record["seconds"]
+        row["seconds_quantize"] = round(seconds.get("quantize", 0.0), 2)
+        row["seconds"] = round(sum(seconds.values()), 2)
+    elif failure is not None:
+        row["error"] = next((line for line in reversed(failure["log"]) if line.strip()), "")
+    return row
+
+
+def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of the finished runs of every setting."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (row["arch"], row["method"], row["n_bits_w"], row["n_bits_a"])
+        groups.setdefault(key, []).append(row)
+    table = []
+    for (arch, method, weight, act), members in groups.items():
+        done = [row for row in members if row["status"] == "finished"]
+        found: dict[str, Any] = {
+            "arch": arch,
+            "method": method,
+            "W/A": f"{weight}/{act}",
+            "n": len(done),
+        }
+        for label, name in (("full precision", "fullprecision"), *((n, n) for n in FIGURES[1:])):
+            found[label] = spread([row[f"{name}_top1"] for row in done])
+        found["gain"] = spread([row["corrected_top1"] - row["quantized_top1"] for row in done])
+        table.append(found)
+    return table
+
+
+def spread(values: Sequence[float]) -> tuple[float, float] | None:
+    """Mean and standard deviation (n - 1; 0 of one value); None of none."""
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def show(value: Any) -> str:
+    """A cell in words."""
+    if value is None:
+        return "-"
+    return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, tuple) else str(value)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if row[name] is None else row[name] for name in columns])
+    return buffer.getvalue()
+
+
+def flat_table(table: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of the table with means and deviations apart, for CSV."""
+    columns: list[str] = []
+    rows = []
+    for row in table:
+        flat: dict[str, Any] = {}
+        for name, value in row.items():
+            if name in TABLE_COLUMNS[:4]:
+                flat[name] = value
+            else:
+                flat[f"{name} mean"], flat[f"{name} sd"] = value or (None, None)
+        columns = list(flat)
+        rows.append(flat)
+    return columns, rows
+
+
+def as_markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"| {' | '.join(TABLE_COLUMNS)} |", f"|{'---|' * len(TABLE_COLUMNS)}"]
+    lines += [f"| {' | '.join(show(row[name]) for name in TABLE_COLUMNS)} |" for row in table]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the summary and the table, the latter as CSV and Markdown.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    table = table_rows(rows)
+    texts = {
+        SUMMARY_FILE: as_csv(rows, SUMMARY_COLUMNS),
+        f"{TABLE_FILE}.csv": as_csv(flat_table(table)[1], flat_table(table)[0]),
+        f"{TABLE_FILE}.md": as_markdown(table),
+    }
+    for name, text in texts.items():
+        with atomic_file(root / name) as part:
+            part.write_text(text, encoding="utf-8")

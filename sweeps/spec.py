@@ -1,0 +1,133 @@
+"""The runs of a sweep. What a run is, is in its flags; whether it is done, in its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import InputError
+from files import write_json
+
+RECORD = "run.json"
+FAILURE = "failed.json"
+LOG = "log.txt"
+DEFAULT_METHODS = ("adaround",)
+DEFAULT_BITS = ((2, 2), (4, 2), (2, 4), (4, 4))
+DEFAULT_SEEDS = tuple(range(1001, 1011))
+DEFAULT_GRID: Mapping[str, Sequence[float]] = {
+    "alpha_list": (0.2, 0.4, 0.6),
+    "num_clusters_list": (8, 16, 64),
+    "pca_dim_list": (25, 50, 100),
+}
+EXAMPLE = "digits_resnet"
+FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")  # the main script's own grid fits them
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run.
+
+    Attributes:
+        root: of the sweep.
+        options: flags that the sweep gives to every run, after those of the run itself.
+    """
+
+    root: Path
+    arch: str
+    method: str
+    n_bits_w: int
+    n_bits_a: int
+    seed: int
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.arch}/{self.method}_w{self.n_bits_w}a{self.n_bits_a}_seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / self.name
+
+    @property
+    def flags(self) -> list[str]:
+        """What main_imagenet.py gets; the same flags are the same run."""
+        arch = [] if self.arch == EXAMPLE else ["--arch", self.arch]
+        bits = ["--n_bits_w", str(self.n_bits_w), "--n_bits_a", str(self.n_bits_a)]
+        return [
+            *("--quant_method", self.method, *arch, *bits, "--seed", str(self.seed)),
+            *("--output_dir", str(self.folder), *self.options),
+        ]
+
+    def record(self) -> dict[str, Any] | None:
+        """The record of the finished run with these flags; None where there is none."""
+        content = _read(self.folder / self.method / RECORD)
+        return content if content is not None and content.get("argv") == self.flags else None
+
+    def failure(self) -> dict[str, Any] | None:
+        """How a former run with these flags failed; None where none did."""
+        content = _read(self.folder / FAILURE)
+        return content if content is not None and content.get("argv") == self.flags else None
+
+    def note_failure(self, status: int, tail: Sequence[str]) -> None:
+        """Write down that the run failed."""
+        content = {"argv": self.flags, "status": status, "log": list(tail)}
+        write_json(self.folder / FAILURE, content)
+
+    def state(self) -> str:
+        """``finished``, ``failed`` or ``open``."""
+        if self.record() is not None:
+            return "finished"
+        return "failed" if self.failure() is not None else "open"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep varies; the correction's lists are None where a run's own defaults shall hold."""
+
+    archs: Sequence[str]
+    methods: Sequence[str] = DEFAULT_METHODS
+    bits: Sequence[tuple[int, int]] = DEFAULT_BITS
+    seeds: Sequence[int] = DEFAULT_SEEDS
+    correction: Mapping[str, Sequence[float] | None] | None = None
+
+    def runs(self, root: Path, extra: Sequence[str]) -> list[RunSpec]:
+        """Every run, method by method; seeds last, so that every setting has a first result early."""
+        return [
+            RunSpec(root, arch, method, *bits, seed, (*self._options(arch), *extra))
+            for arch in self.archs
+            for seed in self.seeds
+            for method in self.methods
+            for bits in self.bits
+        ]
+
+    def _options(self, arch: str) -> list[str]:
+        flags = ["--no-plots", "--save_results", "selected"]
+        for name, default in DEFAULT_GRID.items():
+            given = (self.correction or {}).get(name)
+            values = given or (None if arch.startswith(FEW_CLASSES) else default)
+            if values is not None:
+                flags += [f"--{name}", *(f"{value:g}" for value in values)]
+        return flags
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """``4,2`` as (4, 2): weights, activations.
+
+    Raises:
+        InputError: not two whole numbers.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"bits must be W,A as in 4,2, got {text!r}")
+    return int(parts[0]), int(parts[1])

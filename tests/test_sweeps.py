@@ -1,0 +1,312 @@
+"""Sweeps over methods, bits and seeds: what is run, what is not run again, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run_script
+from common import InputError
+from sweeps import engine
+from sweeps.engine import LocalEngine, execute
+from sweeps.report import RUN_COLUMNS
+from sweeps.results import TABLE_COLUMNS, as_markdown, spread, table_rows
+from sweeps.spec import DEFAULT_SEEDS, Grid, RunSpec, parse_bits
+from tests.conftest import PROJECT
+
+FAKE = """
+import json, os, pathlib, sys, time
+flags = dict(zip(sys.argv[1::1], sys.argv[2::1]))
+root = pathlib.Path(flags["--output_dir"])
+with (root / "starts.txt").open("a") as handle:
+    handle.write("start\\n")
+seed, bits = int(flags["--seed"]), int(flags["--n_bits_w"])
+print("a line of the log")
+time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+if seed == 13:
+    print("error: weights must be finite")
+    sys.exit(2)
+figure = {"top5_pct": 99.0, "agreement_pct": 95.0}
+figures = {
+    "fullprecision": {**figure, "top1_pct": 90.0},
+    "quantized": {**figure, "top1_pct": 70.0 + bits + seed},
+    "corrected": {**figure, "top1_pct": 71.0 + bits + seed},
+}
+folder = root / flags["--quant_method"]
+folder.mkdir(parents=True, exist_ok=True)
+record = {"argv": sys.argv[1:], "figures": figures, "seconds": {"quantize": 1.0, "save": 0.5}}
+record["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+(folder / "run.json").write_text(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    """A main script that takes no time; the root of a sweep."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr(engine, "MAIN_SCRIPT", script)
+    return tmp_path / "out"
+
+
+def sweep(root: Path, *flags: str) -> int:
+    own = ["digits_resnet", "--methods", "rtn", "gpfq", "--bits", "4,4", "2,4"]
+    return run_script.main([*own, "--seeds", "1", "2", "--output_dir", str(root), *flags])
+
+
+def starts(root: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in root.rglob("starts.txt"))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_the_defaults_are_those_of_the_published_scripts():
+    runs = Grid(("resnet18", "mobilenet_v2")).runs(Path("o"), ("--weights", "DEFAULT"))
+    assert len(runs) == 2 * 4 * 10
+    assert {(run.n_bits_w, run.n_bits_a) for run in runs} == {(2, 2), (4, 2), (2, 4), (4, 4)}
+    assert {run.seed for run in runs} == set(range(1001, 1011)) == set(DEFAULT_SEEDS)
+    flags = " ".join(runs[0].flags)
+    assert "--alpha_list 0.2 0.4 0.6 --num_clusters_list 8 16 64 --pca_dim_list 25 50 100" in flags
+    assert flags.endswith("--weights DEFAULT")
+    small = Grid(("cifar_resnet20",)).runs(Path("o"), ())[0]
+    assert "--pca_dim_list" not in small.flags
+    given = Grid(("cifar_resnet20",), correction={"pca_dim_list": [2, 5]}).runs(Path("o"), ())[0]
+    assert given.flags[given.flags.index("--pca_dim_list") + 1 :][:2] == ["2", "5"]
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_bits_are_pairs():
+    assert parse_bits("4,2") == (4, 2)
+    for text in ("4", "4,x", "4,2,1", ""):
+        with pytest.raises(InputError, match="bits must be W,A as in 4,2"):
+            parse_bits(text)
+
+
+def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys):
+    assert sweep(fake) == 0
+    assert starts(fake) == 8
+    rows = rows_of(fake / "sweep_summary.csv")
+    assert len(rows) == 8
+    assert {row["status"] for row in rows} == {"finished"}
+    first = next(r for r in rows if (r["method"], r["n_bits_w"], r["seed"]) == ("rtn", "4", "2"))
+    assert (first["quantized_top1"], first["corrected_top1"]) == ("76.0", "77.0")
+    assert (first["seconds_quantize"], first["seconds"]) == ("1.0", "1.5")
+    table = rows_of(fake / "sweep_table.csv")
+    assert [(row["method"], row["W/A"], row["n"]) for row in table] == [
+        ("rtn", "4/4", "2"),
+        ("rtn", "2/4", "2"),
+        ("gpfq", "4/4", "2"),
+        ("gpfq", "2/4", "2"),
+    ]
+    assert float(table[0]["quantized mean"]) == 75.5
+    assert float(table[0]["quantized sd"]) == pytest.approx(0.5**0.5)
+    assert (
+        "| rtn | 4/4 | 2 | 90.00 ± 0.00 | 75.50 ± 0.71 |" in (fake / "sweep_table.md").read_text()
+    )
+    assert "75.50 ± 0.71" in capsys.readouterr().out
+    assert len(list((fake / "image").iterdir())) == 2
+    before = (fake / "report.html").stat().st_mtime_ns
+    assert sweep(fake) == 0
+    assert starts(fake) == 8
+    assert (fake / "report.html").stat().st_mtime_ns == before
+    assert sweep(fake, "--report_only") == 0
+    assert (fake / "report.html").stat().st_mtime_ns > before
+
+
+def test_other_flags_are_other_runs(fake):
+    assert sweep(fake, "--seeds", "1") == 0
+    assert sweep(fake, "--seeds", "1", "--", "--batch_size", "32") == 0
+    assert starts(fake) == 8
+
+
+def test_a_plan_runs_nothing(fake, capsys):
+    assert sweep(fake, "--dry_run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert lines[0].startswith("python3 main_imagenet.py --quant_method rtn --n_bits_w 4")
+    assert not fake.exists()
+
+
+def test_a_failure_is_told_kept_and_run_again_when_asked(fake, capsys):
+    assert sweep(fake, "--seeds", "1", "13") == 1
+    error = capsys.readouterr().err
+    assert "not finished: digits_resnet/rtn_w4a4_seed13" in error
+    rows = rows_of(fake / "sweep_summary.csv")
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert len(failed) == 4
+    assert {row["error"] for row in failed} == {"error: weights must be finite"}
+    assert starts(fake) == 8
+    assert sweep(fake, "--seeds", "1", "13") == 1
+    assert starts(fake) == 8
+    assert sweep(fake, "--seeds", "1", "13", "--retry_failed") == 1
+    assert starts(fake) == 12
+    page = (fake / "report.html").read_text()
+    assert "<h2>Failures</h2>" in page
+    assert "a line of the log" in page
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.images: list[dict] = []
+        self.heads: list[str] = []
+        self.links: list[str] = []
+        self.tables = self.buttons = 0
+
+    def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
+        self.tables += tag == "table"
+        self.buttons += tag == "button"
+        if tag == "img":
+            self.images.append(known)
+        self.links += [known[name] for name in ("src", "href") if name in known]
+
+
+def test_the_report_is_one_page_that_needs_no_network(fake):
+    assert sweep(fake) == 0
+    page = Page()
+    page.feed((fake / "report.html").read_text())
+    assert page.tables == 2
+    assert page.buttons == len(TABLE_COLUMNS) + len(RUN_COLUMNS)
+    assert [image["alt"] for image in page.images] == [
+        "digits_resnet: accuracy against bits",
+        "digits_resnet: what the correction adds",
+    ]
+    assert all(link.startswith("data:") for link in page.links)
+
+
+def test_what_a_name_holds_cannot_break_the_page(tmp_path):
+    from sweeps.report import write_report
+
+    spec = RunSpec(tmp_path, '<b>&"', "rtn", 4, 4, 1)
+    spec.folder.mkdir(parents=True)
+    spec.note_failure(1, ["<script>alert(1)</script>"])
+    from sweeps.results import summary_row
+
+    text = write_report(tmp_path, [spec], [summary_row(spec)], {}, {"x": "</pre>"}).read_text()
+    assert "<script>alert" not in text
+    assert "<b>" not in text
+    assert text.count("</pre>") == 2
+
+
+def test_gpus_are_handed_out_in_turn(fake):
+    specs = [RunSpec(fake, "digits_resnet", "rtn", 4, 4, seed) for seed in range(1, 7)]
+    LocalEngine(2, [3, 5]).run(specs, lambda spec: None)
+    assert {spec.record()["gpu"] for spec in specs} <= {"3", "5"}
+    LocalEngine(1, [7]).run([RunSpec(fake, "digits_resnet", "rtn", 4, 4, 9)], lambda spec: None)
+    assert RunSpec(fake, "digits_resnet", "rtn", 4, 4, 9).record()["gpu"] == "7"
+
+
+def test_two_processes_never_run_the_same_spec(fake, monkeypatch):
+    """The second waits for the first and finds its result."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    spec = RunSpec(fake, "digits_resnet", "rtn", 4, 4, 1)
+    LocalEngine(2).run([spec, spec], lambda done: None)
+    assert starts(fake) == 1
+    execute(spec, {})
+    assert starts(fake) == 1
+
+
+def test_an_interruption_ends_the_runs_and_calls_none_failed(fake, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "30")
+    specs = [RunSpec(fake, "digits_resnet", "rtn", 4, 4, seed) for seed in range(1, 5)]
+    local = LocalEngine(2)
+    start = time.monotonic()
+
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            local.run(specs, lambda spec: None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - start < 15
+    assert {spec.state() for spec in specs} == {"open"}
+    assert all(process.poll() is not None for process in local.processes)
+
+
+def test_a_killed_sweep_is_finished_by_the_same_command(fake):
+    """SIGKILL in the middle: runs under way end by themselves and are not run again."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); import run_script; "
+        f"from sweeps import engine; from pathlib import Path; "
+        f"engine.MAIN_SCRIPT = Path({str(engine.MAIN_SCRIPT)!r}); sys.exit(run_script.main("
+        "['digits_resnet', '--methods', 'rtn', '--bits', '4,4', '--seeds', '1', '2', '3', '4', '5', '6', "
+        f"'--output_dir', {str(fake)!r}]))"
+    )
+    environment = {**os.environ, "FAKE_SECONDS": "0.7"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while starts(fake) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    flags = ["--methods", "rtn", "--bits", "4,4", "--seeds", *"123456", "--output_dir", str(fake)]
+    assert run_script.main(["digits_resnet", *flags]) == 0
+    assert starts(fake) == 6
+    assert {row["status"] for row in rows_of(fake / "sweep_summary.csv")} == {"finished"}
+
+
+def test_records_of_other_flags_do_not_count(fake):
+    spec = RunSpec(fake, "digits_resnet", "rtn", 4, 4, 1)
+    execute(spec, {})
+    assert spec.state() == "finished"
+    path = spec.folder / "rtn" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "argv": ["other"]}))
+    assert spec.state() == "open"
+    path.write_text("[")
+    assert spec.state() == "open"
+
+
+def test_tables_of_unfinished_settings_are_empty():
+    row = dict.fromkeys(("arch", "method", "n_bits_w", "n_bits_a", "status"), "x")
+    (found,) = table_rows([row])
+    assert (found["n"], found["quantized"]) == (0, None)
+    assert "| 0 | - | - | - | - |" in as_markdown([found])
+    assert spread([1.0]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--bits", "4"], "bits must be W,A"),
+        (["--gpus", "x"], "invalid int value: 'x'"),
+        (["--", "--seed", "3"], "--seed must be left out behind --"),
+        (["--config", "nothing.yaml"], "config must be a readable YAML file"),
+    ],
+)
+def test_bad_usage_is_one_line(fake, flags, text, capsys):
+    assert sweep(fake, *flags) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not fake.exists()
+
+
+def test_a_file_says_what_to_run(fake, tmp_path):
+    (tmp_path / "s.yaml").write_text("methods: [rtn]\nbits: ['4,4']\nseeds: [5]\n")
+    command = ["digits_resnet", "--config", str(tmp_path / "s.yaml"), "--output_dir", str(fake)]
+    assert run_script.main(command) == 0
+    assert starts(fake) == 1
