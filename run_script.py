@@ -30,7 +30,7 @@ from common import (
     write_stdout,
 )
 from files import require_writable
-from sweeps.engine import LocalEngine
+from sweeps.engine import Engine, LocalEngine
 from sweeps.gpfq import SWEEPS, run_sweep
 from sweeps.results import SUMMARY_FILE, as_markdown, summary_row, table_rows, write_results
 from sweeps.spec import DEFAULT_BITS, DEFAULT_METHODS, DEFAULT_SEEDS, Grid, RunSpec, parse_bits
@@ -60,6 +60,12 @@ def build_parser() -> FlagParser:
     )
     parser.add_argument("--jobs", type=_positive, default=2, help="runs at a time (default 2)")
     parser.add_argument("--gpus", nargs="+", type=int, default=[], help="indices, in turn")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes here, or Ray tasks"
+    )
+    parser.add_argument("--ray_address", help="auto or host:port (default: Ray on this machine)")
+    parser.add_argument("--cpus_per_job", type=float, default=1.0, help="of Ray (default 1)")
+    parser.add_argument("--gpus_per_job", type=float, default=0.0, help="of Ray (default 0)")
     parser.add_argument("--retry_failed", action="store_true", help="run what failed once more")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
     parser.add_argument(
@@ -121,7 +127,7 @@ def grid_of(options: argparse.Namespace) -> Grid:
 
 def run_grid(options: argparse.Namespace, extra: Sequence[str], argv: Sequence[str]) -> int:
     """Run what is open, then write tables, figures and report; the exit status."""
-    specs = grid_of(options).runs(options.output_dir, extra)
+    specs = grid_of(options).runs(options.output_dir.absolute(), extra)
     if options.dry_run:
         for spec in specs:
             write_stdout(" ".join(["python3 main_imagenet.py", *spec.flags]))
@@ -146,10 +152,28 @@ def run_grid(options: argparse.Namespace, extra: Sequence[str], argv: Sequence[s
 
     if todo:
         options.output_dir.mkdir(parents=True, exist_ok=True)
-        LocalEngine(options.jobs, options.gpus).run(todo, tell)
+        make_engine(options).run(todo, tell)
     rows = [summary_row(spec) for spec in specs]
     write_everything(options.output_dir, specs, rows, argv)
     return conclude(specs, rows)
+
+
+def make_engine(options: argparse.Namespace) -> Engine:
+    """The engine that the flags name.
+
+    Raises:
+        InputError: Ray is not installed, or a number is out of range.
+    """
+    if options.engine == "local":
+        return LocalEngine(options.jobs, options.gpus)
+    if not 0 < options.cpus_per_job <= 1024 or not 0 <= options.gpus_per_job <= 64:
+        raise InputError(
+            f"cpus_per_job must be above 0 and gpus_per_job at least 0, got {options.cpus_per_job} and "
+            f"{options.gpus_per_job}"
+        )
+    from sweeps.ray_engine import RayEngine
+
+    return RayEngine(options.ray_address, options.cpus_per_job, options.gpus_per_job, options.jobs)
 
 
 def write_everything(

@@ -36,6 +36,8 @@ def execute(
     spec: RunSpec,
     environment: dict[str, str],
     on_start: Callable[[subprocess.Popen], None] | None = None,
+    cwd: Path | None = None,
+    script: Path | None = None,
 ) -> None:
     """Run a spec unless its files say that it is finished; its log and, if it fails, its failure go to its
     folder.
@@ -46,6 +48,8 @@ def execute(
     Args:
         environment: on top of that of this process.
         on_start: told of the process.
+        cwd: where the run works; None: here.
+        script: what is run; None: ``MAIN_SCRIPT``.
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
     with (spec.folder / ".lock").open("w") as lock:
@@ -53,13 +57,14 @@ def execute(
         if spec.record() is not None:
             return
         (spec.folder / FAILURE).unlink(missing_ok=True)
-        command = [sys.executable, str(MAIN_SCRIPT), *spec.flags]
+        command = [sys.executable, str(script or MAIN_SCRIPT), *spec.flags]
         with (spec.folder / LOG).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                cwd=cwd,
                 env={**os.environ, **environment},
                 pass_fds=(lock.fileno(),),
             )

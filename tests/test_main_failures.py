@@ -216,7 +216,9 @@ def test_unusable_checkpoints(tmp_path, capsys):
     torch.save(CifarResNet(8), path)
     assert "a.pt: must hold tensors and plain values only" in refused(flags, tmp_path, capsys)
     torch.save({"epoch": 3}, path)
-    assert "a.pt: must hold a state_dict (names to tensors)" in refused(flags, tmp_path, capsys)
+    assert "a.pt: not a checkpoint: must hold a state_dict (names to tensors)" in refused(
+        flags, tmp_path, capsys
+    )
     torch.save(CifarResNet(20).state_dict(), path)
     assert "weights must fit CifarResNet, got unexpected: layer1.1." in refused(
         flags, tmp_path, capsys

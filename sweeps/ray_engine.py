@@ -1,0 +1,100 @@
+"""Runs of a sweep as Ray tasks, on this machine or a cluster that shares the sweep's folder.
+
+A task that is lost with its machine is started again elsewhere; one whose run is finished does nothing, for
+the state is in the files of the runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import InputError
+from sweeps.engine import MAIN_SCRIPT, OnDone, execute
+from sweeps.spec import RunSpec
+
+PROJECT = Path(__file__).resolve().parent.parent
+RETRIES = 3  # of a task whose worker or machine was lost
+
+logger = logging.getLogger(__name__)
+
+
+def import_ray() -> Any:
+    """Ray, or one clear line when it is missing.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(
+            f"engine ray needs Ray (pip install -r requirements-ray.txt), got: {error}"
+        ) from None
+    return ray
+
+
+class RayEngine:
+    """Ray tasks.
+
+    Args:
+        address: ``auto`` or host:port of a cluster; None: Ray on this machine alone.
+        cpus, gpus: of every run; a GPU may be shared (0.5).
+        jobs: runs at a time on this machine alone.
+    """
+
+    def __init__(self, address: str | None, cpus: float, gpus: float, jobs: int):
+        self.ray = import_ray()
+        self.address, self.cpus, self.gpus, self.jobs = address, cpus, gpus, jobs
+
+    def run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None:
+        """Run all specs; tells of each as it ends.
+
+        Raises:
+            InputError: there is no cluster at the address.
+        """
+        self._connect()
+        try:
+            self._run(specs, on_done)
+        finally:
+            self.ray.shutdown()
+
+    def _connect(self) -> None:
+        environment = {"PYTHONPATH": str(PROJECT)}
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        settings["runtime_env"] = {"env_vars": environment}
+        try:
+            if self.address is None:
+                count = max(1, round(self.jobs * self.cpus))
+                self.ray.init(address="local", num_cpus=count, include_dashboard=False, **settings)
+            else:
+                self.ray.init(address=self.address, **settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"ray_address must be a running cluster, got {self.address}: {reason}"
+            ) from None
+
+    def _run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None:
+        task = self.ray.remote(_execute).options(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
+        )
+        threads = max(1, int(self.cpus))
+        waiting = {task.remote(spec, threads, Path.cwd(), MAIN_SCRIPT): spec for spec in specs}
+        while waiting:
+            (ready,), _ = self.ray.wait(list(waiting), num_returns=1)
+            spec = waiting.pop(ready)
+            try:
+                self.ray.get(ready)
+            except self.ray.exceptions.RayError as error:
+                spec.note_failure(-1, str(error).splitlines())
+            on_done(spec)
+
+
+def _execute(spec: RunSpec, threads: int, cwd: Path, script: Path) -> None:
+    """What a worker does."""
+    execute(spec, {"OMP_NUM_THREADS": str(threads)}, cwd=cwd, script=script)
