@@ -90,7 +90,8 @@ def error_bar_figure(
     """Means with standard deviations as error bars, a line per series.
 
     Args:
-        series: name -> place on the horizontal axis -> (mean, standard deviation).
+        series: name -> place on the horizontal axis -> (mean, standard deviation); places in the
+            order in which they are met first.
         label: of the vertical axis.
     """
     places = list(dict.fromkeys(place for values in series.values() for place in values))

@@ -14,7 +14,9 @@ TITLES = {"quantized": "accuracy against bits", "gain": "what the correction add
 
 def sweep_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Description -> figure, two per architecture; mean and standard deviation over seeds."""
-    table = table_rows(rows)
+    table = table_rows(
+        sorted(rows, key=lambda row: (row["arch"], row["n_bits_w"], row["n_bits_a"]))
+    )
     figures = {}
     for arch in dict.fromkeys(row["arch"] for row in table):
         for kind, label in KINDS.items():
