@@ -31,6 +31,7 @@ def infer_logits(
     description: str = "inference",
     total: int | None = None,
     on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> Inference:
     """Run all networks over the batches in one pass, so that each image is decoded once.
 
@@ -39,16 +40,22 @@ def infer_logits(
         batches: (images (B, 3, H, W) float32, labels (B,)).
         total: number of batches, for the progress bar.
         on_batch: told of the logits by name and of the labels of every batch as it is done.
+        known: logits (N, C) of further networks on all these images, computed before.
     """
+    known = known or {}
+    done = 0
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in networks}
     targets: list[np.ndarray] = []
     for images, labels in progress(batches, description, total):
         images = images.to(device, non_blocking=True)
         logits = {name: network(images).float().cpu().numpy() for name, network in networks.items()}
-        for name, values in logits.items():
+        logits |= {name: array[done : done + len(labels)] for name, array in known.items()}
+        done += len(labels)
+        for name in networks:
+            values = logits[name]
             outputs[name].append(values)
         targets.append(labels.numpy())
         if on_batch is not None:
             on_batch(logits, targets[-1])
-    whole = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    whole = {name: np.concatenate(parts) for name, parts in outputs.items()} | dict(known)
     return Inference(whole, np.concatenate(targets).astype(np.int64))

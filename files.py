@@ -120,6 +120,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of the file ``path``, which is made, while the block runs; other processes wait. Where
+    no file can be made there is no lock.
+    """
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError:
+        yield
+        return
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON under its final name only when complete."""
     with atomic_file(path) as part:

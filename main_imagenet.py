@@ -211,6 +211,12 @@ def _add_run_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--log_dir", type=Path, help="TensorBoard folder (default: in the run's folder)"
     )
+    group.add_argument(
+        "--cache_dir",
+        type=Path,
+        help="what other runs need as well is kept here: decoded image files, logits of the float "
+        "network, corrected inputs (default: the last alone, below output_dir/cache)",
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")
     group.add_argument("--config", type=Path, help="YAML file of flags; the command line wins")
     group.add_argument(

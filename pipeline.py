@@ -7,6 +7,7 @@ saved.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from common import (
 )
 from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
 from evaluation import Inference, infer_logits
-from files import atomic_file, atomic_folder, write_json
+from files import atomic_file, atomic_folder, locked, write_json
 from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
@@ -92,7 +93,7 @@ class _Run:
 
     def all_stages(self) -> Outcome:
         with self.clock("decode images"):
-            self.plan = self.job.plan.decoded()
+            self.plan = self.job.plan.decoded(self.options.cache_dir)
         plan_grid(self.job.grid, len(self.plan.correction), self.job.model.num_classes)
         seed_all(self.job.method.settings.seed)
         self.states = UnitStates(self.job.folder / STATE_FOLDER, self._identity())
@@ -170,7 +171,7 @@ class _Run:
                 on_unit=self._note_unit,
                 on_scalar=self._note_scalar,
                 states=self.states,
-                cache_dir=self.options.output_dir / CACHE_FOLDER,
+                cache_dir=self.options.cache_dir or self.options.output_dir / CACHE_FOLDER,
             )
         with self.saves.attempt("the quantized model"):
             quantized.save(self.job.folder / MODEL_FILE, self._model_metadata())
@@ -202,10 +203,36 @@ class _Run:
         description: str,
         on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
     ) -> Inference:
-        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
         batches = -(-len(images) // self.options.batch_size)
+        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
+        known = {}
+        if self.options.cache_dir is not None:
+            known[FULL_PRECISION] = self._float_logits(images, batches)
+            del networks[FULL_PRECISION]
         loader = images.batches(self.options.batch_size)
-        return infer_logits(networks, loader, self.job.device, description, batches, on_batch)
+        return infer_logits(
+            networks, loader, self.job.device, description, batches, on_batch, known
+        )
+
+    def _float_logits(self, images: ImageSet, batches: int) -> np.ndarray:
+        """The logits of the float network, which all runs on these images share; one of them computes
+        them.
+        """
+        machine = f"{self.job.device.type} {torch.__version__} {torch.get_num_threads()}"
+        key = f"{self.job.model.digest} {images.digest()} {machine} {self.options.batch_size}"
+        name = f"logits_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        path = self.options.cache_dir / f"{name}.npy"
+        with locked(path.with_suffix(".lock")):
+            if path.is_file():
+                return np.load(path, allow_pickle=False)
+            loader = images.batches(self.options.batch_size)
+            networks = {FULL_PRECISION: self.network}
+            found = infer_logits(networks, loader, self.job.device, "float network", batches)
+            logits = found.logits[FULL_PRECISION]
+            with self.saves.attempt("the float network's logits"), atomic_file(path) as part:
+                with part.open("wb") as handle:
+                    np.save(handle, logits)
+        return logits
 
     def _evaluate(self, quantized: nn.Module) -> Inference:
         """The logits on the evaluation images, written to disk while the networks run."""

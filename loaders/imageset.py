@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common import InputError, progress
+from files import atomic_folder, locked
 from loaders.transforms import Preprocess, as_rgb, augment_small, image_transform
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels that are kept instead of decoded anew
@@ -50,8 +51,12 @@ class ImageSet(ABC):
         """The images at ``indices``, in that order."""
 
     @abstractmethod
-    def loaded(self) -> ImageSet:
-        """The same images, decoded into memory where they fit in ``MEMORY_LIMIT``."""
+    def loaded(self, cache: Path | None = None) -> ImageSet:
+        """The same images, decoded into memory where they fit in ``MEMORY_LIMIT``.
+
+        Args:
+            cache: folder where decoded files are kept for other runs; None keeps nothing.
+        """
 
     @abstractmethod
     def augmented(self, seed: int) -> ImageSet:
@@ -92,7 +97,7 @@ class MemoryImages(ImageSet):
             ids=[self.ids[index] for index in chosen],
         )
 
-    def loaded(self) -> MemoryImages:
+    def loaded(self, cache: Path | None = None) -> MemoryImages:
         return self
 
     def augmented(self, seed: int) -> MemoryImages:
@@ -137,7 +142,38 @@ class FileImages(ImageSet):
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, labels=self.labels[chosen], ids=[self.ids[index] for index in chosen])
 
-    def loaded(self) -> ImageSet:
+    def loaded(self, cache: Path | None = None) -> ImageSet:
+        if cache is None:
+            return self._decode_all()
+        entry = cache / f"images_{self._cache_key()}"
+        with locked(cache / f"{entry.name}.lock"):
+            if not entry.is_dir():
+                decoded = self._decode_all()
+                self._keep(decoded, entry)
+                return decoded
+        kept = np.load(entry / "kept.npy")
+        return self._in_memory(torch.from_numpy(np.load(entry / "pixels.npy", mmap_mode="c")), kept)
+
+    def _cache_key(self) -> str:
+        """16 hex digits that change with the files, their order and how they are decoded."""
+        digest = hashlib.sha256(f"{self.preprocess} {self.augment_seed} {self.skip_bad}".encode())
+        for name in self.ids:
+            status = (self.root / name).stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def _keep(self, decoded: ImageSet, entry: Path) -> None:
+        if not isinstance(decoded, MemoryImages):  # too many for memory
+            return
+        place = {name: index for index, name in enumerate(self.ids)}
+        try:
+            with atomic_folder(entry) as part:
+                np.save(part / "pixels.npy", decoded.pixels.numpy())
+                np.save(part / "kept.npy", np.array([place[name] for name in decoded.ids]))
+        except OSError as error:
+            logger.warning("decoded images are not kept for other runs: %s", error)
+
+    def _decode_all(self) -> ImageSet:
         pixels: Tensor | None = None
         kept: list[int] = []
         for index, image in progress(self._decoded(range(len(self))), "decoding", len(self)):
@@ -153,8 +189,12 @@ class FileImages(ImageSet):
             raise InputError(
                 f"{self.root}: must hold at least one readable image among those asked for"
             )
+        return self._in_memory(pixels[: len(kept)], np.array(kept))
+
+    def _in_memory(self, pixels: Tensor, kept: np.ndarray) -> MemoryImages:
+        """Decoded pixels of the images at the indices ``kept``."""
         return MemoryImages(
-            pixels[: len(kept)],
+            pixels,
             self.labels[kept],
             [self.ids[index] for index in kept],
             self.preprocess,

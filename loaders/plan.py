@@ -48,17 +48,20 @@ class DataPlan:
     evaluation: ImageSet
     correction_source: str
 
-    def decoded(self) -> DataPlan:
+    def decoded(self, cache: Path | None = None) -> DataPlan:
         """The same plan with every image in memory that fits there; unreadable files are found
         here.
+
+        Args:
+            cache: as in ``ImageSet.loaded``.
 
         Raises:
             InputError: an image cannot be read.
         """
         return DataPlan(
-            self.calibration.loaded(),
-            self.correction.loaded(),
-            self.evaluation.loaded(),
+            self.calibration.loaded(cache),
+            self.correction.loaded(cache),
+            self.evaluation.loaded(cache),
             self.correction_source,
         )
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from common import InputError, RunError, progress
-from files import read_torch_file, write_torch_file
+from files import locked, read_torch_file, write_torch_file
 from quant.model import UNFOLDED_SPEC, QuantModel
 
 EPS = 1e-6
@@ -109,9 +108,17 @@ class InputCorrection:
         Raises:
             RunError: the objective is not finite.
         """
-        path = None if self.folder is None else self.folder / f"unit_{index:03d}.pt"
-        if path is not None and path.exists():
-            return read_torch_file(path).to(inputs.device)
+        if self.folder is None:
+            return self._correct(index, name, inputs)
+        path = self.folder / f"unit_{index:03d}.pt"
+        with locked(path.with_suffix(".lock")):
+            if path.exists():
+                return read_torch_file(path).to(inputs.device)
+            found = self._correct(index, name, inputs)
+            _keep(path, found)
+        return found
+
+    def _correct(self, index: int, name: str, inputs: Tensor) -> Tensor:
         start = time.perf_counter()
         unit = self.chain.units[index]
         try:
@@ -123,17 +130,13 @@ class InputCorrection:
             *(index, 100 * float((found - inputs).norm() / inputs.norm())),
             time.perf_counter() - start,
         )
-        if path is not None:
-            _keep(path, found)
         return found
 
 
 def _keep(path: Path, inputs: Tensor) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f"{path.stem}_{os.getpid()}.pt")  # other runs may make the same
-        write_torch_file(own, inputs.cpu())
-        own.replace(path)
+        write_torch_file(path, inputs.cpu())
     except OSError as error:
         logger.warning("corrected inputs are not kept for other runs: %s", error)
 

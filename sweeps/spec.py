@@ -103,8 +103,9 @@ class Grid:
 
     def runs(self, root: Path, extra: Sequence[str]) -> list[RunSpec]:
         """Every run, method by method; seeds last, so that every setting has a first result early."""
+        cache = ("--cache_dir", str(root / "cache"))
         return [
-            RunSpec(root, arch, method, *bits, seed, (*self._options(arch), *extra))
+            RunSpec(root, arch, method, *bits, seed, (*self._options(arch), *cache, *extra))
             for arch in self.archs
             for seed in self.seeds
             for method in self.methods

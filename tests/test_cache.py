@@ -1,0 +1,129 @@
+"""What runs share: decoded images, logits of the float network; made once, changing nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pipeline
+from evaluation import infer_logits
+from files import locked
+from loaders import load_dataset
+from loaders.imageset import FileImages
+from loaders.transforms import Preprocess
+from main_imagenet import main
+from tests.conftest import QUICK
+
+PLAIN = Preprocess((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture
+def images(tmp_path) -> FileImages:
+    random = np.random.RandomState(0)
+    for split in ("train", "val"):
+        for label in "ab":
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = random.randint(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return load_dataset("imagenet", tmp_path / "data", PLAIN, skip_bad=True).val
+
+
+def test_decoded_images_are_kept_and_the_same(images, tmp_path, monkeypatch):
+    plain, first = images.loaded(), images.loaded(tmp_path / "c")
+    monkeypatch.setattr(FileImages, "_decode", None)  # nothing is decoded any more
+    again = images.loaded(tmp_path / "c")
+    for other in (first, again):
+        assert torch.equal(other.pixels, plain.pixels)
+        assert (other.ids, other.digest()) == (plain.ids, plain.digest())
+    subset = images.subset([3, 1])
+    with pytest.raises(TypeError):
+        subset.loaded(tmp_path / "c")
+
+
+def test_changed_files_are_decoded_anew(images, tmp_path):
+    images.loaded(tmp_path / "c")
+    path = images.root / images.ids[2]
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
+    found = images.loaded(tmp_path / "c")
+    assert found.pixels[2, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_skipped_images_stay_skipped(images, tmp_path):
+    (images.root / images.ids[1]).write_bytes(b"nothing")
+    first, again = images.loaded(tmp_path / "c"), images.loaded(tmp_path / "c")
+    assert first.ids == again.ids == [images.ids[0], *images.ids[2:]]
+    assert np.array_equal(again.labels, first.labels)
+
+
+def test_a_cache_that_cannot_be_written_is_no_cache(images, tmp_path, caplog):
+    (tmp_path / "c").write_text("a file")
+    assert len(images.loaded(tmp_path / "c")) == 6
+    assert "decoded images are not kept" in caplog.text
+
+
+def hold(path: Path, ready, seconds: float) -> None:
+    with locked(path):
+        ready.set()
+        time.sleep(seconds)
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "x.lock", ready, 0.5))
+    process.start()
+    assert ready.wait(60)
+    start = time.monotonic()
+    with locked(tmp_path / "x.lock"):
+        assert time.monotonic() - start > 0.2
+    process.join()
+
+
+def test_logits_that_are_known_are_not_computed():
+    network, images = torch.nn.Linear(3, 2), torch.randn(5, 3)
+    batches = [(images[:3], torch.zeros(3)), (images[3:], torch.ones(2))]
+    known = np.arange(10, dtype=np.float32).reshape(5, 2)
+    seen = []
+    result = infer_logits(
+        {"a": network},
+        batches,
+        torch.device("cpu"),
+        on_batch=lambda logits, labels: seen.append({k: v.copy() for k, v in logits.items()}),
+        known={"b": known},
+    )
+    assert np.array_equal(result.logits["b"], known)
+    assert np.array_equal(np.concatenate([batch["b"] for batch in seen]), known)
+    assert np.allclose(result.logits["a"], network(images).detach().numpy())
+    assert list(seen[0]) == ["a", "b"]
+
+
+def test_a_run_with_a_cache_writes_the_same_logits_and_runs_the_float_network_once(
+    tmp_path, monkeypatch
+):
+    flags = [*QUICK, "--no-plots"]
+    cached = [*flags, "--cache_dir", str(tmp_path / "c")]
+    assert main([*flags, "--output_dir", str(tmp_path / "plain")]) == 0
+    assert main([*cached, "--output_dir", str(tmp_path / "first")]) == 0
+    infer, networks = pipeline.infer_logits, []
+
+    def watched(given, *arguments):
+        networks.append(sorted(given))
+        return infer(given, *arguments)
+
+    monkeypatch.setattr(pipeline, "infer_logits", watched)
+    assert main([*cached, "--output_dir", str(tmp_path / "second")]) == 0
+    assert networks == [["quantized"], ["quantized"]]
+    plain = sorted((tmp_path / "plain").rglob("logits_*.csv"))
+    assert plain
+    for path in plain:
+        name = path.relative_to(tmp_path / "plain")
+        for other in ("first", "second"):
+            assert (tmp_path / other / name).read_bytes() == path.read_bytes(), name
