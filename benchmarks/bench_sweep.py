@@ -33,7 +33,7 @@ def seconds_to_first_step(options: argparse.Namespace, flags: Sequence[str]) -> 
     """
     command = [sys.executable, str(PROJECT / "main_imagenet.py"), "--arch", "cifar_resnet20"]
     command += ["--data_path", str(options.data_path), "--checkpoint", str(options.checkpoint)]
-    command += ["--iters_w", "1", "--num_samples", "256", *flags]
+    command += ["--iters_w", "1", *flags]
     start = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
