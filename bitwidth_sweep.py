@@ -5,7 +5,6 @@ Letters: N images, C classes.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cli import FlagParser
-from common import InputError, progress
+from bitwidth_settings import SweepSettings
+from common import progress
 from loaders import ImageSet
 from metrics import kl_divergence, log_softmax, topk_accuracy
 from quant import BaseQuantizationMethod, QuantModel
 from quant.bitwidth.layers import (
     PTQ,
-    SAMPLINGS,
     WEIGHTINGS,
     cost_of_configuration,
     draw_configurations,
@@ -43,11 +41,8 @@ from quant.bitwidth.report import (
     write_sweep,
     write_table,
 )
-from quant.bitwidth.statistics import DEFAULT_TOLERANCE, statistics_lines
-from quant.graph import NOT_QUANTIZED
+from quant.bitwidth.statistics import statistics_lines
 from quant.ptq_bitwidth import (
-    ACT_RULES,
-    BANKS,
     BankedLayer,
     BankRequest,
     SweepModel,
@@ -57,7 +52,6 @@ from quant.ptq_bitwidth import (
     fixed_layers,
     method_runner,
     sizes_of,
-    sweep_options,
 )
 
 HEADING = "Random Bitwidths PTQ Statistics"
@@ -67,102 +61,6 @@ RANDOM_AT_TARGET = 20
 SENSITIVITY_COLUMNS = (*("layer", "bits", "weights", "top1", "top1_drop", "kl", "kl_calibration"),)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """The ``--bw_*`` flags."""
-
-    options: tuple[int, ...] = (2, 4, 8)
-    num_configs: int = 16
-    sampling: str = "spread"
-    bank: str = "rtn"
-    act: str = "fixed"
-    weighting: str = "params"
-    tolerance: float = DEFAULT_TOLERANCE
-    samples: int | None = None
-    seed: int | None = None
-    out: str | None = None
-    sensitivity: bool = False
-    target_average: tuple[float, ...] = ()
-
-    def require_sane(self) -> None:
-        """Check every number.
-
-        Raises:
-            InputError: one is out of range.
-        """
-        for name, low in (("num_configs", 1), ("samples", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and not low <= value < 1 << 32:
-                raise InputError(f"bw_{name} must be at least {low}, got {value}")
-        if not 0 <= self.tolerance <= 1:
-            raise InputError(f"bw_tolerance must be from 0 to 1, got {self.tolerance}")
-        for average in self.target_average:
-            if not self.options[0] <= average <= 8:
-                raise InputError(
-                    f"bw_target_average must be from {self.options[0]} (the lowest of bw_options) to 8, "
-                    f"got {average}"
-                )
-        if self.out is not None and (Path(self.out).name != self.out or self.out.startswith(".")):
-            raise InputError(f"bw_out must be the name of a folder, got {self.out!r}")
-
-
-def add_sweep_flags(parser: FlagParser) -> None:
-    """The flags of a sweep; those not given stay away from the configuration."""
-    group = parser.add_argument_group("bitwidth sweep")
-    add = group.add_argument
-    add(
-        "--bitwidth_sweep",
-        action="store_const",
-        const=True,
-        help="accuracy of the quantized model at random bits per layer",
-    )
-    add("--bw_options", type=int, nargs="+", help="2..8 (default 2 4 8)")
-    add("--bw_num_configs", type=int, help="random assignments (default 16)")
-    add("--bw_sampling", choices=SAMPLINGS, help="of the assignments (default spread)")
-    add("--bw_bank", choices=BANKS, help="weights at each option (default rtn)")
-    add("--bw_act", choices=ACT_RULES, help="bits of activations (default fixed)")
-    add("--bw_weighting", choices=WEIGHTINGS, help="of the average (default params)")
-    add("--bw_tolerance", type=float, help="of the knee (default 0.01)")
-    add("--bw_samples", type=int, help="evaluation images (default 2048, all of digits)")
-    add("--bw_seed", type=int, help="of the assignments (default --seed)")
-    add("--bw_out", help="folder (default bitwidth_sweep_{arch}_{method}_seed{seed})")
-    add(
-        "--bw_sensitivity",
-        action="store_const",
-        const=True,
-        help="what lowering one layer alone costs",
-    )
-    add(
-        "--bw_target_average",
-        type=float,
-        nargs="+",
-        help="choose bits per layer for these averages",
-    )
-
-
-def sweep_settings(options: argparse.Namespace, n_bits_w: int) -> SweepSettings | None:
-    """The settings of a sweep; None where none is asked for.
-
-    Raises:
-        InputError: a flag without ``--bitwidth_sweep``, or out of range.
-    """
-    asked = {f.name: getattr(options, f"bw_{f.name}", None) for f in fields(SweepSettings)}
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if not getattr(options, "bitwidth_sweep", None):
-        if given:
-            name, value = next(iter(given.items()))
-            raise InputError(f"bw_{name} must be with --bitwidth_sweep, got {value} alone")
-        return None
-    if n_bits_w == NOT_QUANTIZED:
-        raise InputError(f"bitwidth_sweep must have quantized weights, got n_bits_w {n_bits_w}")
-    if "options" in given:
-        given["options"] = sweep_options(given["options"])
-    given["target_average"] = tuple(given.get("target_average", ()))
-    settings = SweepSettings(**given)
-    settings.require_sane()
-    return settings
 
 
 @dataclass(frozen=True)
@@ -299,7 +197,8 @@ class _Sweep:
             write_table(
                 self.job.folder / "bitwidth_sensitivity.csv", sensitivity, SENSITIVITY_COLUMNS
             )
-            about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
+            if settings.target_average:
+                about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
         write_sweep(self.job.folder, self.rows, statistics, about, self.job.title)
         logger.info("bitwidth sweep written to %s", self.job.folder)
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-
-import yaml
 
 from common import InputError, require_known
 
@@ -56,6 +54,21 @@ class FlagParser(argparse.ArgumentParser):
             namespace = self._parse_known(self._from_file(config), namespace)
         return self._parse_known(arguments, namespace)
 
+    def refuse(self, options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+        """Refuse flags that do not apply.
+
+        Args:
+            names: of the flags, as attributes of ``options``.
+            why: what they do not go with.
+
+        Raises:
+            InputError: one of them has another value than its default.
+        """
+        for name in names:
+            value = getattr(options, name)
+            if value != self.get_default(name):
+                raise InputError(f"{name} must be left out {why}, got {value}")
+
     def _parse_known(
         self, arguments: list[str], namespace: argparse.Namespace
     ) -> argparse.Namespace:
@@ -89,8 +102,8 @@ class FlagParser(argparse.ArgumentParser):
         both.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, RecursionError) as error:
             first = str(error).splitlines()[0]
             raise InputError(f"config must be a readable YAML file, got {path}: {first}") from None
         if not isinstance(content, dict):
@@ -103,6 +116,23 @@ class FlagParser(argparse.ArgumentParser):
             require_known(f"flag in {path}", str(key), known)
             arguments += _as_arguments(str(key), value, self.flags()[key])
         return arguments
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        InputError: PyYAML is missing.
+        ValueError: it is no YAML.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise InputError("YAML needs PyYAML (pip install PyYAML), got none installed") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:

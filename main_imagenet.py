@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from bitwidth_sweep import add_sweep_flags, sweep_settings
+from bitwidth_settings import add_sweep_flags, sweep_settings
 from cli import FlagParser
 from common import (
     EXIT_OK,

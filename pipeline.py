@@ -19,7 +19,8 @@ import torch
 import yaml
 from torch import nn
 
-from bitwidth_sweep import SweepJob, SweepSettings, run_sweep
+from bitwidth_settings import SweepSettings
+from bitwidth_sweep import SweepJob, run_sweep
 from common import (
     InputError,
     RunError,

@@ -71,6 +71,8 @@ DEFAULT_SPLITS = ("val", "test", "tunev")
 DEFAULT_BATCH = 128
 DEFAULT_OUTPUT = Path("outputs") / "logits_fixed"
 
+OF_INSPECT = {"inspect", "unsafe_load", "ascii", "quiet", "verbose", "help"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -311,10 +313,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    options = build_parser().parse(argv)
+    parser = build_parser()
+    options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
     if options.inspect is not None:
+        others = {action.dest for action in parser.flags().values()} - OF_INSPECT
+        parser.refuse(options, sorted(others), "with --inspect")
         return inspect(options.inspect, options.unsafe_load)
+    if not options.train_experts:
+        unused = ("train_epochs", "train_lr", "seed")
+        parser.refuse(options, unused, "without --train_experts")
     start = time.perf_counter()
     console = console_of(options)
     require_known("checkpoint-prefix", options.checkpoint_prefix, PREFIXES)

@@ -35,7 +35,16 @@ from sweeps.gpfq import SWEEPS, run_sweep
 from sweeps.results import SUMMARY_FILE, as_markdown, summary_row, table_rows, write_results
 from sweeps.spec import DEFAULT_BITS, DEFAULT_METHODS, DEFAULT_SEEDS, Grid, RunSpec, parse_bits
 
-SET_BY_GRID = ("--quant_method", "--arch", "--n_bits_w", "--n_bits_a", "--seed", "--output_dir")
+OF_GRID = (
+    *("methods", "bits", "seeds", "alpha_list", "num_clusters_list", "pca_dim_list", "gpus"),
+    *("engine", "retry_failed", "dry_run", "report_only"),
+)
+OF_RAY = ("ray_address", "cpus_per_job", "gpus_per_job")
+SET_BY_GRID = {
+    *("quant_method", "arch", "n_bits_w", "n_bits_a", "seed", "output_dir"),
+    *("alpha_list", "num_clusters_list", "pca_dim_list"),
+}
+OTHER_NAMES = {"b": "n_bits_w", "model": "arch", "s": "scalar", "num_bits": "n_bits_w"}
 
 logger = logging.getLogger(__name__)
 
@@ -93,20 +102,38 @@ def _main(argv: list[str]) -> int:
     if "--" in argv:
         cut = argv.index("--")
         own, extra = argv[:cut], argv[cut + 1 :]
-    options = build_parser().parse(own)
+    parser = build_parser()
+    options = parser.parse(own)
     setup_logging()
     if not options.arch:
         raise InputError(
             "arch must be at least one architecture, got none (--help lists the flags)"
         )
-    taken = {f"--{SWEEPS[name].flag}" for name in options.sweep or ()}
-    taken |= {"--output_dir", "--quant_method"} if options.sweep else set(SET_BY_GRID)
-    for flag in sorted(taken & {argument.partition("=")[0] for argument in extra}):
-        raise InputError(f"{flag} must be left out behind --, the sweep sets it, got it there")
+    if options.sweep:
+        parser.refuse(options, OF_GRID, "with --sweep")
+    if options.engine == "ray":
+        parser.refuse(options, ("gpus",), "with --engine ray")
+    else:
+        parser.refuse(options, OF_RAY, "without --engine ray")
+    taken = {SWEEPS[name].flag for name in options.sweep or ()}
+    require_free(extra, taken | {"output_dir", "quant_method"} if options.sweep else SET_BY_GRID)
     if options.sweep:
         fine = [run_sweep(name, options.arch, options, extra) for name in options.sweep]
         return EXIT_OK if all(fine) else EXIT_FAILED
     return run_grid(options, extra, argv)
+
+
+def require_free(extra: Sequence[str], taken: set[str]) -> None:
+    """Check that what goes to every run sets nothing that the sweep sets, in any spelling.
+
+    Raises:
+        InputError: it does.
+    """
+    for argument in extra:
+        flag = argument.partition("=")[0]
+        name = flag.lstrip("-").replace("-", "_")
+        if flag.startswith("-") and OTHER_NAMES.get(name, name) in taken:
+            raise InputError(f"{flag} must be left out behind --, the sweep sets it, got it there")
 
 
 def grid_of(options: argparse.Namespace) -> Grid:
@@ -195,7 +222,8 @@ def write_everything(
 def conclude(specs: Sequence[RunSpec], rows: Sequence[dict[str, Any]]) -> int:
     """Print the table, name what failed; the exit status."""
     write_stdout(as_markdown(table_rows(rows)).rstrip())
-    failed = [spec.name for spec in specs if spec.state() != "finished"]
+    pairs = zip(specs, rows, strict=True)
+    failed = [spec.name for spec, row in pairs if row["status"] != "finished"]
     if failed:
         logger.error("not finished: %s", ", ".join(failed))
         return EXIT_FAILED

@@ -16,17 +16,16 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from any_precision.config import Resolver, read_file
 from any_precision.data import load_images
 from any_precision.run_folder import BEST_FILE, RunFolder, new_run_folder
-from any_precision.settings import Config, Optimizer, Validation
+from any_precision.settings import SIMPLE, VANILLA, Config, Optimizer, Validation
 from any_precision.training import Trainer, build_network, read_checkpoint, require_same
 from cli import FlagParser
 from common import (
@@ -54,6 +53,13 @@ FLAG_FIELDS = {  # flag -> field of the configuration
     "lr": "start_lr",
     "loss": "loss_name",
 }
+
+FIELD_FLAGS = {field: flag for flag, field in FLAG_FIELDS.items()}
+RUN_FIELDS = ("experiments_dir", "data_root")  # where things lie, for a checkpoint as well
+OF_RANDOM_VALIDATION = (
+    *("num_bitwidths", "sampling", "anchors", "fixed_val_configs", "weighting", "bin_width"),
+    *("knee_tolerance", "plot_every", "num_test_configs"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +136,37 @@ def resolve(options: argparse.Namespace) -> Config:
     config = resolver.resolve(content, given_flags(options), options.quantization_method)
     for text in resolver.warnings:
         logger.warning(text)
+    return config
+
+
+def check_flags(parser: FlagParser, options: argparse.Namespace) -> None:
+    """Check the flags that are no part of the configuration, and that every flag applies.
+
+    Raises:
+        InputError: one is out of range, or does not apply.
+    """
     if options.num_test_configs < 1:
         raise InputError(f"num_test_configs must be at least 1, got {options.num_test_configs}")
     if options.threads is not None and options.threads < 1:
         raise InputError(f"threads must be at least 1, got {options.threads}")
-    return config
+    if options.eval_only is not None:
+        ours = [
+            FIELD_FLAGS.get(name, name) for name in given_flags(options) if name not in RUN_FIELDS
+        ]
+        others = ("resume", "yaml_path", "quantization_method", "strict_config", "test_mode")
+        parser.refuse(options, [*ours, *others], "with --eval_only, whose checkpoint says it")
+    if options.resume is not None:
+        parser.refuse(options, ("run_name",), "with --resume, which goes on in its folder")
+    if options.test_mode == "off":
+        parser.refuse(options, ("num_test_configs",), "with --test_mode off")
+    if options.device is not None:
+        parser.refuse(options, ("gpu",), "with --device")
+    if options.validation_function == SIMPLE:
+        parser.refuse(options, OF_RANDOM_VALIDATION, f"with {SIMPLE}")
+    if options.training_method == VANILLA or options.distillation == "recursive":
+        parser.refuse(
+            options, ("joint_quantization_batch_size",), "where passes do not draw their bits"
+        )
 
 
 def choose_device(options: argparse.Namespace) -> torch.device:
@@ -163,12 +195,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    options = build_parser().parse(argv)
+    parser = build_parser()
+    options = parser.parse(argv)
     setup_logging(options.verbose, plain=True)
+    check_flags(parser, options)
     content = None
     if options.eval_only is not None or options.resume is not None:
         content, stored = read_checkpoint(options.eval_only or options.resume)
-    config = stored if content is not None and options.eval_only else resolve(options)
+    if content is not None and options.eval_only is not None:
+        config = replace(stored, data_root=options.data_root or stored.data_root)
+    else:
+        config = resolve(options)
     if options.resume is not None and content is not None:
         require_same(config, stored, options.resume)
     device = choose_device(options)
@@ -178,7 +215,8 @@ def _main(argv: Sequence[str]) -> int:
     images = load_images(config, options.download)
     network = build_network(config, images.num_classes, images.sample_size()).to(device)
     if options.dry_run:
-        for line in [yaml.safe_dump(config.as_dict()), *layer_table(network)]:
+        settings = (f"{key}: {value}" for key, value in config.as_dict().items())
+        for line in [*settings, *layer_table(network)]:
             write_stdout(line)
         return EXIT_OK
     folder = run_path(options, config)
@@ -200,6 +238,16 @@ def run_path(options: argparse.Namespace, config: Config) -> Path:
     return new_run_folder(root, options.run_name, f"{options.model}_{config.model_variant}{suffix}")
 
 
+def write_config(folder: Path, config: Config) -> None:
+    """The configuration as JSON and, where PyYAML is there, as YAML."""
+    write_json(folder / "config.json", config.as_dict())
+    try:
+        import yaml
+    except ImportError:
+        return
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()), encoding="utf-8")
+
+
 class _Session:
     """A run with everything opened; whatever happens, its summary is written."""
 
@@ -215,10 +263,7 @@ class _Session:
             "config": config.as_dict(),
             "versions": versions(),
         }
-        write_json(self.run.path / "config.json", config.as_dict())
-        (self.run.path / "config.yaml").write_text(
-            yaml.safe_dump(config.as_dict()), encoding="utf-8"
-        )
+        write_config(self.run.path, config)
 
     def finish(self, content: dict[str, Any] | None) -> int:
         """Train, or evaluate a checkpoint; the exit status."""

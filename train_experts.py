@@ -132,10 +132,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    options = build_parser().parse(argv)
+    parser = build_parser()
+    options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
     console = console_of(options)
     names = expert_names(options.expert)
+    kinds = {EXPERTS[name] for name in names}
+    if TWO_STAGES not in kinds:
+        parser.refuse(options, ("stage2_epochs", "stage1_from"), "without decoupling")
+    if "logitadjust" not in kinds:
+        parser.refuse(options, ("tau",), "without logitadjust")
+    if not options.calibrate:
+        parser.refuse(options, ("calib_split",), "with --no-calibrate")
     choice = choose(options)
     console.line(choice.describe())
     asked = training_options(options, choice, console)

@@ -41,7 +41,7 @@ from files import require_writable, write_json
 from logits_io.checks import find_logits_folders, verify_folder
 
 DEFAULT_SPLITS = ("val", "test", "tunev")
-OF_EXPERTS = ("experts", "json", "csv", "plot", "strict", "splits_dir", "data_root")
+OF_CSV = {"csv_dir", "verbose", "help"}
 
 
 def build_parser() -> FlagParser:
@@ -99,16 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    options = build_parser().parse(argv)
+    parser = build_parser()
+    options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
-    if options.csv_dir is None:
-        return verify_experts(options)
-    for flag in OF_EXPERTS:
-        if getattr(options, flag):
-            raise InputError(
-                f"{flag} must be left out with --csv-dir, got {getattr(options, flag)}"
-            )
-    return verify_csv(options.csv_dir)
+    if options.csv_dir is not None:
+        others = {action.dest for action in parser.flags().values()} - OF_CSV
+        parser.refuse(options, sorted(others), "with --csv-dir")
+        return verify_csv(options.csv_dir)
+    if options.group_by != "threshold":
+        parser.refuse(options, ("threshold",), "without --group_by threshold")
+    return verify_experts(options)
 
 
 def verify_csv(root: Path) -> int:

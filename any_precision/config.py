@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from any_precision.settings import JOINT, RANDOM, Config, Optimizer, Validation, checked
+from cli import parse_yaml
 from common import InputError, closest_names, require_known
 from quant.bitwidth.layers import require_options
 
@@ -57,7 +58,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             content = json.loads(text)
         else:
-            content = _parse_yaml(text)
+            content = parse_yaml(text)
     except (OSError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -66,19 +67,6 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: must map keys to values, got a {type(content).__name__}")
     return content
-
-
-def _parse_yaml(text: str) -> Any:
-    try:
-        import yaml
-    except ImportError:
-        raise InputError(
-            "YAML needs PyYAML (pip install PyYAML), got none installed; a .json file needs nothing"
-        ) from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
 
 
 class Resolver:

@@ -10,7 +10,6 @@ import numpy as np
 from any_precision.settings import Config
 from common import InputError
 from loaders import ImageSet, load_dataset, resolve_dataset
-from loaders.torchvision_sets import LAYOUTS
 from loaders.transforms import Preprocess
 from models.entries import IMAGENET_MEAN, IMAGENET_STD
 
@@ -49,9 +48,7 @@ def load_images(config: Config, download: bool) -> TrainingImages:
     name, path, _ = resolve_dataset(config.dataset, root)
     preprocess = LARGE if name == "imagenet" else UNIT
     threads = max(1, config.num_workers)
-    data = load_dataset(
-        name, path, preprocess, download=download and name in LAYOUTS, threads=threads
-    )
+    data = load_dataset(name, path, preprocess, download=download, threads=threads)
     if data.train is None:
         raise InputError(f"{path} must hold train/, got val/ alone")
     positions = np.arange(len(data.train))

@@ -96,7 +96,7 @@ class RunFolder:
                 continue
             with path.open(newline="", encoding="utf-8") as handle:
                 reader = csv.DictReader(handle)
-                kept = [row for row in reader if int(row["epoch"]) <= epochs]
+                kept = [row for row in reader if _is_whole(row) and int(row["epoch"]) <= epochs]
                 columns = list(reader.fieldnames or ())
             with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as out:
                 table = csv.DictWriter(out, columns, lineterminator="\n")
@@ -113,12 +113,12 @@ class RunFolder:
         """Save a figure below ``plots`` and, with a step, show it in TensorBoard."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
         path = self.path / "plots" / name
         with atomic_file(path) as part:
             figure.savefig(part, format="png", metadata={"Software": None})
         if self.writer is not None and step is not None:
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
             pixels = np.asarray(canvas.buffer_rgba())[..., :3]
             self.writer.add_image(IMAGE_TAG, pixels, step, dataformats="HWC")
 
@@ -137,6 +137,11 @@ class RunFolder:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _is_whole(row: Mapping[str, str | None]) -> bool:
+    """Whether a row was written to its end, which a loss of power can prevent."""
+    return None not in row.values() and str(row["epoch"]).isdigit()
 
 
 def _writer(folder: Path, first_step: int) -> Any:

@@ -29,6 +29,7 @@ from any_precision.run_folder import (
 from any_precision.settings import JOINT, RANDOM, Config, from_dict, without_where
 from common import InputError, RunError
 from files import read_torch_file, write_torch_file
+from loaders import ImageSet
 from models.checkpoints import load_strictly
 from quant.anyprec.networks import AnyPrecisionResNet
 from quant.bitwidth.figure import plot_bitwidth_vs_accuracy
@@ -260,7 +261,7 @@ class Trainer:
     def _validate(self, epoch: int) -> dict[str, Any]:
         """The figures of an epoch, under the names of the history."""
         if not self.tracks:
-            accuracy, loss = self._evaluate_uniform()
+            accuracy, loss = self._evaluate_highest(self.images.val)
             return {"val_acc": accuracy, "val_loss": loss}
         settings = self.config.validation
         last = epoch + 1 == self.config.optimizer.epochs
@@ -292,7 +293,7 @@ class Trainer:
         }
 
     def _random_bitwidths(
-        self, images: Any, count: int, rng: np.random.Generator, anchors: bool
+        self, images: ImageSet, count: int, rng: np.random.Generator, anchors: bool
     ) -> dict[str, Any]:
         settings = self.config.validation
         return validate_random_bitwidths(
@@ -312,18 +313,18 @@ class Trainer:
             tolerance=settings.knee_tolerance,
         )
 
-    def _evaluate(self, network: nn.Module, images: Any) -> tuple[float, float]:
+    def _evaluate(self, network: nn.Module, images: ImageSet) -> tuple[float, float]:
         return evaluate_loader(
             network, images.batches(EVALUATION_BATCH), self.criterion, self.device
         )
 
-    def _evaluate_uniform(self) -> tuple[float, float]:
-        """Validation with every layer at the largest option."""
+    def _evaluate_highest(self, images: ImageSet) -> tuple[float, float]:
+        """Accuracy and loss with every layer at the largest option."""
         with kept_bitwidths(self.network):
             self.network.eval()
             if self.layers:
                 set_configuration(self.network, self.config.bitwidth_options[-1])
-            return self._evaluate(self.network, self.images.val)
+            return self._evaluate(self.network, images)
 
     def _show(self, result: Mapping[str, Any], epoch: int) -> None:
         values = {}
@@ -351,9 +352,7 @@ class Trainer:
     def test(self, count: int, epoch: int) -> dict[str, Any]:
         """Random configurations and all uniform ones on the test images."""
         if not self.tracks:
-            with kept_bitwidths(self.network):
-                self.network.eval()
-                accuracy, loss = self._evaluate(self.network, self.images.test)
+            accuracy, loss = self._evaluate_highest(self.images.test)
             return {"accuracy": accuracy, "loss": loss}
         rng = stream(self.config.seed, TEST)
         result = self._random_bitwidths(self.images.test, count, rng, anchors=True)

@@ -102,7 +102,7 @@ class Grid:
     correction: Mapping[str, Sequence[float] | None] | None = None
 
     def runs(self, root: Path, extra: Sequence[str]) -> list[RunSpec]:
-        """Every run, method by method; seeds last, so that every setting has a first result early."""
+        """Every run; seed by seed, so that every setting has a first result early."""
         cache = ("--cache_dir", str(root / "cache"))
         return [
             RunSpec(root, arch, method, *bits, seed, (*self._options(arch), *cache, *extra))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,19 @@ import yaml
 import train_any_precision
 from any_precision import training
 from any_precision.config import Resolver
+from any_precision.run_folder import HISTORY_COLUMNS, HISTORY_FILE, RunFolder
 from any_precision.settings import Config, Optimizer, from_dict
 from common import InputError
 from tests.conftest import PROJECT
 from train_any_precision import main
 
-QUICK = ["--epochs", "3", "--num_test_configs", "2", "--gpu", "-1"]
+COUNT = ("--num_test_configs", "2")
+QUICK = ["--epochs", "3", *COUNT, "--gpu", "-1"]
 
 
-def run(root: Path, name: str, *flags: str) -> Path:
-    assert main([*QUICK, "--experiments_dir", str(root), "--run_name", name, *flags]) == 0
+def run(root: Path, name: str, *flags: str, without: Sequence[str] = ()) -> Path:
+    quick = [flag for flag in QUICK if flag not in without]
+    assert main([*quick, "--experiments_dir", str(root), "--run_name", name, *flags]) == 0
     return root / name
 
 
@@ -131,7 +136,7 @@ def test_validation_does_not_disturb_training(finished, tmp_path):
 
 
 def test_fixed_configurations_are_those_of_every_epoch(tmp_path):
-    folder = run(tmp_path, "fixed", "--fixed_val_configs", "--test_mode", "off")
+    folder = run(tmp_path, "fixed", "--fixed_val_configs", "--test_mode", "off", without=COUNT)
     bits: dict[str, list[str]] = {}
     for row in table(folder / "bitwidth_configs.csv"):
         if row["kind"] == "random":
@@ -190,7 +195,7 @@ def test_a_checkpoint_of_another_network_is_refused(finished, tmp_path, capsys):
 @pytest.mark.parametrize("method", ["dorefa", "pact", "lsq"])
 def test_every_method_trains(method, tmp_path):
     flags = ["--quantization_method", method, "--epochs", "1", "--test_mode", "off"]
-    folder = run(tmp_path, method, *flags)
+    folder = run(tmp_path, method, *flags, without=COUNT)
     stored = torch.load(folder / "models" / "best_model.pth", weights_only=True)
     assert stored["bitwidth_options"] == [4, 8]
     assert set(stored["bitwidth_assignment"].values()) <= {4, 8}
@@ -210,7 +215,7 @@ def test_one_bitwidth_alone(tmp_path, capsys):
 
 def test_distillation_and_simple_validation(tmp_path):
     flags = ["--epochs", "1", "--distillation", "recursive"]
-    folder = run(tmp_path, "d", *flags, "--validation_function", "simple_validation")
+    folder = run(tmp_path, "d", *flags, "--validation_function", "simple_validation", without=COUNT)
     assert not (folder / "bitwidth_configs.csv").exists()
     assert "accuracy" in json.loads((folder / "summary.json").read_text())["test"]
 
@@ -360,6 +365,126 @@ def test_bad_requests_are_one_line(flags, text, tmp_path, monkeypatch, capsys):
     assert text in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+CHANGES = {
+    "epochs": "7",
+    "batch_size": "5",
+    "joint_quantization_batch_size": "3",
+    "num_bitwidths": "9",
+    "lr": "0.5",
+    "weight_decay": "0.25",
+    "clip_grad": "2.5",
+    "optimizer": "SGD",
+    "bitwidth_options": "5",
+    "validation_function": "simple_validation",
+    "weight_quantization": "lsq",
+    "activation_quantization": "pact",
+    "switchable_bn": "off",
+    "distillation": "recursive",
+    "sampling": "spread",
+    "anchors": "never",
+    "weighting": "params",
+    "bin_width": "0.25",
+    "knee_tolerance": "0.25",
+    "plot_every": "2",
+    "seed": "8",
+    "loss": "label_smoothing_ce",
+    "model_variant": "resnet20",
+    "data_root": "elsewhere",
+    "dataset": "cifar10",
+    "experiments_dir": "runs",
+}
+
+
+def flat(settings: dict) -> dict:
+    """Sections as dotted keys."""
+    found = {}
+    for key, value in settings.items():
+        inner = flat(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{key}.{name}": part for name, part in inner.items()}
+    return found
+
+
+@pytest.mark.parametrize("flag", CHANGES)
+def test_every_flag_changes_its_field_and_nothing_else(flag):
+    parser = train_any_precision.build_parser()
+    options = parser.parse([f"--{flag}", CHANGES[flag]])
+    plain = flat(train_any_precision.resolve(parser.parse([])).as_dict())
+    found = flat(train_any_precision.resolve(options).as_dict())
+    changed = {key for key in plain if plain[key] != found[key]}
+    assert len(changed) == 1, changed
+    assert str(found[changed.pop()]).strip("[]") == CHANGES[flag]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--eval_only", "x.pth", "--lr", "0.1"], "lr must be left out with --eval_only"),
+        (["--eval_only", "x.pth", "--resume", "y.pth"], "resume must be left out with --eval_only"),
+        (["--resume", "x.pth", "--run_name", "a"], "run_name must be left out with --resume"),
+        (["--test_mode", "off", "--num_test_configs", "3"], "num_test_configs must be left out"),
+        (["--device", "cpu", "--gpu", "1"], "gpu must be left out with --device"),
+        (
+            ["--validation_function", "simple_validation", "--sampling", "spread"],
+            "sampling must be",
+        ),
+        (
+            ["--distillation", "recursive", "--joint_quantization_batch_size", "3"],
+            "must be left out",
+        ),
+        (["--download", "--gpu", "-1"], "download must be left out for dataset digits"),
+        (
+            ["--eval_only", "x.pth", "--num_test_configs", "0"],
+            "num_test_configs must be at least 1",
+        ),
+    ],
+)
+def test_flags_that_do_not_apply_are_refused(flags, text, capsys):
+    assert main(flags) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_nothing_needs_torchvision_or_pyyaml(tmp_path):
+    (tmp_path / "c.json").write_text('{"batch_size": 32}')
+    code = (
+        "import sys; sys.modules['torchvision'] = sys.modules['yaml'] = None; "
+        "import train_any_precision as t; "
+        f"common = ['--gpu', '-1', '--epochs', '1', '--experiments_dir', {str(tmp_path)!r}]; "
+        "assert t.main([*common, '--yaml_path', 'nothing.yaml']) == 2; "
+        f"sys.exit(t.main([*common, '--run_name', 'r', '--yaml_path', {str(tmp_path / 'c.json')!r}]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "r" / "config.json").read_text())["batch_size"] == 32
+    assert not (tmp_path / "r" / "config.yaml").exists()
+
+
+def test_a_row_that_was_cut_off_is_dropped(tmp_path):
+    folder = RunFolder(tmp_path, tensorboard=False)
+    folder.append(
+        HISTORY_FILE, [dict.fromkeys(HISTORY_COLUMNS, n) for n in (1, 2)], HISTORY_COLUMNS
+    )
+    with (tmp_path / HISTORY_FILE).open("a") as handle:
+        handle.write("1,0.5,0.")
+    folder.cut(2)
+    assert [row["epoch"] for row in table(tmp_path / HISTORY_FILE)] == ["1", "2"]
+
+
+def test_simple_validation_tests_the_highest_bits(tmp_path):
+    """Whatever bits the last pass of the best epoch had."""
+    flags = ["--epochs", "1", "--validation_function", "simple_validation"]
+    folder = run(tmp_path, "s", *flags, without=COUNT)
+    first = json.loads((folder / "summary.json").read_text())["test"]
+    path = folder / "models" / "best_model.pth"
+    content = torch.load(path, weights_only=True)
+    content["bitwidth_assignment"] = dict.fromkeys(content["bitwidth_assignment"], 2)
+    torch.save(content, path)
+    common = ["--eval_only", str(path), "--gpu", "-1", "--experiments_dir", str(tmp_path)]
+    assert main([*common, "--run_name", "e"]) == 0
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["test"] == first
 
 
 def test_a_name_that_is_taken_is_refused(finished, capsys):

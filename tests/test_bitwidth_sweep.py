@@ -230,6 +230,39 @@ def test_the_sensitivity_lowers_one_layer_at_a_time(swept):
     assert max(target["random_averages"]) <= 4
 
 
+BW_FLAGS = {
+    "bw_num_configs": ("3", 3),
+    "bw_sampling": ("uniform", "uniform"),
+    "bw_bank": ("uniform_runs", "uniform_runs (mixed assignments are not re-tuned)"),
+    "bw_act": ("tied", "tied"),
+    "bw_weighting": ("macs", "macs"),
+    "bw_tolerance": ("0.2", 0.2),
+    "bw_samples": ("100", 100),
+    "bw_seed": ("77", 77),
+}
+
+
+def test_every_flag_of_a_sweep_changes_what_it_says(swept, tmp_path):
+    flags = [part for name, (text, _) in BW_FLAGS.items() for part in (f"--{name}", text)]
+    command = [*QUICK, "--output_dir", str(tmp_path), "--no-plots", *SWEEP, *flags]
+    assert main([*command, "--bw_out", "mine", "--bw_sensitivity"]) == 0
+    folder = tmp_path / "rtn" / "mine"
+    summary = json.loads((folder / "bitwidth_summary.json").read_text())
+    found = {f"bw_{key}": value for key, value in summary["settings"].items()}
+    assert {name: found[name] for name in BW_FLAGS} == {n: v for n, (_, v) in BW_FLAGS.items()}
+    assert summary["statistics"]["weighting"] == "macs"
+    assert summary["statistics"]["knee"]["tolerance"] == 0.2
+    assert (folder / "bitwidth_sensitivity.csv").is_file()
+    assert "targets" not in summary
+    rows = read_table(folder / "bitwidth_configs.csv")
+    others = read_table(swept / FOLDER / "bitwidth_configs.csv")
+    assert [row["kind"] for row in rows].count("random") == 3
+    assert [r["bits"] for r in rows[:3]] != [r["bits"] for r in others[:3]]
+    low = next(row for row in rows if row["kind"] == "anchor" and row["avg_layers"] == 2)
+    assert low["relative_bitops"] == (2 / 8) ** 2  # activations follow the weights
+    assert all(round(100 * row["top1"]) == pytest.approx(100 * row["top1"]) for row in rows)
+
+
 def test_a_sweep_changes_nothing_else(swept, tmp_path):
     assert main([*QUICK, "--output_dir", str(tmp_path), "--no-plots"]) == 0
     mine = {p.relative_to(tmp_path / "rtn") for p in (tmp_path / "rtn").rglob("logits_*.csv")}

@@ -190,6 +190,17 @@ def test_damaged_progress_is_refused(lab, tmp_path, capsys, change):
     assert "last_ce_baseline.pth: " in capsys.readouterr().err
 
 
+def test_every_flag_reaches_the_training(lab, tmp_path):
+    flags = ["--epochs", "1", "--lr", "0.01", "--weight-decay", "0.5", "--dropout", "0.25"]
+    flags += ["--batch-size", "50", "--tau", "1.5", "--seed", "3", "--calib-split", "tunev"]
+    assert lab.train(tmp_path, "--expert", "logitadjust", *flags) == 0
+    stored = content(tmp_path / "final_calibrated_logitadjust_baseline.pth")
+    first = {"epochs": 1, "lr": 0.01, "weight_decay": 0.5, "dropout": 0.25, "batch_size": 50}
+    assert stored["hparams"] == {"stage1": {**first, "milestones": [1]}, "tau": 1.5}
+    assert (stored["seed"], stored["calibration"]["split"]) == (3, "tunev")
+    assert stored["arch"]["dropout_rate"] == 0.25
+
+
 def test_one_failure_leaves_the_others(lab, tmp_path, monkeypatch, capsys):
     make = training.make_loss
 
@@ -228,6 +239,10 @@ def test_a_plan_writes_nothing(lab, tmp_path, capsys):
         (["--backbone", "vgg"], "backbone must be a known name, got 'vgg'"),
         (["--device", "tpu"], "device must be"),
         (["--seed", "-1"], "seed must be"),
+        (["--expert", "ce", "--tau", "2"], "tau must be left out without logitadjust"),
+        (["--expert", "ce", "--stage1-from", "ce"], "stage1_from must be left out without"),
+        (["--expert", "ce", "--stage2-epochs", "3"], "stage2_epochs must be left out without"),
+        (["--no-calibrate", "--calib-split", "tunev"], "calib_split must be left out with"),
         (["--dataset", "cifar10"], "must hold splits of cifar10, got those of digits"),
     ],
 )

@@ -438,6 +438,7 @@ def test_marks_in_ascii(case, capsys):
         (["--logits-dir", "nowhere"], "logits-dir must be a folder, got 'nowhere'"),
         (["--min-accuracy", "60"], "min-accuracy must be from 0 to 1, got 60"),
         (["--group-by", "halves"], "argument --group_by: invalid choice"),
+        (["--threshold", "3"], "threshold must be left out without --group_by threshold"),
         (["--experts", "../x"], "experts must be names of folders"),
         (["--experts", ""], "experts must be names of folders"),
         (["--logits-dir", "x" * 300], "files and folders must be usable, got [Errno"),

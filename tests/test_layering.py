@@ -32,6 +32,7 @@ LAYER = {
     "experts": 5,
     "any_precision": 5,
     "summary": 5,
+    "bitwidth_settings": 4,
     "bitwidth_sweep": 5,
     "sweeps": 5,
     "pipeline": 6,

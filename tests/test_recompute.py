@@ -140,6 +140,43 @@ def test_a_missing_checkpoint_fails_that_expert_alone(lab, tmp_path, capsys):
     assert mine.recompute(out, "--dry-run", "--experts", "ce", "balsoftmax") == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--train-epochs", "3"], "train_epochs must be left out without --train_experts"),
+        (["--seed", "3"], "seed must be left out without --train_experts"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--num-workers", "-1"], "num_workers must be at least 0, got -1"),
+        (["--checkpoint-prefix", "worst_"], "checkpoint-prefix must be a known name"),
+        (["--backbone", "vgg"], "backbone must be a known name"),
+    ],
+)
+def test_bad_requests_are_one_line(lab, tmp_path, capsys, flags, text):
+    assert lab.recompute(tmp_path / "o", *flags) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_inspecting_takes_nothing_else(lab, capsys):
+    path = str(lab.folder / "best_ce_baseline.pth")
+    assert lab.recompute(lab.root, "--inspect", path) == 2
+    assert "must be left out with --inspect" in capsys.readouterr().err
+
+
+def test_names_without_prefix_need_a_flag(lab, tmp_path, capsys):
+    mine = lab.copy(tmp_path / "lab")
+    (mine.folder / "best_ce_baseline.pth").rename(mine.folder / "ce_baseline.pth")
+    flags = ["--experts", "ce", "--splits", "val"]
+    assert mine.recompute(tmp_path / "o", *flags) == 2
+    assert mine.recompute(tmp_path / "o", *flags, "--allow-fallback-names") == 0
+    assert "taken from" in capsys.readouterr().err
+    stored = side(tmp_path / "o", split="val")
+    assert stored["checkpoint_prefix_requested"] == "best_"
+    assert stored["checkpoint_file"].endswith("/ce_baseline.pth")
+
+
 def test_default_experts_need_no_decoupling(lab, tmp_path, capsys):
     mine = lab.copy(tmp_path / "lab")
     (mine.folder / "best_decoupling_twostage.pth").unlink()

@@ -294,6 +294,12 @@ def test_tables_of_unfinished_settings_are_empty():
         (["--bits", "4"], "bits must be W,A"),
         (["--gpus", "x"], "invalid int value: 'x'"),
         (["--", "--seed", "3"], "--seed must be left out behind --"),
+        (["--", "-b", "3"], "-b must be left out behind --"),
+        (["--", "--n-bits-w=3"], "--n-bits-w must be left out behind --"),
+        (["--", "--num-bits", "3"], "--num-bits must be left out behind --"),
+        (["--sweep", "bits"], "methods must be left out with --sweep"),
+        (["--ray_address", "auto"], "ray_address must be left out without --engine ray"),
+        (["--engine", "ray", "--gpus", "1"], "gpus must be left out with --engine ray"),
         (["--config", "nothing.yaml"], "config must be a readable YAML file"),
     ],
 )

@@ -36,10 +36,11 @@ def _main(argv: Sequence[str]) -> int:
     rows = read_table(options.table)
     folder = options.out or options.table.parent
     about = known_about(options.table.parent)
-    title = options.title or str(about.pop("title", options.table.parent.name))
+    known = str(about.pop("title", options.table.parent.name))
+    title = options.title or known
     result = sweep_statistics(rows, options.weighting, options.tolerance)
     try:
-        write_sweep(folder, rows, result, {k: v for k, v in about.items() if k != "title"}, title)
+        write_sweep(folder, rows, result, about, title)
     except OSError as error:
         raise InputError(f"out must be writable, got: {error}") from None
     for line in result["interpretation"]:
