@@ -160,13 +160,7 @@ def _load_correction(
             raise InputError(
                 f"--{flag} must be left out with --load_correction, which fits nothing, got {value}"
             )
-    correction = ClusterAffineCorrection.load(options.load_correction)
-    classes = correction.slope_.shape[1]
-    if classes != num_classes:
-        raise InputError(
-            f"{options.load_correction}: must be of {num_classes} classes like the model, got {classes}"
-        )
-    return correction
+    return ClusterAffineCorrection.load(options.load_correction, num_classes)
 
 
 @torch.inference_mode()

@@ -31,6 +31,7 @@ import yaml
 from bitwidth_settings import add_sweep_flags, sweep_settings
 from cli import FlagParser
 from common import (
+    EXIT_FAILED,
     EXIT_OK,
     EXIT_UNSAVED,
     InputError,
@@ -39,11 +40,12 @@ from common import (
     setup_logging,
     write_stdout,
 )
+from export.settings import ONNX_FLAG, add_export_flags, optional_export_settings
 from job import Record, prepare
 from loaders import DATASETS, resolve_dataset
 from logits_io.formats import COMPRESSIONS, FORMATS
 from models import get_entry
-from pipeline import run
+from pipeline import Stages, run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.settings import flag_name, setting_type
 from remote import is_url
@@ -67,6 +69,13 @@ def build_parser() -> FlagParser:
     _add_correction_flags(parser)
     add_sweep_flags(parser)
     _add_run_flags(parser)
+    parser.add_argument(
+        f"--{ONNX_FLAG}",
+        action="store_const",
+        const=True,
+        help="write the quantized model as ONNX and check that file in onnxruntime",
+    )
+    add_export_flags(parser)
     return parser
 
 
@@ -346,13 +355,19 @@ def _main(argv: Sequence[str]) -> int:
     if options.print_config:
         write_stdout(yaml.safe_dump(config, sort_keys=True).rstrip())
         return EXIT_OK
-    sweep = sweep_settings(options, method.settings.n_bits_w)
+    settings = method.settings
+    stages = Stages(
+        sweep_settings(options, settings.n_bits_w),
+        optional_export_settings(options, settings.n_bits_a),
+    )
     job = prepare(options, method, Record(argv=list(argv), config=config))
     if options.dry_run:
         write_stdout(job.describe())
         return EXIT_OK
-    outcome = run(job, sweep)
+    outcome = run(job, stages)
     write_stdout(format_table(outcome.rows))
+    if outcome.problems:
+        return EXIT_FAILED
     return EXIT_UNSAVED if outcome.unsaved else EXIT_OK
 
 

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,15 @@ from common import (
 )
 from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
 from evaluation import Inference, infer_logits
+from export.reporting import NOTES, ONNX_FILE, ExportJob, export_and_verify
+from export.settings import ExportSettings
 from files import atomic_file, atomic_folder, locked, write_json
 from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from metrics import Scorer
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
+from quant.packing import float_bytes, theoretical_bytes
 from remote import Remote
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 from summary import Summary
@@ -59,30 +63,41 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to; ``unsaved`` names what could not be written."""
+    """What a run came to; ``unsaved`` names what could not be written, ``problems`` what a check found
+    wrong.
+    """
 
     rows: list[Row]
     unsaved: list[str]
+    problems: list[str]
 
 
-def run(job: Job, sweep: SweepSettings | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Stages:
+    """Stages that a run has only when asked for."""
+
+    sweep: SweepSettings | None = None
+    export: ExportSettings | None = None
+
+
+DEFAULT_STAGES = Stages()
+
+
+def run(job: Job, stages: Stages = DEFAULT_STAGES) -> Outcome:
     """Run all stages; what was saved by a stage stays when a later one fails.
 
-    Args:
-        sweep: evaluate the quantized model at random bits too.
-
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read, or the model cannot be exported.
     """
-    return _Run(job, sweep).all_stages()
+    return _Run(job, stages).all_stages()
 
 
 class _Run:
     """A run under way."""
 
-    def __init__(self, job: Job, sweep: SweepSettings | None):
+    def __init__(self, job: Job, stages: Stages):
         self.job = job
-        self.sweep = sweep
+        self.stages = stages
         self.options = job.options
         self.clock = StageClock()
         self.saves = SaveLog()
@@ -115,12 +130,13 @@ class _Run:
             grid = self._fit_correction(fitting)
             rows = self._correct(grid, evaluation)
             self._sweep_bits(quantized)
+            problems = self._export(quantized, grid)
             signs = {}
             if fitting is not None:
                 signs = warning_signs(fitting, evaluation, self.plan.correction_source)
             self._save_summary(rows, signs, grid, evaluation)
             self._finish(rows, signs, len(evaluation.targets))
-        return Outcome(rows, self.saves.failures)
+        return Outcome(rows, self.saves.failures, problems)
 
     def _open_folder(self) -> None:
         """Make the run's folder and withdraw the records that would call an unfinished run
@@ -175,7 +191,9 @@ class _Run:
                 cache_dir=self.options.cache_dir or self.options.output_dir / CACHE_FOLDER,
             )
         with self.saves.attempt("the quantized model"):
-            quantized.save(self.job.folder / MODEL_FILE, self._model_metadata())
+            path = self.job.folder / MODEL_FILE
+            quantized.save(path, self._model_metadata())
+            _log_sizes(path, quantized)
         return quantized
 
     def _note_unit(self, report: UnitReport) -> None:
@@ -190,6 +208,7 @@ class _Run:
         return {
             "arch": self.job.model.entry.arch,
             "num_classes": self.job.model.num_classes,
+            "image_shape": list(next(self.plan.calibration.batches(1))[0].shape[1:]),
             "preprocess": dataclasses.asdict(self.job.model.entry.input_for(self.options.weights)),
             "method": self.job.method.name,
             "settings": self.job.method.get_quantization_params(),
@@ -297,13 +316,13 @@ class _Run:
 
     def _sweep_bits(self, quantized: QuantModel) -> None:
         """Random bits per layer, on a copy of the quantized model."""
-        if self.sweep is None:
+        if self.stages.sweep is None:
             return
         name, method = self.job.name, self.job.method
         default = f"bitwidth_sweep_{name.arch}_{method.name}_seed{method.settings.seed}"
-        folder = self.sweep.out or default
+        folder = self.stages.sweep.out or default
         sweep = SweepJob(
-            settings=self.sweep,
+            settings=self.stages.sweep,
             method=method,
             network=self.network,
             quantized=quantized,
@@ -318,6 +337,28 @@ class _Run:
         with self.clock("bitwidth sweep"), self.saves.attempt(folder):
             run_sweep(sweep)
             self.written.append(folder)
+
+    def _export(self, quantized: QuantModel, grid: CorrectionGrid | LoadedCorrection) -> list[str]:
+        """The model as ONNX beside its own file; returns what the check of it found wrong."""
+        settings = self.stages.export
+        problems: list[str] = []
+        if settings is None:
+            return problems
+        images = self.plan.evaluation
+        images = images.subset(settings.choose(len(images)))
+        metadata = self._model_metadata()
+        job = ExportJob(
+            quantized=quantized,
+            correction=grid.selected_correction() if settings.with_correction else None,
+            image_shape=tuple(metadata["image_shape"]),
+            batches=images.batches(self.options.batch_size),
+            notes={key: metadata[key] for key in NOTES} | {"checked_on": "evaluation images"},
+        )
+        with self.clock("export to ONNX"), self.saves.attempt("the ONNX model"):
+            problems = export_and_verify(job, settings, self.job.folder)
+        for problem in problems:
+            logger.error("%s: %s", ONNX_FILE, problem)
+        return problems
 
     def _save_result(self, setting: Setting, logits: np.ndarray, evaluation: Inference) -> None:
         name = self.job.name
@@ -403,6 +444,18 @@ class _Run:
             for folder in self.written:
                 remote.put_folder(self.job.root / folder, folder)
             remote.put_file(self.job.root / RUN_FILE)
+
+
+def _log_sizes(path: Path, quantized: QuantModel) -> None:
+    state = quantized.state_dict()
+    logger.info(
+        "%s: %d bytes; %d in theory, %d in float32 (%.1f times as large as the file)",
+        path.name,
+        path.stat().st_size,
+        theoretical_bytes(state),
+        float_bytes(state),
+        float_bytes(state) / path.stat().st_size,
+    )
 
 
 def _describe_images(used: ImageSet, asked: ImageSet) -> dict[str, Any]:

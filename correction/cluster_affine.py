@@ -196,11 +196,14 @@ class ClusterAffineCorrection:
             np.savez(handle, **arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> ClusterAffineCorrection:
+    def load(cls, path: str | Path, num_classes: int | None = None) -> ClusterAffineCorrection:
         """Read a file of ``save``; ``transform`` gives the same bytes as before.
 
+        Args:
+            num_classes: of the model; None: any.
+
         Raises:
-            InputError: missing, damaged, or something else.
+            InputError: missing, damaged, something else, or of another number of classes.
         """
         try:
             content = io.BytesIO(Path(path).read_bytes())
@@ -221,6 +224,11 @@ class ClusterAffineCorrection:
             raise InputError(
                 f"{path}: must be a correction.npz written by this suite, got: {reason}"
             ) from None
+        classes = correction.slope_.shape[1]
+        if num_classes not in (None, classes):
+            raise InputError(
+                f"{path}: must be of {num_classes} classes like the model, got {classes}"
+            )
         return correction
 
 

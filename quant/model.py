@@ -16,10 +16,11 @@ from common import InputError
 from files import read_torch_file, write_torch_file
 from quant.graph import LAYERS, NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
+from quant.packing import pack_state, unpack_state
 from quant.units import cut_into_units
 
 FILE_FORMAT = "ptq-quantized-model"
-FILE_VERSION = 1
+FILE_VERSION = 2  # 1 had its codes unpacked
 FLOAT_SPEC = QuantSpec(NOT_QUANTIZED, NOT_QUANTIZED)
 UNFOLDED_SPEC = dataclasses.replace(FLOAT_SPEC, fold=False)
 
@@ -65,6 +66,7 @@ class QuantModel(nn.Module):
             metadata: plain values (str, int, float, bool, lists, dicts) that tell how to rebuild
                 the network.
         """
+        state, shapes = pack_state(self.state_dict())
         content = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
@@ -72,7 +74,8 @@ class QuantModel(nn.Module):
             "metadata": json.loads(
                 json.dumps(metadata)
             ),  # no shared strings: same values, same bytes
-            "state_dict": self.state_dict(),
+            "state_dict": state,
+            "packed": shapes,
         }
         write_torch_file(Path(path), content)
 
@@ -115,7 +118,8 @@ def _bits(parts: Mapping[str, QuantLayer | ActivationQuantizer]) -> dict[str, in
 
 
 def read_quantized_file(path: Path) -> dict[str, Any]:
-    """The content of a file written by ``QuantModel.save``: spec, metadata, state_dict.
+    """The content of a file written by ``QuantModel.save``: spec, metadata, state_dict with its codes
+    unpacked.
 
     Raises:
         InputError: missing, unreadable, or not such a file.
@@ -123,11 +127,16 @@ def read_quantized_file(path: Path) -> dict[str, Any]:
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise InputError(f"{path}: must be a quantized model saved by this suite, got another file")
-    if content.get("version") != FILE_VERSION:
+    if content.get("version") not in range(1, FILE_VERSION + 1):
         raise InputError(
-            f"{path}: format version must be {FILE_VERSION}, got {content.get('version')!r}"
+            f"{path}: format version must be 1 to {FILE_VERSION}, got {content.get('version')!r}"
         )
-    return content
+    try:
+        state = unpack_state(content["state_dict"], content.get("packed", {}))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole quantized model, got: {reason}") from None
+    return {**content, "state_dict": state}
 
 
 def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:

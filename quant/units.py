@@ -17,6 +17,8 @@ from common import InputError
 from quant.graph import LAYERS, is_layer, is_pooling_or_shape
 from quant.layers import QuantLayer
 
+TUPLE_MAKERS = ("chunk", "split", "tensor_split", "unbind")
+
 
 @dataclass
 class _Piece:
@@ -67,9 +69,15 @@ def _split_at_cuts(network: fx.GraphModule) -> list[list[fx.Node]]:
         if not node.op.startswith("call_"):
             continue
         pieces[-1].append(node)
-        if alive == {node}:
+        if alive == {node} and not _makes_several(node):
             pieces.append([])
     return [nodes for nodes in pieces if nodes]
+
+
+def _makes_several(node: fx.Node) -> bool:
+    """Whether the node's value is a tuple of tensors, which is no activation to reconstruct."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in TUPLE_MAKERS
 
 
 def _describe(network: fx.GraphModule, model: nn.Module, nodes: list[fx.Node]) -> _Piece:

@@ -72,6 +72,16 @@ def test_cifar_resnet20_has_eleven_units_named_after_its_blocks():
     assert chain.unit_names == ["conv1", *blocks, "linear"]
 
 
+@pytest.mark.parametrize("arch", ["shufflenet_v2_x0_5", "googlenet"])
+def test_every_unit_gives_one_tensor_to_the_next(arch):
+    chain = QuantModel(torchvision_network(arch), W4A4)
+    value = torch.zeros(2, 3, 64, 64)
+    with torch.no_grad():
+        for name, unit in chain.named_units():
+            value = unit(value)
+            assert isinstance(value, torch.Tensor), name
+
+
 def test_the_pooling_before_the_head_belongs_to_the_head():
     chain = QuantModel(torchvision.models.resnet18(), W4A4)
     operations = [node.name for node in chain.units[-1].graph.nodes]

@@ -35,6 +35,7 @@ LAYER = {
     "bitwidth_settings": 4,
     "bitwidth_sweep": 5,
     "sweeps": 5,
+    "export": 5,
     "pipeline": 6,
 }
 FORBIDDEN_LIBRARIES = {

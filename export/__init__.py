@@ -1,0 +1,19 @@
+"""A quantized model as an ONNX file of real integers, with the check that it says the same elsewhere.
+
+Needs onnx, onnxscript and onnxruntime (requirements-export.txt), which are imported when a function
+is called.
+"""
+
+from export.reporting import export_and_verify
+from export.tools import require_export_tools
+from export.verification import OnnxNetwork, verify, wrong_integers
+from export.writing import write_onnx
+
+__all__ = [
+    "OnnxNetwork",
+    "export_and_verify",
+    "require_export_tools",
+    "verify",
+    "write_onnx",
+    "wrong_integers",
+]

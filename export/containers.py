@@ -1,0 +1,159 @@
+"""Which integer type holds a tensor's codes, and the codes as they lie in it.
+
+A quantized value is scale * (code - zero_point), so adding one number to the codes and zero points of
+a channel changes nothing: that is how unsigned codes become signed, and how channels fit whose zero
+point lies outside the codes (channels of zero bits).
+
+Letters: O output channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import InputError
+from quant.layers import ActivationQuantizer, QuantLayer
+
+WEIGHT_WIDTHS = (4, 8, 16)  # ONNX has these signed integers; 2 where it is asked for
+INT2_WIDTH = 2
+MAX_ACTIVATION_BITS = 8
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as signed integers.
+
+    Attributes:
+        codes: (O, I, kH, kW) int32; a linear layer is a 1 x 1 convolution.
+        scale: (O,) or (), float32.
+        zero_point: shape of ``scale``, int32.
+        width: bits of the integer type.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    width: int
+
+
+@dataclass(frozen=True)
+class StoredActivation:
+    """How an activation is quantized, in unsigned integers.
+
+    Attributes:
+        scale: (C,) or (), float32.
+        zero_point: shape of ``scale``, int32.
+        bits: shape of ``scale``, int32: the codes that are used are 0 .. 2^bits - 1, moved with the zero
+            point where that had to be.
+        low, high: shape of ``scale``, float32: the smallest and largest value.
+        width: bits of the integer type.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    bits: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    width: int
+    moved: bool
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether one pair of smallest and largest code holds for all channels."""
+        return not self.moved and bool((self.bits == self.bits.flat[0]).all())
+
+
+def along(values: np.ndarray, axis: int) -> np.ndarray:
+    """(O,) values of shape (1, .., O, .., 1), four dimensions with O at ``axis``; a scalar as it is."""
+    if values.ndim == 0:
+        return values
+    return values.reshape([-1 if dim == axis else 1 for dim in range(4)])
+
+
+def stored_weight(name: str, layer: QuantLayer, int2: bool) -> StoredWeight:
+    """The weight of a layer in the narrowest type that holds it.
+
+    Args:
+        int2: use 2-bit integers where they suffice.
+
+    Raises:
+        InputError: it has more than 16 bits, or a zero point that is no integer.
+    """
+    codes = layer.codes.cpu().numpy().astype(np.int64)
+    codes = codes.reshape(*codes.shape[:2], *(codes.shape[2:] or (1, 1)))
+    scale = _flat(layer.scale.cpu().numpy())
+    zero_point = _integers(name, _flat(layer.zero_point.cpu().numpy()))
+    others = (1, 2, 3) if zero_point.ndim else None
+    low = np.minimum(codes.min(axis=others), zero_point)
+    high = np.maximum(codes.max(axis=others), zero_point)
+    bits = int(layer.bits.max())
+    for width in ((INT2_WIDTH,) if int2 else ()) + WEIGHT_WIDTHS:
+        half = 2 ** (width - 1)
+        if bits <= width and bool((high - low < 2 * half).all()):
+            shift = np.clip(2 ** max(bits - 1, 0), high - half + 1, low + half)
+            return StoredWeight(
+                (codes - along(np.asarray(shift), 0)).astype(np.int32),
+                scale,
+                (zero_point - shift).astype(np.int32),
+                width,
+            )
+    raise InputError(f"weights must have at most 16 bits in ONNX, got {bits} in {name!r}")
+
+
+def stored_activation(
+    name: str, quantizer: ActivationQuantizer, int2: bool, narrow: bool
+) -> StoredActivation:
+    """The quantization of an activation in the narrowest type that holds it.
+
+    Args:
+        int2: use 2-bit integers where they are exact.
+        narrow: use fewer than 8 bits at all.
+
+    Raises:
+        InputError: it has more than 8 bits, or a zero point that no 8-bit integer holds.
+    """
+    scale = _flat(quantizer.scale.cpu().numpy(), axis=1)
+    zero_point = _integers(name, _flat(quantizer.zero_point.cpu().numpy(), axis=1))
+    bits = np.broadcast_to(
+        _flat(quantizer.bits.cpu().numpy(), axis=1).astype(np.int32), scale.shape
+    )
+    last = 2**bits - 1
+    most = int(bits.max())
+    if most > MAX_ACTIVATION_BITS:
+        raise InputError(f"{too_many_bits(most)} in {name!r}")
+    moved = np.maximum(zero_point, 0)
+    if int(moved.max()) > 2**MAX_ACTIVATION_BITS - 1:
+        raise InputError(
+            f"zero points must be at most 255 in ONNX, got {int(moved.max())} in {name!r}"
+        )
+    exact = (*((INT2_WIDTH,) if int2 else ()), 4) if narrow else ()
+    is_moved = bool((moved != zero_point).any() or (moved > last).any())
+    is_exact = not is_moved and bool((bits == most).all()) and most in exact
+    return StoredActivation(
+        scale=scale,
+        zero_point=moved.astype(np.int32),
+        bits=bits,
+        low=(0 - zero_point).astype(np.float32) * scale,
+        high=(last - zero_point).astype(np.float32) * scale,
+        width=most if is_exact else MAX_ACTIVATION_BITS,
+        moved=is_moved,
+    )
+
+
+def too_many_bits(bits: int) -> str:
+    """What is wrong with activations of that many bits."""
+    return f"activations must have at most {MAX_ACTIVATION_BITS} bits in ONNX, got {bits}"
+
+
+def _flat(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Per-channel values as (O,), one value as ()."""
+    return values.reshape(()) if values.size == 1 else values.reshape(values.shape[axis])
+
+
+def _integers(name: str, zero_point: np.ndarray) -> np.ndarray:
+    rounded = np.round(zero_point)
+    if bool((rounded != zero_point).any()):
+        raise InputError(f"zero points must be integers in ONNX, got others in {name!r}")
+    return rounded.astype(np.int64)

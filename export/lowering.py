@@ -1,0 +1,188 @@
+"""From our own operators to ONNX's QuantizeLinear and DequantizeLinear, with fresh integer initialisers.
+
+The exporter merges initialisers that are equal, so that one would serve layers of different types;
+here every layer gets its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from export.containers import (
+    StoredActivation,
+    StoredWeight,
+    along,
+    stored_activation,
+    stored_weight,
+)
+from export.network import ACTIVATION, DOMAIN, NAME, WEIGHT
+from quant import QuantModel
+from quant.layers import ActivationQuantizer, QuantLayer
+
+INT2_OPSET, INT2_IR_VERSION = 25, 13
+SIGNED: dict[int, Any] = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8, 16: np.int16}
+UNSIGNED: dict[int, Any] = {2: ml_dtypes.uint2, 4: ml_dtypes.uint4, 8: np.uint8}
+MOVING = {
+    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad"),
+    *("Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
+}
+CODES, SCALE, ZERO_POINT = "codes", "scale", "zero_point"
+
+
+def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
+    """Replace every operator of ours in ``model``, in place, and drop what the exporter says of the
+    nodes.
+
+    Raises:
+        InputError: a weight or an activation fits no integer type of ONNX.
+    """
+    modules = dict(quantized.named_modules())
+    for node in list(model.graph):
+        if node.domain == DOMAIN:
+            name = node.attributes[NAME].as_string()
+            module = modules[name]
+            builder = _Builder(model.graph, node, name)
+            if node.op_type == WEIGHT:
+                assert isinstance(module, QuantLayer)
+                result = _weight(builder, stored_weight(name, module, int2), module)
+            else:
+                assert node.op_type == ACTIVATION and isinstance(module, ActivationQuantizer)
+                narrow = _may_be_narrow(node, module)
+                result = _activation(builder, stored_activation(name, module, int2, narrow))
+            builder.finish(result)
+    del model.graph.opset_imports[DOMAIN]
+    if _uses_int2(model):
+        model.graph.opset_imports[""] = INT2_OPSET
+        model.ir_version = max(model.ir_version, INT2_IR_VERSION)
+    _strip(model)
+
+
+def _may_be_narrow(node: ir.Node, quantizer: ActivationQuantizer) -> bool:
+    """Whether onnxruntime keeps integers of fewer than 8 bits right here.
+
+    It carries integers through operators that only move values, which it has for whole bytes only; and
+    with such integers it drops a ReLU before the quantization even where the zero point is not 0
+    (measured with onnxruntime 1.31).
+    """
+    (value,), (result,) = node.inputs, node.outputs
+    assert value is not None
+    producer = value.producer()
+    neighbours = {other.op_type for other in (producer, *result.consumers()) if other is not None}
+    is_clamped = producer is not None and producer.op_type in ("Relu", "Clip")
+    has_offset = bool((quantizer.zero_point != 0).any())
+    return not (neighbours & MOVING) and not (is_clamped and has_offset)
+
+
+class _Builder:
+    """Puts nodes and initialisers in the place of one node."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node, name: str):
+        self.graph, self.node, self.name = graph, node, name
+        self.nodes: list[ir.Node] = []
+
+    def constant(self, what: str, values: np.ndarray, dtype: Any = np.float32) -> ir.Value:
+        name = f"{self.name}.{what}"
+        tensor = ir.Tensor(np.ascontiguousarray(values).astype(dtype), name=name)
+        value = ir.Value(
+            name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def add(self, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+        name = f"{self.name}.{op_type}"
+        node = ir.node(op_type, inputs=inputs, attributes=attributes, name=name)
+        node.outputs[0].name = f"{name}_{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def finish(self, result: ir.Value) -> None:
+        """Let every reader of the former node read ``result``."""
+        former = self.node.outputs[0]
+        result.shape, result.type = former.shape, former.type
+        self.graph.insert_before(self.node, self.nodes)
+        former.replace_all_uses_with(result, replace_graph_outputs=True)
+        self.graph.remove(self.node, safe=True)
+
+
+def _weight(builder: _Builder, stored: StoredWeight, layer: QuantLayer) -> ir.Value:
+    dtype = SIGNED[stored.width]
+    value = builder.add(
+        "DequantizeLinear",
+        [
+            builder.constant(CODES, stored.codes, dtype),
+            builder.constant(SCALE, stored.scale),
+            builder.constant(ZERO_POINT, stored.zero_point, dtype),
+        ],
+        axis=0,
+    )
+    if layer.gap is not None:
+        gap = builder.constant("gap", _per_channel(layer.gap))
+        jump = builder.add("Mul", [builder.add("Sign", [value]), gap])
+        value = builder.add("Add", [value, jump])
+    if layer.offset is not None:
+        offset = builder.constant("offset", _per_channel(layer.offset))
+        value = builder.add("Add", [value, offset])
+    return value
+
+
+def _per_channel(values: Tensor) -> np.ndarray:
+    """Values per output channel, or one for all, as (O, 1, 1, 1) or (1, 1, 1, 1)."""
+    return along(values.cpu().numpy().reshape(-1), 0)
+
+
+def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
+    dtype = UNSIGNED[stored.width]
+    axis = {"axis": 1} if stored.scale.ndim else {}
+    scale = builder.constant(SCALE, stored.scale)
+    zero_point = builder.constant(ZERO_POINT, stored.zero_point, dtype)
+    value = builder.node.inputs[0]
+    assert value is not None
+    if not stored.is_uniform:
+        value = _clamped(builder, value, stored)
+    codes = builder.add("QuantizeLinear", [value, scale, zero_point], **axis)
+    last = 2 ** int(stored.bits.flat[0]) - 1
+    if stored.is_uniform and last < 2**stored.width - 1:
+        limits = [builder.constant(f"code_{limit}", np.array(limit), dtype) for limit in (0, last)]
+        codes = builder.add("Clip", [codes, *limits])
+    return builder.add("DequantizeLinear", [codes, scale, zero_point], **axis)
+
+
+def _clamped(builder: _Builder, value: ir.Value, stored: StoredActivation) -> ir.Value:
+    """The values kept inside what their channel's codes stand for."""
+    low, high = (along(limit, 1) for limit in (stored.low, stored.high))
+    value = builder.add("Max", [value, builder.constant("low", low)])
+    return builder.add("Min", [value, builder.constant("high", high)])
+
+
+def _uses_int2(model: ir.Model) -> bool:
+    narrow = (ir.DataType.INT2, ir.DataType.UINT2)
+    return any(value.dtype in narrow for value in model.graph.initializers.values())
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what the exporter notes beside each node and value, and the shapes that follow from the rest:
+    they are larger than small networks.
+    """
+    nodes: Iterable[ir.Node] = model.graph
+    for node in nodes:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape, value.type = None, None
+    for value in model.graph.inputs:
+        value.metadata_props.clear()
+    for value in model.graph.initializers.values():  # the tensor itself has type and shape
+        value.metadata_props.clear()
+        value.shape, value.type = None, None
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()

@@ -1,0 +1,109 @@
+"""The export of a run from beginning to end: file, check, ``export_report.json``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from correction import ClusterAffineCorrection
+from export.settings import ExportSettings
+from export.tools import PACKAGES
+from export.verification import verify
+from export.writing import write_onnx
+from files import write_json
+from quant import QuantModel
+
+ONNX_FILE = "quantized_model.onnx"
+REPORT_FILE = "export_report.json"
+NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")  # of the model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A model and the images to check its file on.
+
+    Attributes:
+        correction: becomes part of the file; None: the logits as they are.
+        image_shape: (3, H, W).
+        batches: images (B, 3, H, W) float32 and labels.
+        notes: plain values for the file and the report: architecture, preprocessing, ...
+    """
+
+    quantized: QuantModel
+    correction: ClusterAffineCorrection | None
+    image_shape: tuple[int, ...]
+    batches: Iterable[tuple[Tensor, Tensor]]
+    notes: dict[str, Any]
+
+
+def export_and_verify(
+    job: ExportJob, settings: ExportSettings, folder: Path, name: str = ONNX_FILE
+) -> list[str]:
+    """Write the file and its report.
+
+    Returns:
+        what the check found wrong, a line each; empty when the file says what the model says.
+
+    Raises:
+        InputError: the model cannot be exported.
+        OSError: a file cannot be written.
+    """
+    path = folder / name
+    notes = {key: str(value) for key, value in job.notes.items()}
+    write_onnx(
+        job.quantized,
+        path,
+        job.image_shape,
+        correction=job.correction,
+        int2=settings.int2,
+        notes=notes,
+    )
+    found = verify(path, job.quantized, job.batches, job.correction)
+    problems = _problems(found, settings.min_agreement)
+    report = {
+        "file": name,
+        "correction": job.correction is not None,
+        "int2": settings.int2,
+        **found,
+        "min_agreement": settings.min_agreement,
+        "problems": problems,
+        **job.notes,
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+    write_json(folder / REPORT_FILE, report)
+    sizes = found["bytes"]
+    logger.info(
+        "%s: argmax agreement with the simulation %.4f on %d images; %d bytes, %d in float32",
+        name,
+        found["agreement"],
+        found["images"],
+        sizes["file"],
+        sizes["float32"],
+    )
+    return problems
+
+
+def _problems(found: dict[str, Any], min_agreement: float) -> list[str]:
+    problems = []
+    if found["wrong_integers"]:
+        problems.append(
+            f"integers in the file must be the model's, got others in {', '.join(found['wrong_integers'][:5])}"
+        )
+    low = [
+        f"{level['agreement']:.4f} at {name}"
+        for name, level in found["levels"].items()
+        if level["agreement"] < min_agreement
+    ]
+    if low:
+        problems.append(
+            f"argmax agreement with the simulation must be at least {min_agreement:g}, got {', '.join(low)}"
+        )
+    return problems

@@ -1,0 +1,140 @@
+"""Does an exported file say what the model says? Run in onnxruntime, and compared integer by integer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common import progress
+from correction import ClusterAffineCorrection
+from evaluation import infer_logits
+from export.containers import along
+from export.writing import IMAGE
+from metrics import agreement
+from quant import QuantModel
+from quant.layers import ActivationQuantizer, QuantLayer
+from quant.packing import float_bytes, theoretical_bytes
+
+LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
+SIMULATION = "simulation"
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a network on the CPU.
+
+    Args:
+        level: of ``LEVELS``; onnxruntime's own default is the last.
+    """
+
+    def __init__(self, path: Path, level: str = LEVELS[-1]):
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, f"ORT_{level.upper()}"
+        )
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C) float32 logits of (N, 3, H, W) float32 images."""
+        (logits,) = self.session.run(None, {IMAGE: images.cpu().numpy()})
+        return torch.from_numpy(logits)
+
+
+def verify(
+    path: Path,
+    quantized: QuantModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    correction: ClusterAffineCorrection | None = None,
+) -> dict[str, Any]:
+    """Run the file at every optimisation level and compare it with the simulation.
+
+    Args:
+        batches: images and labels.
+        correction: that in the file.
+
+    Returns:
+        plain values: agreement of the argmax, mean and largest difference per level, the least
+        agreement, the tensors whose integers are not the model's, and sizes in bytes.
+    """
+    networks: dict[str, nn.Module] = {level: OnnxNetwork(path, level) for level in LEVELS}
+    networks[SIMULATION] = quantized
+    logits = infer_logits(networks, batches, quantized.device, "onnxruntime").logits
+    expected = logits.pop(SIMULATION)
+    if correction is not None:
+        expected = correction.transform(expected)
+    levels = {name: _compare(found, expected) for name, found in logits.items()}
+    state = quantized.state_dict()
+    return {
+        "images": len(expected),
+        "levels": levels,
+        "agreement": min(level["agreement"] for level in levels.values()),
+        "wrong_integers": wrong_integers(path, quantized),
+        "bytes": {
+            "file": path.stat().st_size,
+            "theoretical": theoretical_bytes(state),
+            "float32": float_bytes(state),
+        },
+    }
+
+
+def _compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    difference = np.abs(logits - expected)
+    return {
+        "agreement": agreement(logits, expected),
+        "mean_difference": float(difference.mean(dtype=np.float64)),
+        "max_difference": float(difference.max()),
+    }
+
+
+def wrong_integers(path: Path, quantized: QuantModel) -> list[str]:
+    """Names of the weights and activations whose integers or scales in the file are not, bit for bit,
+    those of the model; empty when all are.
+    """
+    import onnx
+
+    content = onnx.load(str(path))
+    stored = {tensor.name: tensor for tensor in content.graph.initializer}
+
+    def read(name: str, what: str) -> np.ndarray | None:
+        tensor = stored.get(f"{name}.{what}")
+        return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+
+    wrong = []
+    for name, module in progress(list(quantized.named_modules()), "comparing integers"):
+        if isinstance(module, (QuantLayer, ActivationQuantizer)):
+            parts = [read(name, what) for what in ("scale", "zero_point", "codes")]
+            if not _is_same(module, *parts):
+                wrong.append(name)
+    return wrong
+
+
+def _is_same(
+    module: QuantLayer | ActivationQuantizer,
+    scale: np.ndarray | None,
+    zero_point: np.ndarray | None,
+    codes: np.ndarray | None,
+) -> bool:
+    if scale is None or zero_point is None:
+        return False
+    own_scale, own_zero = module.scale.cpu().numpy(), module.zero_point.cpu().numpy()
+    if scale.tobytes() != own_scale.tobytes():
+        return False
+    zero = zero_point.astype(np.int64)
+    if isinstance(module, ActivationQuantizer):
+        return bool((zero == np.maximum(own_zero.reshape(zero.shape), 0)).all())
+    if codes is None:
+        return False
+    levels = codes.astype(np.int64) - along(zero, 0)
+    own_levels = module.codes.cpu().numpy().astype(np.int64) - own_zero
+    return bool(np.array_equal(levels.reshape(own_levels.shape), own_levels))

@@ -1,0 +1,100 @@
+"""Writing the ONNX file of a quantized model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common import InputError
+from correction import ClusterAffineCorrection
+from export.network import exportable
+from export.tools import require_export_tools
+from files import atomic_file
+from quant import QuantModel
+
+OPSET = 21  # the first with 4-bit integers in QuantizeLinear and DequantizeLinear
+IMAGE, LOGITS = "image", "logits"
+CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
+
+
+def write_onnx(
+    quantized: QuantModel,
+    path: Path,
+    image_shape: Sequence[int],
+    *,
+    correction: ClusterAffineCorrection | None = None,
+    int2: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a quantized model as ONNX: input ``image``, (N, 3, H, W) float32 as the network takes it,
+    output ``logits``, (N, C) float32; N is free.
+
+    Weights of up to 4 bits are INT4, of up to 8 INT8; activations UINT4 or UINT8, with a clamp of the
+    codes where neither is exact.
+
+    Args:
+        image_shape: (3, H, W).
+        correction: becomes part of the graph.
+        int2: weights and activations of up to 2 bits are INT2 and UINT2, opset 25.
+        notes: kept in the file as its metadata.
+
+    Raises:
+        InputError: a package is missing, the network cannot be exported, or a tensor has more bits than
+            ONNX has.
+        OSError: the file cannot be written.
+    """
+    require_export_tools()
+    import onnx
+    import onnx_ir as ir
+
+    from export.lowering import lower
+
+    model = _exported(exportable(quantized, correction), image_shape)
+    lower(model, quantized, int2)
+    model.metadata_props.update(notes or {})
+    with atomic_file(path) as part:
+        ir.save(model, part)
+        onnx.checker.check_model(str(part), full_check=True)
+
+
+def _exported(network: nn.Module, image_shape: Sequence[int]) -> Any:
+    """What torch makes of the network, an ``onnx_ir.Model``."""
+    try:
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(2, *image_shape),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[IMAGE],
+                output_names=[LOGITS],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(f"network must be one that torch can export, got: {reason}") from error
+    assert program is not None
+    return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No word of the exporter's steps in the log."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,306 @@
+"""ONNX files of quantized models: their integers, and what onnxruntime makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common import InputError
+from correction import ClusterAffineCorrection
+from export import tools
+from export.verification import LEVELS, OnnxNetwork, verify, wrong_integers
+from export.writing import write_onnx
+from quant import QuantizationManager, QuantModel
+from quant.graph import QuantSpec
+from quant.model import activation_quantizers, quant_layers
+from tests.conftest import TinyResNet
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+IMAGE = (3, 8, 8)
+
+
+def quantized(network, images, method="rtn", **settings) -> QuantModel:
+    made = QuantizationManager().get_quantization_method(method, **settings)
+    return made.quantize_model(network, None, [images])
+
+
+def exact_model(weight_bits: int, activation_bits: int) -> QuantModel:
+    """Random small integers and powers of two, so that every sum is exact in float32."""
+    generator = torch.Generator().manual_seed(weight_bits * 10 + activation_bits)
+
+    def integers(high: int, shape: torch.Size) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    model = QuantModel(TinyResNet().eval(), QuantSpec(weight_bits, activation_bits))
+    for layer in quant_layers(model).values():
+        top = 2 ** int(layer.bits)
+        codes = integers(top, layer.codes.shape).to(layer.codes.dtype)
+        scale = 2.0 ** -(2 + integers(2, layer.scale.shape))
+        zero_point = integers(top, layer.scale.shape).float()
+        layer.set_codes(codes, scale / top, zero_point, layer.bits)
+        layer.bias = integers(9, (len(codes),)).float() / 8 - 0.5
+    for quantizer in activation_quantizers(model).values():
+        top = 2**quantizer.num_bits
+        quantizer.set_qparams(torch.tensor(4.0 / top), integers(top // 2, torch.Size(())).float())
+    return model
+
+
+def outputs(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    return {level: OnnxNetwork(path, level)(images).numpy() for level in LEVELS}
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "activation_bits", "int2"),
+    [(2, 2, True), (2, 2, False), (3, 3, False), (4, 4, False), (5, 6, False), (8, 8, False)],
+)
+def test_exact_sums_are_exactly_equal_at_every_optimisation_level(
+    weight_bits, activation_bits, int2, tmp_path
+):
+    model = exact_model(weight_bits, activation_bits)
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(-8, 9, (32, *IMAGE), generator=generator).float() / 8
+    write_onnx(model, tmp_path / "m.onnx", IMAGE, int2=int2)
+    with torch.no_grad():
+        expected = model(images).numpy()
+    assert len(np.unique(expected)) > 20
+    for level, logits in outputs(tmp_path / "m.onnx", images).items():
+        np.testing.assert_array_equal(logits, expected, err_msg=level)
+
+
+@pytest.mark.parametrize(
+    ("bits", "int2", "container"),
+    [
+        (2, False, "INT4"),
+        (2, True, "INT2"),
+        (3, False, "INT4"),
+        (4, True, "INT4"),
+        (5, False, "INT8"),
+    ],
+)
+def test_inner_weights_lie_in_the_narrowest_integers_and_ends_in_eight_bits(
+    bits, int2, container, tiny_network, tiny_images, tmp_path
+):
+    model = quantized(tiny_network, tiny_images, n_bits_w=bits, n_bits_a=8)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE, int2=int2)
+    content = onnx.load(str(tmp_path / "m.onnx"))
+    types = {
+        tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type)
+        for tensor in content.graph.initializer
+        if tensor.name.endswith(".codes")
+    }
+    ends = [name for name in types if "stem" in name or "head" in name]
+    assert {types.pop(name) for name in ends} == {"INT8"}
+    assert set(types.values()) == {container}
+    assert content.opset_import[0].version == (25 if container == "INT2" else 21)
+    assert {entry.domain for entry in content.opset_import} == {""}
+
+
+def test_every_layer_has_integers_of_its_own_and_no_weight_is_a_float(
+    tiny_network, tiny_images, tmp_path
+):
+    model = quantized(tiny_network, tiny_images)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    graph = onnx.load(str(tmp_path / "m.onnx")).graph
+    parts = Counter(tensor.name.rsplit(".", 1)[-1] for tensor in graph.initializer)
+    layers, activations = len(quant_layers(model)), len(activation_quantizers(model))
+    assert parts["codes"] == layers
+    assert parts["scale"] == parts["zero_point"] == layers + activations
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["QuantizeLinear"] == activations
+    assert operators["DequantizeLinear"] == layers + activations
+    assert operators["Conv"] == layers
+    assert all(len(node.input) == 2 for node in graph.node if node.op_type == "Conv")
+    assert not any(node.metadata_props for node in graph.node)
+    assert not graph.value_info
+
+
+CASES = {
+    "rtn": {"n_bits_w": 4, "n_bits_a": 4},
+    "aciq_mix": {"n_bits_w": 3, "n_bits_a": 8},
+    "lapq": {"n_bits_w": 4, "n_bits_a": 4, "powell_maxiter": 1, "powell_maxfev": 5},
+    "gpfq": {"n_bits_w": 3, "n_bits_a": 8, "alphabet": "published", "radius": "mean_max"},
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_a_method_s_model_is_the_same_elsewhere(method, tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images, method, **CASES[method])
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    labels = torch.zeros(len(tiny_images), dtype=torch.int64)
+    found = verify(tmp_path / "m.onnx", model, [(tiny_images, labels)])
+    assert found["wrong_integers"] == []
+    assert found["agreement"] == 1.0
+    assert found["images"] == len(tiny_images)
+    assert found["bytes"]["file"] == (tmp_path / "m.onnx").stat().st_size
+    assert set(found["levels"]) == set(LEVELS)
+    assert max(level["mean_difference"] for level in found["levels"].values()) < 1e-3
+
+
+def test_channels_without_bits_emit_their_constant(tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images, n_bits_w=4, n_bits_a=32)
+    for layer in quant_layers(model).values():
+        bits = torch.full(layer.scale.shape, int(layer.bits))
+        bits[:2] = 0
+        codes, zero_point, scale = (
+            layer.codes.clone(),
+            layer.zero_point.clone(),
+            layer.scale.clone(),
+        )
+        codes[:2], scale[:2] = 0, 0.25
+        zero_point[0], zero_point[1] = -1, 1  # the weight is 0.25 everywhere, and -0.25
+        layer.set_codes(codes, scale, zero_point, bits)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE, int2=True)
+    assert wrong_integers(tmp_path / "m.onnx", model) == []
+    with torch.no_grad():
+        expected = model(tiny_images).numpy()
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_of_activations_with_scales_and_bits_of_their_own(
+    tiny_network, tiny_images, tmp_path
+):
+    model = quantized(
+        tiny_network, tiny_images, "aciq_mix", num_bits=2, per_channel_act=True, mix_acts=True
+    )
+    each = [
+        q.bits.flatten().tolist() for q in activation_quantizers(model).values() if q.bits.dim()
+    ]
+    assert any(len(set(bits)) > 1 for bits in each)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    assert wrong_integers(tmp_path / "m.onnx", model) == []
+    with torch.no_grad():
+        expected = model(tiny_images).numpy()
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        assert np.abs(logits - expected).mean() < 1e-3
+
+
+def test_an_activation_channel_without_bits_is_its_constant(tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images, n_bits_w=32, n_bits_a=3)
+    quantizer = next(iter(activation_quantizers(model).values()))
+    shape = (1, 8, 1, 1)
+    scale, bits = torch.full(shape, 0.125), torch.full(shape, 3)
+    zero_point = torch.arange(8.0).view(shape)
+    zero_point[0, :2, 0, 0], bits[0, :2] = torch.tensor([-1.0, 1.0]), 0
+    quantizer.set_qparams(scale, zero_point, bits)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    with torch.no_grad():
+        expected = model(tiny_images).numpy()
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        assert np.abs(logits - expected).mean() < 1e-4
+
+
+def test_a_gap_around_zero_is_kept(tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images, "rtn", n_bits_w=4, n_bits_a=32)
+    for layer in quant_layers(model).values():
+        layer.gap = torch.full_like(layer.scale, 0.05)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    with torch.no_grad():
+        expected = model(tiny_images).numpy()
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+class HiddenLinear(nn.Module):
+    """Linear layers between quantizers, one of them over rows of vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1, padding_mode="reflect")
+        self.mix = nn.Linear(12, 12)
+        self.hidden = nn.Linear(12, 20)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x)).permute(0, 2, 3, 1)
+        x = F.relu(self.mix(x)).mean((1, 2))
+        return self.head(F.relu(self.hidden(x)))
+
+
+def test_hidden_linear_layers_are_not_rounded_by_the_optimiser(tiny_images, tmp_path):
+    torch.manual_seed(0)
+    model = quantized(HiddenLinear().eval(), tiny_images, n_bits_w=2, n_bits_a=4)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    with torch.no_grad():
+        expected = model(tiny_images).numpy()
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        assert np.abs(logits - expected).mean() < 1e-4 * np.abs(expected).mean()
+
+
+def test_any_number_of_images_goes_in(tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    network = OnnxNetwork(tmp_path / "m.onnx")
+    assert [network(tiny_images[:count]).shape for count in (1, 7)] == [(1, 5), (7, 5)]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+def test_the_correction_becomes_part_of_the_graph(alpha, tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images)
+    with torch.no_grad():
+        q_logits, fp_logits = model(tiny_images).numpy(), 3 * tiny_network(tiny_images).numpy() - 1
+    correction = ClusterAffineCorrection(4, 3, alpha=alpha).fit(q_logits, fp_logits)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE, correction=correction)
+    expected = correction.transform(q_logits)
+    assert (np.abs(expected - q_logits).max() > 0.5) == (alpha > 0)
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["codes", "scale", "zero_point"])
+def test_an_integer_that_is_not_the_model_s_is_found(part, tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    content = onnx.load(str(tmp_path / "m.onnx"))
+    victim = next(t for t in content.graph.initializer if t.name.endswith(f"conv1.{part}"))
+    victim.raw_data = bytes([victim.raw_data[0] ^ 1]) + victim.raw_data[1:]
+    onnx.save(content, str(tmp_path / "bad.onnx"))
+    assert wrong_integers(tmp_path / "bad.onnx", model) == [victim.name.rsplit(".", 1)[0]]
+
+
+def test_more_bits_than_onnx_has_are_refused(tiny_network, tiny_images, tmp_path):
+    model = quantized(tiny_network, tiny_images, n_bits_a=12)
+    with pytest.raises(InputError, match="activations must have at most 8 bits in ONNX, got 12"):
+        write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    assert list(tmp_path.iterdir()) == []
+    wide = quantized(tiny_network, tiny_images, n_bits_w=12, n_bits_a=8)
+    write_onnx(wide, tmp_path / "m.onnx", IMAGE)
+    assert wrong_integers(tmp_path / "m.onnx", wide) == []
+
+
+def test_without_the_packages_it_is_said_how_to_install_them(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name)
+    )
+    text = "pip install -r requirements-export.txt), got no onnxscript"
+    with pytest.raises(InputError, match=re.escape(text)):
+        tools.require_export_tools()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_torchvision_networks_agree(arch, tmp_path):
+    from models import load_model
+
+    torch.manual_seed(0)
+    network = load_model(arch).network
+    images = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    network.train()
+    with torch.no_grad():
+        network(images)  # batch norms take statistics, so that activations have a size
+    model = quantized(network.eval(), images, init_wmode="minmax", init_amode="minmax")
+    write_onnx(model, tmp_path / "m.onnx", (3, 64, 64))
+    found = verify(tmp_path / "m.onnx", model, [(images, torch.zeros(24, dtype=torch.int64))])
+    assert found["agreement"] == 1.0
+    assert found["wrong_integers"] == []

@@ -1,0 +1,152 @@
+"""--export_onnx of the main script, and export_onnx.py, on the embedded digits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import export_onnx
+import main_imagenet
+from correction import ClusterAffineCorrection
+from export.verification import OnnxNetwork
+from loaders import load_dataset
+from logits_io import LogitsAnalyzer
+from models.digits import DIGITS_ENTRY
+from tests.conftest import QUICK, TAG
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def images() -> torch.Tensor:
+    digits = load_dataset("digits", None, DIGITS_ENTRY.preprocess)
+    return next(iter(digits.val.batches(len(digits.val))))[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a run whose ONNX file holds a correction that changes much."""
+    root = tmp_path_factory.mktemp("onnx")
+    random = np.random.RandomState(0)
+    logits = random.normal(0, 4, (300, 10)).astype(np.float32)
+    target = 2 * logits + random.normal(0, 1, (1, 10))
+    correction = ClusterAffineCorrection(4, 3, alpha=0.8).fit(logits, target.astype(np.float32))
+    correction.save(root / "other.npz")
+    argv = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(root)]
+    argv += ["--load_correction", str(root / "other.npz"), "--export_onnx", "--with_correction"]
+    assert main_imagenet.main([*argv, "--export_images", "200"]) == 0
+    return root / "rtn" / f"run_{TAG}"
+
+
+def test_the_file_gives_the_corrected_logits_of_the_run(run):
+    report = json.loads((run / "export_report.json").read_text())
+    assert report["correction"] and report["problems"] == [] and report["images"] == 200
+    folder = "results_alpha0.8_clusters4_pca3_digits_resnet_w4bit_a4bit"
+    stored = LogitsAnalyzer(run.parent).load(folder).logits
+    found = OnnxNetwork(run / "quantized_model.onnx")(images()).numpy()
+    assert np.abs(stored["corrected"] - stored["quantized"]).max() > 5
+    np.testing.assert_allclose(found, stored["corrected"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_report_says_what_the_file_is(run):
+    report = json.loads((run / "export_report.json").read_text())
+    assert report["bytes"]["file"] == (run / "quantized_model.onnx").stat().st_size
+    assert report["bytes"]["theoretical"] < report["bytes"]["file"] < report["bytes"]["float32"]
+    assert (
+        report["agreement"] == min(level["agreement"] for level in report["levels"].values()) == 1
+    )
+    assert report["arch"] == "digits_resnet" and report["wrong_integers"] == []
+    assert report["preprocess"]["mean"] == list(DIGITS_ENTRY.preprocess.mean)
+
+
+def test_a_saved_model_is_exported_later_with_the_same_integers(run, tmp_path, capsys):
+    model = str(run / "quantized_model.pt")
+    argv = [model, "--output_dir", str(tmp_path), "--with_correction", "--export_images", "200"]
+    assert export_onnx.main(argv) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "quantized_model.onnx")
+    first, second = (
+        OnnxNetwork(folder / "quantized_model.onnx")(images()).numpy() for folder in (run, tmp_path)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_random_images_check_a_model_without_its_data(run, tmp_path):
+    model = str(run / "quantized_model.pt")
+    argv = [model, "--output_dir", str(tmp_path), "--noise", "--export_images", "64"]
+    assert export_onnx.main(argv) == 0
+    report = json.loads((tmp_path / "export_report.json").read_text())
+    assert (report["checked_on"], report["images"], report["correction"]) == ("noise", 64, False)
+
+
+def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "export.verification.OnnxNetwork.forward", lambda self, images: -images.flatten(1)[:, :10]
+    )
+    model = str(run / "quantized_model.pt")
+    assert export_onnx.main([model, "--output_dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("argmax agreement with the simulation must be at least 0.995, got 0.")
+    argv = [*QUICK, "--output_dir", str(tmp_path), "--export_onnx"]
+    assert main_imagenet.main(argv) == 1
+    assert (tmp_path / "rtn" / "run.json").is_file(), "the rest of the run is saved"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--int2"], "int2 must be with --export_onnx, got True alone"),
+        (["--export_images", "5"], "export_images must be with --export_onnx, got 5 alone"),
+        (["--export_onnx", "--export_images", "0"], "export_images must be at least 1, got 0"),
+        (["--export_onnx", "--min_agreement", "2"], "min_agreement must be from 0 to 1, got 2.0"),
+        (
+            ["--export_onnx", "--n_bits_a", "9"],
+            "activations must have at most 8 bits in ONNX, got 9",
+        ),
+    ],
+)
+def test_flags_of_the_export_that_make_no_sense(arguments, text, tmp_path, capsys):
+    assert main_imagenet.main([*QUICK, "--output_dir", str(tmp_path), *arguments]) == 2
+    assert text in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--noise", "--dataset", "digits"], "dataset must be left out with --noise, got digits"),
+        (["--correction", "x.npz"], "correction must be left out without --with_correction"),
+        (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["--dataset", "imagenet"], "data_path must be given"),
+        (["--with_correction", "--correction", "x.npz"], "x.npz: must be a correction.npz"),
+    ],
+)
+def test_flags_of_the_script_that_make_no_sense(arguments, text, run, tmp_path, capsys):
+    argv = [str(run / "quantized_model.pt"), "--output_dir", str(tmp_path / "out"), *arguments]
+    assert export_onnx.main(argv) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_correction_of_other_classes_is_refused(run, tmp_path, capsys):
+    random = np.random.RandomState(0)
+    logits = random.normal(size=(50, 7)).astype(np.float32)
+    ClusterAffineCorrection(2, 2).fit(logits, logits + 1).save(tmp_path / "seven.npz")
+    argv = [str(run / "quantized_model.pt"), "--output_dir", str(tmp_path / "out")]
+    assert (
+        export_onnx.main([*argv, "--with_correction", "--correction", str(tmp_path / "seven.npz")])
+        == 2
+    )
+    assert "must be of 10 classes like the model, got 7" in capsys.readouterr().err
+
+
+def test_something_else_than_a_model_is_refused(tmp_path, capsys):
+    (tmp_path / "x.pt").write_bytes(b"nothing")
+    assert export_onnx.main([str(tmp_path / "x.pt")]) == 2
+    assert "x.pt" in capsys.readouterr().err
+    shutil.rmtree(tmp_path)
+    assert export_onnx.main([str(tmp_path / "x.pt")]) == 2
