@@ -113,7 +113,13 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
     settings = method.settings
     device = pick_device(options.device)
     dataset = _open_dataset(options)
-    model = load_model(options.arch, options.checkpoint, options.weights, len(dataset.classes))
+    model = load_model(
+        options.arch,
+        options.checkpoint,
+        options.weights,
+        len(dataset.classes),
+        options.checkpoint_format,
+    )
     if model.num_classes != len(dataset.classes):
         raise InputError(
             f"model and data must have the same number of classes, got {model.num_classes} in {options.arch} "

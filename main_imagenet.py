@@ -44,7 +44,7 @@ from export.settings import ONNX_FLAG, add_export_flags, optional_export_setting
 from job import Record, prepare
 from loaders import DATASETS, resolve_dataset
 from logits_io.formats import COMPRESSIONS, FORMATS
-from models import get_entry
+from models import CHECKPOINT_FORMATS, PLAIN, brecq, get_entry
 from pipeline import Stages, run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.settings import flag_name, setting_type
@@ -112,6 +112,12 @@ def _add_data_flags(parser: FlagParser) -> None:
     )
     model.add_argument(
         "--checkpoint", type=Path, help="file with the trained weights (a state_dict)"
+    )
+    model.add_argument(
+        "--checkpoint_format",
+        choices=CHECKPOINT_FORMATS,
+        default=PLAIN,
+        help="names in the checkpoint: ours (plain, the default) or of a release checkpoint of BRECQ",
     )
     model.add_argument("--weights", help="DEFAULT: torchvision's published weights")
 
@@ -308,7 +314,9 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         if options.data_path is not None or options.dataset not in ("auto", "digits"):
             raise InputError("arch must be given together with data_path or dataset, got none")
         options.arch, options.dataset = DEFAULT_ARCH, "digits"
-    if options.arch == "resnet18" and options.dataset != "digits":
+    if options.checkpoint_format == brecq.FORMAT:
+        options.arch = brecq.resolve_arch(options.arch)
+    elif options.arch == "resnet18" and options.dataset != "digits":
         with suppress(InputError):  # what is wrong with the data is said where they are loaded
             name, _, _ = resolve_dataset(options.dataset, options.data_path)
             options.arch = "cifar_resnet18" if name in SMALL_IMAGES else options.arch

@@ -11,7 +11,8 @@ from torch import nn
 
 from common import InputError, require_known
 from loaders.transforms import Preprocess
-from models.checkpoints import checkpoint_classes, load_strictly, read_state_dict, state_digest
+from models import brecq
+from models.checkpoints import build_for, load_strictly, read_state_dict, state_digest
 from models.cifar_resnet import CifarResNet
 from models.digits import DIGITS_ENTRY
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
@@ -26,6 +27,8 @@ from models.zoo import (
 )
 from quant import QuantModel, read_quantized_file, restore_quantized
 
+PLAIN = "plain"
+CHECKPOINT_FORMATS = (PLAIN, brecq.FORMAT)
 CIFAR_DEPTHS = (20, 32, 44, 56)
 OWN_ENTRIES = {
     "digits_resnet": DIGITS_ENTRY,
@@ -88,6 +91,7 @@ def load_model(
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
+    checkpoint_format: str = PLAIN,
 ) -> LoadedModel:
     """Build a network in evaluation mode and load its weights.
 
@@ -95,6 +99,8 @@ def load_model(
         checkpoint: a file made by ``torch.save`` of a state dict.
         weights: "DEFAULT" for torchvision's published ones, downloaded on first use.
         num_classes: used when the network is left with random weights.
+        checkpoint_format: ``plain``: the names are those of our networks; ``brecq``: a release
+            checkpoint of BRECQ, whose ``arch`` is one of ``models.brecq.ARCHS``.
 
     Raises:
         InputError: unknown architecture, both sources given, or weights that are unusable or do not
@@ -102,6 +108,12 @@ def load_model(
     """
     if checkpoint is not None and weights is not None:
         raise InputError("checkpoint and weights must not both be given")
+    require_known("checkpoint_format", checkpoint_format, CHECKPOINT_FORMATS)
+    is_brecq = checkpoint_format == brecq.FORMAT
+    if is_brecq:
+        arch = brecq.resolve_arch(arch)
+        if checkpoint is None:
+            raise InputError("checkpoint must be given with checkpoint_format brecq, got none")
     entry = entry_for(arch, checkpoint)
     if weights is not None:
         return _published(entry, weights)
@@ -112,9 +124,10 @@ def load_model(
         network, source = entry.build(classes), "random"
     else:
         state = read_state_dict(Path(path))
-        classes = checkpoint_classes(entry, state)
-        network, source = entry.build(classes), str(path)
-        load_strictly(network, state, source)
+        if is_brecq:
+            state = brecq.renamed(arch, state, str(path))
+        (network, classes), source = build_for(entry, state), str(path)
+        load_strictly(network, state, source, partial(brecq.their_name, arch) if is_brecq else str)
     network.eval()
     return LoadedModel(entry, network, classes, source, state_digest(network))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +75,30 @@ def _describe(content: object) -> str:
     return f"a {type(content).__name__}"
 
 
-def checkpoint_classes(entry: ModelEntry, state: Mapping[str, Tensor]) -> int:
-    """Number of classes of a checkpoint, read off the last layer; the entry's own number if that is
-    missing.
+def build_for(entry: ModelEntry, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
+    """The network with as many classes as the last layer of a checkpoint has, and that number; the
+    entry's own where the checkpoint has no such layer.
     """
-    with torch.device("meta"):
-        skeleton = entry.build(entry.num_classes)
-    head = [key for key, value in skeleton.state_dict().items() if value.dim() > 1][-1]
+    network = entry.build(entry.num_classes)
+    head = [key for key, value in network.state_dict().items() if value.dim() > 1][-1]
     fits = head in state and state[head].dim() > 1 and 0 < state[head].shape[0] <= MAX_CLASSES
-    return state[head].shape[0] if fits else entry.num_classes
+    classes = state[head].shape[0] if fits else entry.num_classes
+    return (network if classes == entry.num_classes else entry.build(classes)), classes
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_strictly(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    spell: Callable[[str], str] = str,
+) -> None:
     """Load ``state`` into ``model``; every name and shape must fit.
 
     Only the batch norms' counter of training steps, which plays no part in evaluation and which old
     versions of torch did not save, may be missing.
+
+    Args:
+        spell: a name of the model -> the name that the file has for it, for error texts.
 
     Raises:
         InputError: they do not; the text lists the missing, unexpected and misshapen names.
@@ -97,10 +106,10 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     own = model.state_dict()
     shared = [key for key in own if key in state]
     problems = {
-        "missing": [k for k in own if k not in state and not k.endswith(STEP_COUNTER)],
-        "unexpected": [key for key in state if key not in own],
+        "missing": [spell(k) for k in own if k not in state and not k.endswith(STEP_COUNTER)],
+        "unexpected": [spell(key) for key in state if key not in own],
         "misshapen": [
-            f"{key} (must be {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
+            f"{spell(key)} (must be {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
             for key in shared
             if own[key].shape != state[key].shape
         ],
@@ -111,7 +120,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             f"{source}: weights must fit {type(model).__name__}, got {'; '.join(texts)}"
         )
     counters = {key: value for key, value in own.items() if key.endswith(STEP_COUNTER)}
-    model.load_state_dict({**counters, **state}, strict=True)
+    complete = OrderedDict({**counters, **state})
+    complete._metadata = own._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
+    model.load_state_dict(complete, strict=True)
 
 
 def _listed(names: list[str]) -> str:

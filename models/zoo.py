@@ -1,4 +1,6 @@
-"""torchvision's classification CNNs by name, and RegNetX-600MF, which torchvision does not have."""
+"""torchvision's classification CNNs by name, and two that torchvision has no name for: RegNetX-600MF and
+MNASNet of double width.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ ALIASES = {
     "regnetx_3200m": "regnet_x_3_2gf",
 }
 REGNETX_600M = "regnetx_600m"
+MNASNET_2_0 = "mnasnet2_0"
 CIFAR_RESNET18 = "cifar_resnet18"
 
 # Of the QDrop and PD-Quant code: weight of the rounding penalty (0.01 unless said otherwise), and
 # temperature and anchor of PD-Quant (4.0 and 0.02).
+MNASNET_DEFAULTS = {"weight": 0.2, "T": 1.0, "lamb_c": 0.001}
 METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mobilenet_v2": {"weight": 0.1, "T": 1.0, "lamb_c": 0.005},
-    "mnasnet1_0": {"weight": 0.2, "T": 1.0, "lamb_c": 0.001},
+    "mnasnet1_0": MNASNET_DEFAULTS,
+    MNASNET_2_0: MNASNET_DEFAULTS,
     "regnet_x_3_2gf": {"lamb_c": 0.01},
     REGNETX_600M: {"lamb_c": 0.01},
 }
@@ -35,7 +40,7 @@ def list_zoo() -> list[str]:
     """Names of the torchvision networks that the suite accepts, aliases included."""
     models = import_torchvision().models
     names = [name for name in models.list_models(module=models) if not name.startswith(NOT_CNN)]
-    return sorted([*names, *ALIASES, REGNETX_600M])
+    return sorted([*names, *ALIASES, *UNNAMED])
 
 
 def refuse_transformer(arch: str) -> None:
@@ -52,10 +57,10 @@ def refuse_transformer(arch: str) -> None:
 
 def zoo_entry(arch: str) -> ModelEntry:
     """The entry of a name of ``list_zoo``."""
-    if arch == REGNETX_600M:
+    if arch in UNNAMED:
         preprocess = Preprocess(IMAGENET_MEAN, IMAGENET_STD, resize=256, crop=224)
         return ModelEntry(
-            arch, _regnetx_600m, 1000, preprocess, method_defaults=METHOD_DEFAULTS[arch]
+            arch, UNNAMED[arch], 1000, preprocess, method_defaults=METHOD_DEFAULTS[arch]
         )
     name = ALIASES.get(arch, arch)
     weights = list(import_torchvision().models.get_model_weights(name))
@@ -100,6 +105,14 @@ def _regnetx_600m(num_classes: int) -> nn.Module:
         depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24
     )
     return regnet.RegNet(blocks, num_classes=num_classes)
+
+
+def _mnasnet2_0(num_classes: int) -> nn.Module:
+    """MNASNet with twice the channels (Tan et al., CVPR 2019, arXiv:1807.11626)."""
+    return import_torchvision().models.MNASNet(2.0, num_classes=num_classes)
+
+
+UNNAMED = {REGNETX_600M: _regnetx_600m, MNASNET_2_0: _mnasnet2_0}
 
 
 def _preprocess_of(weights: Any) -> Preprocess:
