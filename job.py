@@ -121,9 +121,10 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
         options.checkpoint_format,
     )
     if model.num_classes != len(dataset.classes):
+        origin = f" ({dataset.origin})" if dataset.origin else ""
         raise InputError(
             f"model and data must have the same number of classes, got {model.num_classes} in {options.arch} "
-            f"({model.weights}) and {len(dataset.classes)} in {dataset.name}"
+            f"({model.weights}) and {len(dataset.classes)} in {dataset.name}{origin}"
         )
     request = PlanRequest(
         seed=settings.seed,
@@ -206,4 +207,5 @@ def _open_dataset(options: argparse.Namespace) -> Dataset:
         download=options.download,
         skip_bad=options.skip_bad_images,
         threads=options.workers,
+        val_labels=options.val_labels,
     )

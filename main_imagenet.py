@@ -90,6 +90,11 @@ def _add_data_flags(parser: FlagParser) -> None:
     data.add_argument(
         "--data_path", type=Path, help="folder with train/<class> and val/<class>, CIFAR or MNIST"
     )
+    data.add_argument(
+        "--val_labels",
+        type=Path,
+        help="labels of a val folder without class folders: NAME LABEL a line, or LABEL alone",
+    )
     data.add_argument("--download", action="store_true", help="fetch CIFAR or MNIST first")
     data.add_argument(
         "--skip_bad_images", action="store_true", help="leave out unreadable images and count them"

@@ -67,6 +67,7 @@ def load_dataset(
     download: bool = False,
     skip_bad: bool = False,
     threads: int = 2,
+    val_labels: Path | None = None,
 ) -> Dataset:
     """Read or list a data set.
 
@@ -76,6 +77,7 @@ def load_dataset(
         download: fetch it first (CIFAR, MNIST).
         skip_bad: leave out unreadable image files instead of refusing them.
         threads: image files decoded at once.
+        val_labels: labels of a flat ``val`` folder (image folders).
 
     Raises:
         InputError: unknown name, missing or empty folder, damaged files.
@@ -85,6 +87,7 @@ def load_dataset(
         "data_path": data_path is not None and name == "digits",
         "download": download and name not in LAYOUTS,
         "skip_bad_images": skip_bad and name != "imagenet",
+        "val_labels": val_labels is not None and name != "imagenet",
     }
     for flag, is_unused in unused.items():
         if is_unused:
@@ -95,4 +98,4 @@ def load_dataset(
         return load_torchvision_set(name, data_path or DEFAULT_ROOT, preprocess, download)
     if data_path is None:
         raise InputError(f"data_path must be given for dataset {name}, got none")
-    return load_folder(data_path, preprocess, skip_bad, threads)
+    return load_folder(data_path, preprocess, skip_bad, threads, val_labels)

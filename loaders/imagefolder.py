@@ -1,4 +1,7 @@
-"""An ImageNet-style folder: ``train/<class>/*`` and ``val/<class>/*``; ``val`` alone is enough."""
+"""An ImageNet-style folder: ``train/<class>/*`` and ``val/<class>/*``; ``val`` alone is enough.
+
+``val`` may also hold the images themselves, with their labels in a file.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,46 @@ import numpy as np
 from common import InputError
 from loaders.dataset import Dataset
 from loaders.imageset import FileImages
+from loaders.label_file import Labels, read_labels
 from loaders.transforms import Preprocess
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 
 
-def load_folder(root: Path, preprocess: Preprocess, skip_bad: bool, threads: int) -> Dataset:
+def load_folder(
+    root: Path, preprocess: Preprocess, skip_bad: bool, threads: int, val_labels: Path | None = None
+) -> Dataset:
     """List the images below ``root``; classes are the sorted sub-folders of ``val``.
 
+    Args:
+        val_labels: labels of the images of a ``val`` without sub-folders (loaders.label_file).
+
     Raises:
-        InputError: a folder is missing or empty, or the classes of ``train`` and ``val`` differ.
+        InputError: a folder is missing or empty, the classes of ``train`` and ``val`` differ, or the
+            labels do not fit the images.
     """
     if not root.is_dir():
         raise InputError(f"data_path must be an existing folder, got {str(root)!r}")
-    classes = _class_names(root / "val")
-    val = _list_images(root, "val", classes, preprocess, skip_bad, threads)
+    train_classes = _class_names(root / "train") if (root / "train").is_dir() else None
+    if val_labels is None:
+        val_ids, found = _by_class(root, "val", _class_names(root / "val"))
+    else:
+        names = _flat_images(root / "val")
+        val_ids = [f"val/{name}" for name in names]
+        found = read_labels(val_labels, names, train_classes)
+    if train_classes not in (None, found.classes):
+        difference = _difference(train_classes, found.classes)
+        raise InputError(f"classes of train and val must be the same, got {difference}")
+
+    def images(ids: list[str], labels: np.ndarray) -> FileImages:
+        return FileImages(root, labels, ids, preprocess, skip_bad, threads)
+
     train = None
-    if (root / "train").is_dir():
-        if _class_names(root / "train") != classes:
-            raise InputError(
-                f"classes of train and val must be the same, got {_difference(root, classes)}"
-            )
-        train = _list_images(root, "train", classes, preprocess, skip_bad, threads)
-    return Dataset("imagenet", classes, train, val)
+    if train_classes is not None:
+        train_ids, train_found = _by_class(root, "train", train_classes)
+        train = images(train_ids, train_found.labels)
+    val = images(val_ids, found.labels)
+    return Dataset("imagenet", found.classes, train, val, found.origin)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -46,12 +66,16 @@ def _class_names(folder: Path) -> list[str]:
         if entry.is_dir() and not entry.name.startswith(".")
     )
     if not names:
-        raise InputError(f"{folder} must hold a folder per class, got none")
+        images = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+        hint = (
+            f"{images} images and no folder (--val_labels FILE labels them)" if images else "none"
+        )
+        raise InputError(f"{folder} must hold a folder per class, got {hint}")
     return names
 
 
-def _difference(root: Path, classes: list[str]) -> str:
-    different = sorted(set(_class_names(root / "train")) ^ set(classes))
+def _difference(train: list[str] | None, val: list[str]) -> str:
+    different = sorted(set(train or []) ^ set(val))
     return f"{', '.join(different[:5])} in one of them only"
 
 
@@ -63,9 +87,22 @@ def _utf8(name: str) -> str:
     return name
 
 
-def _list_images(
-    root: Path, split: str, classes: list[str], preprocess: Preprocess, skip_bad: bool, threads: int
-) -> FileImages:
+def _flat_images(folder: Path) -> list[str]:
+    """Names of the images right in ``folder``, sorted."""
+    if not folder.is_dir():
+        raise InputError(f"data_path must hold a folder val, got none in {str(folder.parent)!r}")
+    names = sorted(
+        _utf8(path.name) for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS
+    )
+    if not names:
+        raise InputError(
+            f"{folder} must hold the images themselves with --val_labels, got no image there"
+        )
+    return names
+
+
+def _by_class(root: Path, split: str, classes: list[str]) -> tuple[list[str], Labels]:
+    """Ids and labels of the images below ``split/<class>``."""
     ids: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -76,4 +113,5 @@ def _list_images(
             raise InputError(f"{root / split / name} must hold at least one image, got none")
         ids += [_utf8(path.relative_to(root).as_posix()) for path in files]
         labels += [label] * len(files)
-    return FileImages(root, np.array(labels, dtype=np.int64), ids, preprocess, skip_bad, threads)
+    origin = f"folders of {split}, {classes[0]} to {classes[-1]}"
+    return ids, Labels(classes, np.array(labels, dtype=np.int64), origin)

@@ -1,0 +1,123 @@
+"""Labels of a flat folder of images: ImageNet's validation images as they are distributed.
+
+A line per image, ``NAME LABEL`` or ``NAME,LABEL`` (more on the line, the boxes of
+``LOC_val_solution.csv``, is ignored), or ``LABEL`` alone in the order of the sorted names. A label is
+the name of a class or its number, from 0 in the order of the sorted names of the classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from common import InputError
+
+HEADERS = {"imageid", "image_id", "image", "filename", "file", "name"}
+ILSVRC_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of images.
+
+    Attributes:
+        classes: names, sorted; numbers where the file has numbers and there is no train folder.
+        labels: (N,) int64, in the order of the images.
+        origin: where the number of classes comes from, in words.
+    """
+
+    classes: list[str]
+    labels: np.ndarray
+    origin: str
+
+
+def read_labels(path: Path, names: Sequence[str], classes: list[str] | None) -> Labels:
+    """The labels of the images ``names``, file names in sorted order.
+
+    Args:
+        classes: those of the train folder; None: those in the file.
+
+    Raises:
+        InputError: unreadable, not a label per image, or labels that are no classes.
+    """
+    texts = _texts(path, names)
+    numbers = [int(text) for text in texts if re.fullmatch(r"\d+", text)]
+    if len(numbers) == len(texts):
+        return _from_numbers(path, np.array(numbers, dtype=np.int64), classes)
+    known = sorted(set(texts)) if classes is None else classes
+    index = {name: position for position, name in enumerate(known)}
+    unknown = next((text for text in texts if text not in index), None)
+    if unknown is not None:
+        raise InputError(
+            f"{path}: labels must be folders of train, got {unknown!r}, which is none of the {len(known)}"
+        )
+    origin = f"names in {path.name}" if classes is None else "folders of train"
+    return Labels(known, np.array([index[text] for text in texts], dtype=np.int64), origin)
+
+
+def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) -> Labels:
+    distinct, largest = len(np.unique(numbers)), int(numbers.max())
+    if distinct == largest and int(numbers.min()) == 1:
+        text = f"{path}: labels must be numbers from 0, got 1 to {largest}"
+        if largest == ILSVRC_CLASSES:
+            text += (
+                " (the numbers of ILSVRC's ground truth are not the order of the class folders either: "
+                "give a file with the synsets, n01440764 ..., instead)"
+            )
+        raise InputError(text)
+    if classes is None:
+        names = [str(number) for number in range(largest + 1)]
+        return Labels(names, numbers, f"numbers in {path.name}, the largest {largest}")
+    if largest >= len(classes):
+        raise InputError(
+            f"{path}: labels must be below {len(classes)}, the folders of train, got {largest}"
+        )
+    return Labels(classes, numbers, "folders of train")
+
+
+def _texts(path: Path, names: Sequence[str]) -> list[str]:
+    """The label of each image as it is in the file."""
+    rows = _rows(path)
+    if all(len(row) == 1 for row in rows):
+        if len(rows) != len(names):
+            raise InputError(
+                f"{path}: labels without names must be one for each of the {len(names)} images in val, got {len(rows)}"
+            )
+        return [row[0] for row in rows]
+    short = next((row for row in rows if len(row) == 1), None)
+    if short is not None:
+        raise InputError(f"{path}: lines must all be NAME LABEL or all LABEL, got {short[0]!r}")
+    stems = [PurePath(row[0]).stem for row in rows]
+    found = dict(zip(stems, (row[1] for row in rows), strict=True))
+    if len(found) < len(rows):
+        twice = next(stem for stem in found if stems.count(stem) > 1)
+        raise InputError(f"{path}: names must be there once, got {twice!r} again")
+    missing = next((name for name in names if PurePath(name).stem not in found), None)
+    if missing is not None:
+        raise InputError(
+            f"{path}: labels must be there for every image in val, got none for {missing!r}"
+        )
+    extra = len(found) - len(names)
+    if extra:
+        raise InputError(
+            f"{path}: labels must be those of the {len(names)} images in val, got {extra} of others"
+        )
+    return [found[PurePath(name).stem] for name in names]
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """Name and label, or label alone, of each line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"val_labels must be a readable text file, got {path}: {error}") from None
+    rows = [re.split(r"[,;\s]+", line.strip())[:2] for line in lines if line.strip()]
+    if rows and rows[0][0].lower() in HEADERS:
+        rows = rows[1:]
+    if not rows:
+        raise InputError(f"{path}: must hold a label per image, got an empty file")
+    return rows
