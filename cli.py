@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,8 +39,11 @@ class FlagParser(argparse.ArgumentParser):
                     found[option.removeprefix("--")] = action
         return found
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse ``argv`` on top of the file that its ``--config`` names, if any.
+    def parse(
+        self, argv: Sequence[str], presets: Mapping[str, Any] | None = None, source: str = ""
+    ) -> argparse.Namespace:
+        """Parse ``argv`` on top of the file that its ``--config`` names, if any, and that on top of
+        ``presets``, flags with their values, which come from ``source``.
 
         Raises:
             InputError: unknown or malformed flags, here or in the file.
@@ -49,6 +52,8 @@ class FlagParser(argparse.ArgumentParser):
             raise InputError("arguments must be free of null characters")
         arguments = [self._canonical(argument) for argument in argv]
         namespace = argparse.Namespace()
+        if presets:
+            namespace = self._parse_known(self._from_mapping(presets, source), namespace)
         config = self._config_path(arguments)
         if config is not None:
             namespace = self._parse_known(self._from_file(config), namespace)
@@ -110,10 +115,14 @@ class FlagParser(argparse.ArgumentParser):
             raise InputError(
                 f"config must map flags to values, got a {type(content).__name__} in {path}"
             )
+        return self._from_mapping(content, str(path))
+
+    def _from_mapping(self, content: Mapping[Any, Any], source: str) -> list[str]:
+        """Flags and their values as command-line arguments."""
         arguments: list[str] = []
         for key, value in content.items():
             known = [flag for flag in self.flags() if flag not in ("config", "help")]
-            require_known(f"flag in {path}", str(key), known)
+            require_known(f"flag in {source}", str(key), known)
             arguments += _as_arguments(str(key), value, self.flags()[key])
         return arguments
 

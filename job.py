@@ -17,6 +17,7 @@ from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, res
 from logits_io import LogitsAnalyzer, RunName
 from models import LoadedModel, entry_for, load_model
 from quant import BaseQuantizationMethod
+from recipes import Recipe, load_recipe
 from remote import Remote
 
 DEFAULT_SHRINKAGE = 10.0
@@ -51,6 +52,7 @@ class Job:
     correction: ClusterAffineCorrection | None  # from a file; None: one is fitted
     device: torch.device
     name: RunName
+    recipe: Recipe | None = None  # the published result that the run is compared with
 
     @property
     def root(self) -> Path:
@@ -132,6 +134,7 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
         calibration_list=options.calibration_list,
         correction_samples=options.correction_samples,
         correction_source=options.correction_source,
+        augment_calibration=bool(options.augment_calibration),
     )
     plan = make_plan(dataset, request, settings.num_samples)
     grid = GridRequest(
@@ -144,7 +147,11 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
     shape = plan_grid(grid, len(plan.correction), model.num_classes)
     correction = _load_correction(options, model.num_classes)
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
-    job = Job(options, record, method, model, dataset, plan, grid, shape, correction, device, name)
+    recipe = None if options.recipe is None else load_recipe(options.recipe)
+    job = Job(
+        *(options, record, method, model, dataset, plan, grid, shape, correction, device, name),
+        recipe=recipe,
+    )
     job.analyzer()
     if options.output_url is not None:
         Remote(options.output_url)

@@ -48,6 +48,7 @@ from models import CHECKPOINT_FORMATS, PLAIN, brecq, get_entry
 from pipeline import Stages, run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.settings import flag_name, setting_type
+from recipes import load_recipe
 from remote import is_url
 from reporting import format_table
 
@@ -56,7 +57,7 @@ DEFAULT_OUTPUT = "outputs"
 TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}  # either switches the term of both on
 SHORT_FLAGS = {"n_bits_w": ["-b"], "scalar": ["-s"]}  # of the GPFQ scripts
 SMALL_IMAGES = ("cifar10", "cifar100")
-ONE_TIME_FLAGS = ("config", "print_config", "dry_run", "help", "resume")
+ONE_TIME_FLAGS = ("config", "print_config", "dry_run", "force", "help", "resume")
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,12 @@ def _add_data_flags(parser: FlagParser) -> None:
     )
     data.add_argument(
         "--calibration_list", type=Path, help="file of image ids to calibrate with, in that order"
+    )
+    data.add_argument(
+        "--augment_calibration",
+        action="store_const",
+        const=True,
+        help="calibrate with a random training augmentation of the images, as BRECQ, QDrop and PD-Quant do",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -238,6 +245,16 @@ def _add_run_flags(parser: FlagParser) -> None:
         "network, corrected inputs (default: the last alone, below output_dir/cache)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")
+    group.add_argument(
+        "--recipe",
+        help="a published result of configs/recipes, such as resnet18_qdrop_w4a4: its flags, under those given",
+    )
+    group.add_argument(
+        "--force",
+        action="store_const",
+        const=True,
+        help="go on where the float network is not as accurate as the recipe's",
+    )
     group.add_argument("--config", type=Path, help="YAML file of flags; the command line wins")
     group.add_argument(
         "--print_config", action="store_true", help="print the full configuration as YAML and stop"
@@ -308,7 +325,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: a flag is unknown or malformed, or data are given without an architecture.
     """
-    options = build_parser().parse(argv)
+    options = _parse(argv)
     options.output_url = options.output_dir if is_url(options.output_dir) else None
     options.output_dir = Path(options.output_dir)
     if options.output_url is not None:  # written here first, and copied at the end
@@ -326,6 +343,17 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
             name, _, _ = resolve_dataset(options.dataset, options.data_path)
             options.arch = "cifar_resnet18" if name in SMALL_IMAGES else options.arch
     return options
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, on top of the recipe that it names, if any."""
+    parser = build_parser()
+    options = parser.parse(argv)
+    if options.recipe is None:
+        parser.refuse(options, ("force",), "without --recipe")
+        return options
+    recipe = load_recipe(options.recipe)
+    return parser.parse(argv, recipe.flags, f"recipe {recipe.name}")
 
 
 def local_name(url: str) -> str:
@@ -374,11 +402,17 @@ def _main(argv: Sequence[str]) -> int:
         optional_export_settings(options, settings.n_bits_a),
     )
     job = prepare(options, method, Record(argv=list(argv), config=config))
+    if job.recipe is not None:
+        for change in job.recipe.changed(config):
+            logger.warning("recipe %s: %s", job.recipe.name, change)
     if options.dry_run:
         write_stdout(job.describe())
         return EXIT_OK
     outcome = run(job, stages)
     write_stdout(format_table(outcome.rows))
+    if job.recipe is not None:
+        figures = (row.top1_pct for row in outcome.rows[:2])
+        write_stdout("\n" + job.recipe.comparison(*figures))
     if outcome.problems:
         return EXIT_FAILED
     return EXIT_UNSAVED if outcome.unsaved else EXIT_OK

@@ -43,7 +43,7 @@ from files import atomic_file, atomic_folder, locked, write_json
 from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
-from metrics import Scorer
+from metrics import Scorer, topk_accuracy
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from quant.packing import float_bytes, theoretical_bytes
 from remote import Remote
@@ -111,6 +111,7 @@ class _Run:
         with self.clock("decode images"):
             self.plan = self.job.plan.decoded(self.options.cache_dir)
         plan_grid(self.job.grid, len(self.plan.correction), self.job.model.num_classes)
+        self.float_logits = self._check_recipe()
         seed_all(self.job.method.settings.seed)
         self.states = UnitStates(self.job.folder / STATE_FOLDER, self._identity())
         if self.options.resume:
@@ -125,7 +126,7 @@ class _Run:
             with self.clock("run networks and save logits"):
                 fitting = None
                 if self.job.correction is None:
-                    fitting = self._infer(quantized, self.plan.correction, "correction images")
+                    fitting = self._infer_both(quantized, self.plan.correction, "correction images")
                 evaluation = self._evaluate(quantized)
             grid = self._fit_correction(fitting)
             rows = self._correct(grid, evaluation)
@@ -137,6 +138,24 @@ class _Run:
             self._save_summary(rows, signs, grid, evaluation)
             self._finish(rows, signs, len(evaluation.targets))
         return Outcome(rows, self.saves.failures, problems)
+
+    def _check_recipe(self) -> np.ndarray | None:
+        """The float network's logits on the evaluation images, where a recipe says how accurate it is.
+
+        Raises:
+            InputError: it is not.
+        """
+        recipe = self.job.recipe
+        if recipe is None:
+            return None
+        with self.clock("float network"):
+            found = self._infer(
+                {FULL_PRECISION: self.network}, self.plan.evaluation, "float network"
+            )
+        logits = found.logits[FULL_PRECISION]
+        if not self.options.force:
+            recipe.require_float(100 * topk_accuracy(logits, found.targets), len(found.targets))
+        return logits
 
     def _open_folder(self) -> None:
         """Make the run's folder and withdraw the records that would call an unfinished run
@@ -218,23 +237,38 @@ class _Run:
 
     def _infer(
         self,
-        quantized: nn.Module,
+        networks: dict[str, nn.Module],
         images: ImageSet,
         description: str,
         on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
+        known: dict[str, np.ndarray] | None = None,
     ) -> Inference:
-        batches = -(-len(images) // self.options.batch_size)
-        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
-        known = {}
-        if self.options.cache_dir is not None:
-            known[FULL_PRECISION] = self._float_logits(images, batches)
-            del networks[FULL_PRECISION]
-        loader = images.batches(self.options.batch_size)
+        size = self.options.batch_size
+        batches = -(-len(images) // size)
+        loader = images.batches(size)
         return infer_logits(
             networks, loader, self.job.device, description, batches, on_batch, known
         )
 
-    def _float_logits(self, images: ImageSet, batches: int) -> np.ndarray:
+    def _infer_both(
+        self,
+        quantized: nn.Module,
+        images: ImageSet,
+        description: str,
+        on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
+        float_logits: np.ndarray | None = None,
+    ) -> Inference:
+        """The logits of both networks; those of the float one may be known."""
+        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
+        known = {}
+        if float_logits is None and self.options.cache_dir is not None:
+            float_logits = self._float_logits(images)
+        if float_logits is not None:
+            known[FULL_PRECISION] = float_logits
+            del networks[FULL_PRECISION]
+        return self._infer(networks, images, description, on_batch, known)
+
+    def _float_logits(self, images: ImageSet) -> np.ndarray:
         """The logits of the float network, which all runs on these images share; one of them computes
         them.
         """
@@ -245,9 +279,7 @@ class _Run:
         with locked(path.with_suffix(".lock")):
             if path.is_file():
                 return np.load(path, allow_pickle=False)
-            loader = images.batches(self.options.batch_size)
-            networks = {FULL_PRECISION: self.network}
-            found = infer_logits(networks, loader, self.job.device, "float network", batches)
+            found = self._infer({FULL_PRECISION: self.network}, images, "float network")
             logits = found.logits[FULL_PRECISION]
             with self.saves.attempt("the float network's logits"), atomic_file(path) as part:
                 with part.open("wb") as handle:
@@ -261,7 +293,9 @@ class _Run:
         with self.saves.attempt("the initial logits"):
             with self.analyzer.writer(name.initial_folder, name.file_stem, self.metadata) as writer:
                 images = self.plan.evaluation
-                evaluation = self._infer(quantized, images, "evaluation images", writer.add)
+                evaluation = self._infer_both(
+                    quantized, images, "evaluation images", writer.add, self.float_logits
+                )
             self.saved_initial = name.initial_folder
             self.written.append(name.initial_folder)
         if evaluation is None:
@@ -419,6 +453,7 @@ class _Run:
                 "quantized": dataclasses.asdict(rows[1]),
                 "corrected": dataclasses.asdict(next(row for row in rows if row.selected)),
             },
+            "recipe": None if self.job.recipe is None else dataclasses.asdict(self.job.recipe),
             "zero_share": self.zero_share,
             "warning_signs": signs,
             "seconds": self.clock.seconds,

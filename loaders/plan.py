@@ -28,6 +28,7 @@ class PlanRequest:
     """What the user asked for; None means the default, which adapts to the images that there are.
 
     Attributes:
+        augment_calibration: calibrate with a random training augmentation of the images.
         calibration_list: file of image ids, one a line or a JSON list.
         correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
     """
@@ -37,6 +38,7 @@ class PlanRequest:
     calibration_list: Path | None = None
     correction_samples: int | None = None
     correction_source: str | None = None
+    augment_calibration: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) 
             len(dataset.val) - len(left),
             len(dataset.val),
         )
+    if request.augment_calibration:
+        calibration = calibration.augmented(request.seed)
     if kind == "train_aug":
         correction = correction.augmented(request.seed)
     return DataPlan(calibration, correction, dataset.val.subset(left), source)

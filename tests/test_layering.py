@@ -28,6 +28,7 @@ LAYER = {
     "logits_plots": 3,
     "quantization_log": 3,
     "reporting": 4,
+    "recipes": 2,
     "job": 4,
     "experts": 5,
     "any_precision": 5,

@@ -1,0 +1,79 @@
+"""Published results with the settings behind them, ``configs/recipes/{arch}_{method}_{bits}.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli import parse_yaml
+from common import InputError, require_known
+
+FOLDER = Path(__file__).resolve().parent / "configs" / "recipes"
+FLOAT_TOLERANCE = 1.0  # points of Top-1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published result.
+
+    Attributes:
+        source: of the result.
+        float_top1, top1: percent, of the float and of the quantized network on ImageNet's val.
+        flags: of ``main_imagenet.py``.
+        note: how the published code differs from what is done here.
+    """
+
+    name: str
+    source: str
+    settings: str
+    float_top1: float
+    top1: float
+    flags: Mapping[str, Any]
+    note: str = ""
+
+    def require_float(self, top1: float, images: int) -> None:
+        """Check the float network's accuracy, in percent, on that many evaluation images.
+
+        Raises:
+            InputError: it is not what the recipe begins with.
+        """
+        if abs(top1 - self.float_top1) > FLOAT_TOLERANCE:
+            raise InputError(
+                f"float Top-1 must be within {FLOAT_TOLERANCE:g} point of {self.float_top1:.2f}, the recipe's, "
+                f"got {top1:.2f} on {images} images: other weights (BRECQ's release checkpoints are meant), "
+                "labels in another order (class folders must be the synsets), another preprocessing, or too few "
+                "images (--force goes on)"
+            )
+
+    def changed(self, config: Mapping[str, Any]) -> list[str]:
+        """Its flags that are another value in ``config``, a line each."""
+        return [
+            f"{flag} is {config.get(flag)} here, {value} in the recipe"
+            for flag, value in self.flags.items()
+            if flag != "arch" and config.get(flag) != value
+        ]
+
+    def comparison(self, float_top1: float, top1: float) -> str:
+        """Published, ours and the difference as a table."""
+        lines = [f"recipe {self.name}", f"{'':<12}{'published':>10}{'ours':>8}{'difference':>12}"]
+        pairs = (("float", self.float_top1, float_top1), ("quantized", self.top1, top1))
+        for what, published, ours in pairs:
+            lines.append(f"{what:<12}{published:>10.2f}{ours:>8.2f}{ours - published:>+12.2f}")
+        return "\n".join([*lines, f"published: {self.source}"])
+
+
+def list_recipes() -> list[str]:
+    """Names of all recipes, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InputError: there is none; the text gives the closest name.
+    """
+    path = FOLDER / f"{require_known('recipe', name, list_recipes())}.yaml"
+    return Recipe(name, **parse_yaml(path.read_text(encoding="utf-8")))
