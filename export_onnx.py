@@ -123,7 +123,7 @@ def _images(
             "(or --noise), got none"
         )
     name, path, _ = resolve_dataset(name, options.data_path)
-    dataset = load_dataset(name, path, Preprocess(**metadata["preprocess"]))
+    dataset = load_dataset(name, path, Preprocess.from_values(metadata["preprocess"]))
     chosen = dataset.val.subset(settings.choose(len(dataset.val))).loaded()
     first = next(chosen.batches(1))[0]
     return chosen.batches(options.batch_size), tuple(first.shape[1:])

@@ -184,7 +184,9 @@ def _load_quantized(source: Source, request: Request) -> Candidate:
             f"{path}: must be quantized on {request.choice.dataset}, got {metadata['dataset']}"
         )
     stored = metadata.get("preprocess")
-    preprocess = Preprocess(**stored) if stored else get_entry(metadata["arch"]).preprocess
+    preprocess = (
+        Preprocess.from_values(stored) if stored else get_entry(metadata["arch"]).preprocess
+    )
     tensors = len(network.state_dict())
     return Candidate(
         source, network, preprocess, metadata["arch"], 1.0, sha256_file(path), tensors, metadata

@@ -24,7 +24,8 @@ class ExportSettings:
         with_correction: the correction of the logits becomes part of the graph.
         int2: 2-bit integers where they suffice.
         export_images: how many images the file is run on, at most all.
-        min_agreement: share of them whose argmax must be that of the simulation.
+        min_agreement: share of them whose argmax must be that of the simulation, unless the simulation
+            itself scatters more.
     """
 
     with_correction: bool = False

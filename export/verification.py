@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from quant.layers import ActivationQuantizer, QuantLayer
 from quant.packing import float_bytes, theoretical_bytes
 
 LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
-SIMULATION = "simulation"
+SIMULATION, REORDERED = "simulation", "reordered"
 
 
 class OnnxNetwork(nn.Module):
@@ -51,6 +52,19 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(logits)
 
 
+class _Reordered(nn.Module):
+    """The same network with its tensors in another order in memory, so that its sums are in another
+    order: one sum that rounds to the other side moves everything behind it.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.to(memory_format=torch.channels_last))
+
+
 def verify(
     path: Path,
     quantized: QuantModel,
@@ -65,20 +79,24 @@ def verify(
 
     Returns:
         plain values: agreement of the argmax, mean and largest difference per level, the least
-        agreement, the tensors whose integers are not the model's, and sizes in bytes.
+        agreement, the same of the simulation with itself when it sums in another order, the tensors
+        whose integers are not the model's, and sizes in bytes.
     """
     networks: dict[str, nn.Module] = {level: OnnxNetwork(path, level) for level in LEVELS}
-    networks[SIMULATION] = quantized
+    networks |= {SIMULATION: quantized, REORDERED: _Reordered(quantized)}
     logits = infer_logits(networks, batches, quantized.device, "onnxruntime").logits
-    expected = logits.pop(SIMULATION)
     if correction is not None:
-        expected = correction.transform(expected)
-    levels = {name: _compare(found, expected) for name, found in logits.items()}
+        for name in (SIMULATION, REORDERED):
+            logits[name] = correction.transform(logits[name])
+    expected = logits.pop(SIMULATION)
+    compared = {name: _compare(found, expected) for name, found in logits.items()}
+    reordered = compared.pop(REORDERED)
     state = quantized.state_dict()
     return {
         "images": len(expected),
-        "levels": levels,
-        "agreement": min(level["agreement"] for level in levels.values()),
+        "levels": compared,
+        "agreement": min(level["agreement"] for level in compared.values()),
+        REORDERED: reordered,
         "wrong_integers": wrong_integers(path, quantized),
         "bytes": {
             "file": path.stat().st_size,

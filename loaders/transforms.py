@@ -6,7 +6,7 @@ Letters: B images in a batch, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,6 +32,16 @@ class Preprocess:
     resize: int | None = None
     crop: int | None = None
     interpolation: str = "bilinear"
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Preprocess:
+        """From what ``dataclasses.asdict`` made, and a file perhaps turned into lists.
+
+        Raises:
+            TypeError: a value is missing or unknown.
+        """
+        triples = {name: tuple(values[name]) for name in ("mean", "std") if name in values}
+        return cls(**{**values, **triples})
 
     def normalise(self, pixels: Tensor, white: int = 255) -> Tensor:
         """(B, 3, H, W) uint8 pixels, ``white`` at most, to float32 network input."""

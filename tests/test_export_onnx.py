@@ -60,6 +60,7 @@ def test_the_report_says_what_the_file_is(run):
     assert (
         report["agreement"] == min(level["agreement"] for level in report["levels"].values()) == 1
     )
+    assert report["limit"] == 0.995 and report["reordered"]["agreement"] == 1
     assert report["arch"] == "digits_resnet" and report["wrong_integers"] == []
     assert report["preprocess"]["mean"] == list(DIGITS_ENTRY.preprocess.mean)
 
@@ -83,6 +84,32 @@ def test_random_images_check_a_model_without_its_data(run, tmp_path):
     assert (report["checked_on"], report["images"], report["correction"]) == ("noise", 64, False)
 
 
+def test_what_the_file_must_reach_is_what_the_simulation_reaches():
+    from export.reporting import _limit
+
+    found = {"images": 100, "reordered": {"agreement": 0.95}}
+    assert _limit(found, 0.995) == pytest.approx(0.95 - 2 * (0.95 * 0.05 / 100) ** 0.5)
+    assert _limit({"images": 100, "reordered": {"agreement": 1.0}}, 0.995) == 0.995
+    assert _limit(found, 0.5) == 0.5
+
+
+def test_a_model_of_image_files_is_exported_later(run, tmp_path):
+    from PIL import Image
+
+    random = np.random.RandomState(0)
+    for name in "0123456789":
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        pixels = random.randint(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / name / "a.png")
+    argv = [str(run / "quantized_model.pt"), "--output_dir", str(tmp_path / "out")]
+    assert (
+        export_onnx.main([*argv, "--dataset", "imagenet", "--data_path", str(tmp_path / "data")])
+        == 0
+    )
+    report = json.loads((tmp_path / "out" / "export_report.json").read_text())
+    assert (report["checked_on"], report["images"]) == ("imagenet", 10)
+
+
 def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "export.verification.OnnxNetwork.forward", lambda self, images: -images.flatten(1)[:, :10]
@@ -90,7 +117,7 @@ def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, mon
     model = str(run / "quantized_model.pt")
     assert export_onnx.main([model, "--output_dir", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("argmax agreement with the simulation must be at least 0.995, got 0.")
+    assert said.startswith("argmax agreement with the simulation must be at least 0.9950, got 0.")
     argv = [*QUICK, "--output_dir", str(tmp_path), "--export_onnx"]
     assert main_imagenet.main(argv) == 1
     assert (tmp_path / "rtn" / "run.json").is_file(), "the rest of the run is saved"
