@@ -6,11 +6,15 @@ Letters: N samples, C classes; logits are (N, C), targets (N,).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from metrics import Scorer
+from plots import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID_POINT = tuple[float, int, int, float]  # alpha, clusters, dimensions, Top-1 in percent
 COLOURS = {"fullprecision": "grey", "quantized": "tab:orange", "corrected": "tab:blue"}
@@ -26,7 +30,7 @@ def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
     """
     alphas, clusters, dims = (sorted({point[i] for point in points}) for i in range(3))
     reach = max(0.05, *(abs(point[3] - quantized) for point in points))
-    figure = Figure(figsize=(2.2 + 2.3 * len(alphas), 1.6 + 0.7 * len(dims)), layout="constrained")
+    figure = new_figure(2.2 + 2.3 * len(alphas), 1.6 + 0.7 * len(dims))
     panels = figure.subplots(1, len(alphas), squeeze=False)[0]
     for axes, alpha in zip(panels, alphas, strict=True):
         table = np.full((len(dims), len(clusters)), np.nan)
@@ -65,7 +69,7 @@ def scatter_figure(logits: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
     random = np.random.RandomState(seed)
     chosen = random.randint(0, len(reference), min(SHOWN_POINTS, len(reference)))
     kinds = [kind for kind in logits if kind != "fullprecision"]
-    figure = Figure(figsize=(1 + 4.2 * len(kinds), 4.4), layout="constrained")
+    figure = new_figure(1 + 4.2 * len(kinds), 4.4)
     x = reference[chosen]
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         y = logits[kind].ravel()[chosen]
@@ -85,7 +89,7 @@ def class_figure(classes: Sequence[int], changes: Mapping[str, Sequence[float]])
     """
     first = np.asarray(next(iter(changes.values())))
     order = np.argsort(first, kind="stable")
-    figure = Figure(figsize=(min(16.0, 4 + 0.25 * len(first)), 4.2), layout="constrained")
+    figure = new_figure(min(16.0, 4 + 0.25 * len(first)), 4.2)
     axes = figure.subplots()
     places = np.arange(len(first))
     for kind, values in changes.items():
@@ -117,7 +121,7 @@ def cluster_figure(projected: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
     random = np.random.RandomState(seed)
     chosen = random.permutation(len(projected))[:SHOWN_POINTS]
     second = projected[chosen, 1] if projected.shape[1] > 1 else np.zeros(len(chosen))
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    figure = new_figure(6.4, 5.2)
     axes = figure.subplots()
     axes.scatter(projected[chosen, 0], second, c=labels[chosen] % 20, s=6, cmap="tab20")
     axes.set(
@@ -130,7 +134,7 @@ def cluster_figure(projected: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
 
 def reliability_figure(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Figure:
     """Accuracy against confidence in bins of equal width; a calibrated model lies on the diagonal."""
-    figure = Figure(figsize=(5.4, 5.0), layout="constrained")
+    figure = new_figure(5.4, 5.0)
     axes = figure.subplots()
     axes.plot((0, 1), (0, 1), color="grey", linewidth=1)
     scorer = Scorer(logits["fullprecision"], targets)

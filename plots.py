@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, drawn without a screen. (matplotlib is slow to import.)"""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
@@ -34,7 +43,7 @@ def sweep_figure(
     """
     points = sorted(zip(values, accuracies, strict=True))
     best = max(points, key=lambda point: point[1])
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     axes.axhline(
         full_precision, color="grey", linestyle="--", label=f"full precision {full_precision:.2f} %"
@@ -63,7 +72,7 @@ def bar_figure(
         groups: names along the horizontal axis.
         label: of the vertical axis.
     """
-    figure = Figure(figsize=(8.0, 2.8 * max(1, len(panels))), layout="constrained")
+    figure = new_figure(8.0, 2.8 * max(1, len(panels)))
     rows = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
     names = list(dict.fromkeys(name for bars in panels.values() for name in bars))
     width = 0.8 / max(1, len(names))
@@ -95,7 +104,7 @@ def error_bar_figure(
         label: of the vertical axis.
     """
     places = list(dict.fromkeys(place for values in series.values() for place in values))
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    figure = new_figure(7.0, 4.2)
     axes = figure.subplots()
     for index, (name, values) in enumerate(series.items()):
         shift = 0.06 * (index - (len(series) - 1) / 2)

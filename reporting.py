@@ -10,8 +10,9 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from evaluation import Inference
 from logits_io.naming import FULL_PRECISION, QUANTIZED
 from metrics import Scorer, agreement, mean_confidence
 from quant import UnitReport
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MAX_GAP = 0.01  # difference of mean FP confidence above which the fitting images are called unlike the others
 
@@ -163,9 +167,13 @@ class RunBoard:
     """
 
     def __init__(self, log_dir: Path):
+        self.log_dir = log_dir
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(log_dir))
+        return SummaryWriter(str(self.log_dir))
 
     def add_unit(self, report: UnitReport) -> None:
         """Losses and seconds of a unit; the step is the unit's index."""

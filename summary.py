@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from correction import ClusterAffineCorrection
 from correction.partition import fit_projection
@@ -22,6 +21,9 @@ from logits_plots import (
 )
 from plots import save_figure
 from reporting import Row, as_records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass

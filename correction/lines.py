@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from rowwise import blocks, map_blocks
 
@@ -83,10 +83,10 @@ class Moments:
         return mean_q, f + self.origin[1], variance, covariance, flat
 
 
-def _membership(labels: np.ndarray, num_clusters: int) -> sparse.csr_array:
+def _membership(labels: np.ndarray, num_clusters: int) -> scipy.sparse.csr_array:
     """(K, N) ones where a sample belongs to a cluster."""
     ends = np.arange(len(labels) + 1)
-    rows = sparse.csr_array((np.ones(len(labels)), labels, ends), (len(labels), num_clusters))
+    rows = scipy.sparse.csr_array((np.ones(len(labels)), labels, ends), (len(labels), num_clusters))
     return rows.T.tocsr()
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from common import InputError
@@ -71,6 +69,8 @@ def fit_projection(q_logits: np.ndarray, pca_dim: int) -> Projection:
             f"pca_dim must be between 1 and {limit} (min of {q_logits.shape[1]} classes and "
             f"{q_logits.shape[0]} fitting samples), got {pca_dim}"
         )
+    from sklearn.decomposition import PCA  # scikit-learn takes a second to import
+
     pca = PCA(n_components=pca_dim, svd_solver="covariance_eigh").fit(q_logits)
     return Projection(pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
 
@@ -86,6 +86,8 @@ def fit_centres(projected: np.ndarray, num_clusters: int, random_state: int) -> 
         raise InputError(
             f"num_clusters must be between 1 and the {len(projected)} fitting samples, got {num_clusters}"
         )
+    from sklearn.cluster import KMeans
+
     with threadpool_limits(limits=1):
         kmeans = KMeans(num_clusters, n_init=KMEANS_STARTS, random_state=random_state)
         return kmeans.fit(projected).cluster_centers_.astype(np.float32)

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 
 from metrics import expected_calibration_error, log_softmax
 
@@ -64,7 +64,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         bound = HIGHEST if slope(low) >= 0 else LOWEST
         logger.warning("the best temperature lies at or beyond the bound %g, which is kept", bound)
         return bound
-    return float(np.exp(-brentq(slope, low, high, xtol=1e-9)))
+    return float(np.exp(-scipy.optimize.brentq(slope, low, high, xtol=1e-9)))
 
 
 def calibrate(logits: np.ndarray, targets: np.ndarray, split: str) -> Calibration:

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from experts.console import Console
 from experts.figures import GROUPS
 from experts.verification import FAIL, SKIPPED, WARN, Check, FileResult
 from files import atomic_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPORT_FORMAT_VERSION = 1
 LABELS = {
@@ -172,6 +173,8 @@ def as_json(verification: Verification, about: dict[str, Any], exit_code: int) -
 
 def as_table(verification: Verification) -> pd.DataFrame:
     """The report of --csv: a row per file."""
+    import pandas as pd
+
     rows = []
     for file in verification.files:
         row: dict[str, Any] = {"expert": file.expert, "split": file.split, "path": str(file.path)}

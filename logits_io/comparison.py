@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from common import InputError
 from logits_io.naming import FULL_PRECISION
 from metrics import ECE_BINS, SampleFigures, Scorer, confidence_bins
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESAMPLES = 1000
 LEVELS = (0.025, 0.975)  # of the 95 % interval
@@ -50,6 +53,8 @@ def compare_logits(
         InputError: there are no full-precision logits, a value is not finite, a target is no class,
             or there is no resample.
     """
+    import pandas as pd
+
     if FULL_PRECISION not in logits:
         raise InputError(f"logits must hold {FULL_PRECISION}, got {', '.join(logits) or 'none'}")
     _require_usable(logits, targets, resamples)

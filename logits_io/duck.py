@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from common import InputError
 from files import atomic_file, require_writable
@@ -48,6 +47,8 @@ def write_database(root: Path, path: Path, load: Any) -> None:
     except ImportError as error:
         raise InputError(f"to_duckdb needs duckdb and pyarrow, got: {error}") from None
     folders = logits_folders(root)
+    import pandas as pd
+
     if not folders:
         raise InputError(f"{root}: must hold folders of logits, got none")
     require_writable(path.parent)

@@ -13,7 +13,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from common import InputError
 from files import sha256_file
@@ -153,6 +152,8 @@ def _parse(text: bytes, dtype: type) -> np.ndarray:
     try:
         import polars
     except ImportError:
+        import pandas as pd
+
         return pd.read_csv(io.BytesIO(text), header=None, dtype=dtype).to_numpy()
     columns = text[: text.find(b"\n") + 1].count(b",") + 1
     kind = polars.Float32 if dtype == np.float32 else polars.Int64

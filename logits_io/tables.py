@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import pandas as pd
-
 from common import InputError
 
 SEAL = "sha256_of_this_file"
@@ -36,6 +34,8 @@ def seal_holds(path: Path) -> bool:
 
 
 def _as_csv(records: list[dict]) -> bytes:
+    import pandas as pd
+
     return pd.DataFrame(records).to_csv(index=False, lineterminator="\n").encode()
 
 
@@ -45,6 +45,8 @@ def read_records(path: Path) -> list[dict]:
     Raises:
         InputError: missing, empty or no table.
     """
+    import pandas as pd
+
     try:
         records = pd.read_csv(path).to_dict("records")
         if not records:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 PRIORS = ("laplace", "gauss")
 TABLES = ("exact", "paper")
@@ -50,17 +50,17 @@ def paper_clip(prior: str, bits: int, one_sided: bool) -> float:
     """
     c = 3.0 * 4.0 ** (bits + one_sided)
     if prior == "laplace":
-        return float(special.lambertw(c).real)
+        return float(scipy.special.lambertw(c).real)
 
     def slope(u: float) -> float:
         return u * (math.erfc(u / math.sqrt(2)) + 1 / c) - _gauss_density(u) * 2
 
-    return float(optimize.brentq(slope, 1e-3, WIDEST))
+    return float(scipy.optimize.brentq(slope, 1e-3, WIDEST))
 
 
 def exact_clip(prior: str, bits: int, one_sided: bool) -> float:
     """The clip with the least ``expected_error``, found numerically."""
-    result = optimize.minimize_scalar(
+    result = scipy.optimize.minimize_scalar(
         lambda clip: expected_error(prior, bits, one_sided, clip),
         bounds=(0.05, WIDEST),
         method="bounded",
@@ -94,7 +94,7 @@ def _laplace_tails(x: np.ndarray) -> Moments:
 def _gauss_tails(x: np.ndarray) -> Moments:
     """Integrals of f, x f and x^2 f from ``x`` to infinity, f the standard normal density."""
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    above = special.erfc(x / math.sqrt(2)) / 2
+    above = scipy.special.erfc(x / math.sqrt(2)) / 2
     return above, density, x * density + above
 
 

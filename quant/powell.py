@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 BRACKET = 0.05  # first step of a line search, in the logarithm of a multiplier
 LIMIT = 5.0  # multipliers stay between exp(-LIMIT) and exp(LIMIT)
@@ -28,7 +28,7 @@ def minimise(
         "maxfev": maxfev,
         "direc": BRACKET * np.eye(size),
     }
-    optimize.minimize(
+    scipy.optimize.minimize(
         lambda point: objective(np.clip(point, -LIMIT, LIMIT)),
         np.zeros(size),
         method="Powell",

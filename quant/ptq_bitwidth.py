@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, fx, nn
 
 from common import InputError
@@ -265,6 +264,8 @@ def choose_assignment(
     total = sum(sizes)
     used = np.array([[sizes[layer] * bits / total for layer, bits in items]])
     once = np.array([[float(owner == layer) for owner, _ in items] for layer in range(len(costs))])
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     result = milp(
         price,
         constraints=[LinearConstraint(once, 1, 1), LinearConstraint(used, -np.inf, average + 1e-9)],

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 DEFAULT_BIN_WIDTH = 0.1
 KNEE_BIN_WIDTH = 0.5
@@ -76,7 +76,7 @@ def correlations(
     if len(pairs) < 3:
         return None, None, len(pairs)
     x, y = np.array(pairs).T
-    return _pearson(x, y), _pearson(rankdata(x), rankdata(y)), len(pairs)
+    return _pearson(x, y), _pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y)), len(pairs)
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float | None:
