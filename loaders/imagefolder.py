@@ -79,21 +79,33 @@ def _difference(train: list[str] | None, val: list[str]) -> str:
     return f"{', '.join(different[:5])} in one of them only"
 
 
-def _utf8(name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"names of images must be UTF-8, got {os.fsencode(name)!r}") from None
-    return name
+def _image_names(folder: Path) -> list[str]:
+    """Names of the images right in ``folder``, sorted.
+
+    Raises:
+        InputError: a name is not UTF-8.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if _is_image(entry.name))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = os.fsencode(folder / name)
+            raise InputError(f"names of images must be UTF-8, got {raw!r}") from None
+    return names
+
+
+def _is_image(name: str) -> bool:
+    stem, _, extension = name.rpartition(".")
+    return stem != "" and f".{extension.lower()}" in EXTENSIONS
 
 
 def _flat_images(folder: Path) -> list[str]:
     """Names of the images right in ``folder``, sorted."""
     if not folder.is_dir():
         raise InputError(f"data_path must hold a folder val, got none in {str(folder.parent)!r}")
-    names = sorted(
-        _utf8(path.name) for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS
-    )
+    names = _image_names(folder)
     if not names:
         raise InputError(
             f"{folder} must hold the images themselves with --val_labels, got no image there"
@@ -106,12 +118,10 @@ def _by_class(root: Path, split: str, classes: list[str]) -> tuple[list[str], La
     ids: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(
-            path for path in (root / split / name).iterdir() if path.suffix.lower() in EXTENSIONS
-        )
+        files = _image_names(root / split / name)
         if not files:
             raise InputError(f"{root / split / name} must hold at least one image, got none")
-        ids += [_utf8(path.relative_to(root).as_posix()) for path in files]
+        ids += [f"{split}/{name}/{file}" for file in files]
         labels += [label] * len(files)
     origin = f"folders of {split}, {classes[0]} to {classes[-1]}"
     return ids, Labels(classes, np.array(labels, dtype=np.int64), origin)

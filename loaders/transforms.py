@@ -60,11 +60,18 @@ def as_rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
+def as_pixels(image: Any) -> Tensor:
+    """An RGB image of PIL as (3, H, W) uint8 pixels."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
 @cache
 def image_transform(preprocess: Preprocess, augment: bool) -> Callable[[Any], Tensor]:
     """PIL image to (3, crop, crop) uint8 pixels: resize and centre crop, or random resized crop and
     flip.
     """
+    if not (preprocess.crop or preprocess.resize):
+        return as_pixels  # torchvision takes seconds to import
     transforms = import_torchvision().transforms
     mode = transforms.InterpolationMode(preprocess.interpolation)
     steps: list[Any] = []
@@ -78,7 +85,7 @@ def image_transform(preprocess: Preprocess, augment: bool) -> Callable[[Any], Te
             steps.append(transforms.Resize(preprocess.resize, interpolation=mode))
         if preprocess.crop:
             steps.append(transforms.CenterCrop(preprocess.crop))
-    return transforms.Compose([*steps, transforms.PILToTensor()])
+    return transforms.Compose([*steps, as_pixels])
 
 
 def augment_small(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

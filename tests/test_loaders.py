@@ -395,3 +395,14 @@ def test_digest_changes_with_pixels_order_and_labels(folder):
     }
     assert len(digests) == 3
     assert data.subset(range(12)).digest() == data.digest()
+
+
+def test_pixels_are_those_of_torchvision_and_need_none_of_it():
+    from torchvision.transforms import PILToTensor
+
+    from loaders.transforms import as_pixels, image_transform
+
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (9, 7, 3), dtype=np.uint8))
+    pixels = as_pixels(picture)
+    assert torch.equal(pixels, PILToTensor()(picture)) and pixels.shape == (3, 9, 7)
+    assert image_transform(PLAIN, False) is as_pixels

@@ -277,7 +277,7 @@ def test_names_that_are_no_utf8_are_refused(folder, tmp_path, capsys):
     name = os.fsdecode(b"\xff.png")
     (folder / "val" / "a" / "0.png").rename(folder / "val" / "a" / name)
     text = refused(["--arch", "cifar_resnet20", "--data_path", str(folder)], tmp_path, capsys)
-    assert "names of images must be UTF-8, got b'val/a/\\xff.png'" in text
+    assert "names of images must be UTF-8, got b'" in text and "val/a/\\xff.png'" in text
 
 
 def test_a_full_disk_costs_the_files_and_not_the_run(tmp_path, capsys, monkeypatch):
