@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common import RunError
+from quant.adam import FusedAdam
 from quant.chain import UnitData, reconstruction_loss
 from quant.execution import Compiled, Graphs
 from quant.layers import ActivationQuantizer
@@ -97,16 +98,14 @@ class UnitStep:
                 quantizer.mask = mask
 
     def _make_optimizers(self) -> None:
-        options: dict[str, Any] = {"fused": True, "capturable": self._graphs is not None}
-        self.optimizers: list[torch.optim.Optimizer] = []
+        self.optimizers: list[FusedAdam] = []
         if self.roundings:
             logits = [rounding.logits for rounding in self.roundings]
-            self.optimizers.append(torch.optim.Adam(logits, lr=self.settings.lr_round, **options))
-        self.scale_optimizer: torch.optim.Optimizer | None = None
+            self.optimizers.append(FusedAdam(logits, self.settings.lr_round))
+        self.scale_optimizer: FusedAdam | None = None
         if self.quantizers:
             lr = self.settings.lr if self._graphs is None else torch.zeros((), device=self.device)
-            scales = [quantizer.scale for quantizer in self.quantizers]
-            self.scale_optimizer = torch.optim.Adam(scales, lr=lr, **options)
+            self.scale_optimizer = FusedAdam([q.scale for q in self.quantizers], lr)
             self.optimizers.append(self.scale_optimizer)
 
     @torch.no_grad()
@@ -165,11 +164,7 @@ class UnitStep:
         if step.exponent is not None:
             self.exponent.fill_(step.exponent)
         if self.scale_optimizer is not None:
-            for group in self.scale_optimizer.param_groups:
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(step.lr)
-                else:
-                    group["lr"] = step.lr
+            self.scale_optimizer.set_lr(step.lr)
 
     def _gather(self, cache: Tensor, pick: Tensor, batch: Tensor) -> None:
         if cache.device == batch.device:
@@ -204,7 +199,7 @@ class UnitStep:
 
     def _update(self, with_penalty: bool) -> None:
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         loss = (self._compiled or self._loss)(with_penalty)
         loss.backward()
         for optimizer in self.optimizers:

@@ -1,0 +1,51 @@
+"""The optimiser of the engine against torch's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from quant.adam import FusedAdam
+from tests.conftest import PROJECT
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_every_step_is_that_of_torch_bit_for_bit(as_tensor):
+    shapes = [(7, 3, 3), (), (5,)]
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes]
+    ours = [value.clone().requires_grad_() for value in start]
+    theirs = [value.clone().requires_grad_() for value in start]
+    adam = FusedAdam(ours, torch.tensor(0.01) if as_tensor else 0.01)
+    rate = torch.tensor(0.01) if as_tensor else 0.01
+    reference = torch.optim.Adam(theirs, lr=rate, fused=True)
+    generator = torch.Generator().manual_seed(2)
+    for step in range(40):
+        gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+        for group, values in ((adam, ours), (reference, theirs)):
+            group.zero_grad()
+            for value, gradient in zip(values, gradients, strict=True):
+                if step % 3 or value.dim() != 1:  # one has no gradient in every third step
+                    value.grad = gradient.clone()
+            group.step()
+        adam.set_lr(0.01 * 0.9**step)
+        if as_tensor:
+            reference.param_groups[0]["lr"].fill_(0.01 * 0.9**step)
+        else:
+            reference.param_groups[0]["lr"] = 0.01 * 0.9**step
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, other), step
+
+
+def test_a_reconstruction_does_not_import_the_compiler():
+    code = (
+        "import sys, torch; from quant import QuantizationManager; from tests.conftest import TinyResNet;"
+        "method = QuantizationManager().get_quantization_method('adaround', iters_w=2);"
+        "method.quantize_model(TinyResNet().eval(), None, [torch.randn(32, 3, 8, 8)]);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert result.stdout.strip() == "False"
