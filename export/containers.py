@@ -45,10 +45,10 @@ class StoredActivation:
     Attributes:
         scale: (C,) or (), float32.
         zero_point: shape of ``scale``, int32.
-        bits: shape of ``scale``, int32: the codes that are used are 0 .. 2^bits - 1, moved with the zero
-            point where that had to be.
-        low, high: shape of ``scale``, float32: the smallest and largest value.
+        bits: shape of ``scale``, int32: the codes that are used are 0 .. 2^bits - 1, unless moved.
+        low, high: as they broadcast against the activation, float32: the smallest and largest value.
         width: bits of the integer type.
+        moved: whether the zero point is another than the model's, or outside of the codes.
     """
 
     scale: np.ndarray
@@ -65,11 +65,9 @@ class StoredActivation:
         return not self.moved and bool((self.bits == self.bits.flat[0]).all())
 
 
-def along(values: np.ndarray, axis: int) -> np.ndarray:
-    """(O,) values of shape (1, .., O, .., 1), four dimensions with O at ``axis``; a scalar as it is."""
-    if values.ndim == 0:
-        return values
-    return values.reshape([-1 if dim == axis else 1 for dim in range(4)])
+def per_channel(values: np.ndarray) -> np.ndarray:
+    """(O,) values as they broadcast against a weight, (O, 1, 1, 1); a scalar as it is."""
+    return values.reshape(-1, 1, 1, 1) if values.ndim else values
 
 
 def stored_weight(name: str, layer: QuantLayer, int2: bool) -> StoredWeight:
@@ -94,7 +92,7 @@ def stored_weight(name: str, layer: QuantLayer, int2: bool) -> StoredWeight:
         if bits <= width and bool((high - low < 2 * half).all()):
             shift = np.clip(2 ** max(bits - 1, 0), high - half + 1, low + half)
             return StoredWeight(
-                (codes - along(np.asarray(shift), 0)).astype(np.int32),
+                (codes - per_channel(np.asarray(shift))).astype(np.int32),
                 scale,
                 (zero_point - shift).astype(np.int32),
                 width,
@@ -119,7 +117,8 @@ def stored_activation(
     bits = np.broadcast_to(
         _flat(quantizer.bits.cpu().numpy(), axis=1).astype(np.int32), scale.shape
     )
-    last = 2**bits - 1
+    own_scale, own_zero = quantizer.scale.cpu().numpy(), quantizer.zero_point.cpu().numpy()
+    own_last = 2 ** quantizer.bits.cpu().numpy() - 1
     most = int(bits.max())
     if most > MAX_ACTIVATION_BITS:
         raise InputError(f"{too_many_bits(most)} in {name!r}")
@@ -129,14 +128,14 @@ def stored_activation(
             f"zero points must be at most 255 in ONNX, got {int(moved.max())} in {name!r}"
         )
     exact = (*((INT2_WIDTH,) if int2 else ()), 4) if narrow else ()
-    is_moved = bool((moved != zero_point).any() or (moved > last).any())
+    is_moved = bool((moved != zero_point).any() or (moved > 2**bits - 1).any())
     is_exact = not is_moved and bool((bits == most).all()) and most in exact
     return StoredActivation(
         scale=scale,
         zero_point=moved.astype(np.int32),
         bits=bits,
-        low=(0 - zero_point).astype(np.float32) * scale,
-        high=(last - zero_point).astype(np.float32) * scale,
+        low=(0 - own_zero).astype(np.float32) * own_scale,
+        high=(own_last - own_zero).astype(np.float32) * own_scale,
         width=most if is_exact else MAX_ACTIVATION_BITS,
         moved=is_moved,
     )

@@ -12,12 +12,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
 from export.containers import (
     StoredActivation,
     StoredWeight,
-    along,
+    per_channel,
     stored_activation,
     stored_weight,
 )
@@ -124,18 +123,13 @@ def _weight(builder: _Builder, stored: StoredWeight, layer: QuantLayer) -> ir.Va
         axis=0,
     )
     if layer.gap is not None:
-        gap = builder.constant("gap", _per_channel(layer.gap))
+        gap = builder.constant("gap", per_channel(layer.gap.cpu().numpy().reshape(-1)))
         jump = builder.add("Mul", [builder.add("Sign", [value]), gap])
         value = builder.add("Add", [value, jump])
     if layer.offset is not None:
-        offset = builder.constant("offset", _per_channel(layer.offset))
+        offset = builder.constant("offset", per_channel(layer.offset.cpu().numpy().reshape(-1)))
         value = builder.add("Add", [value, offset])
     return value
-
-
-def _per_channel(values: Tensor) -> np.ndarray:
-    """Values per output channel, or one for all, as (O, 1, 1, 1) or (1, 1, 1, 1)."""
-    return along(values.cpu().numpy().reshape(-1), 0)
 
 
 def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
@@ -157,9 +151,8 @@ def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
 
 def _clamped(builder: _Builder, value: ir.Value, stored: StoredActivation) -> ir.Value:
     """The values kept inside what their channel's codes stand for."""
-    low, high = (along(limit, 1) for limit in (stored.low, stored.high))
-    value = builder.add("Max", [value, builder.constant("low", low)])
-    return builder.add("Min", [value, builder.constant("high", high)])
+    value = builder.add("Max", [value, builder.constant("low", stored.low)])
+    return builder.add("Min", [value, builder.constant("high", stored.high)])
 
 
 def _uses_int2(model: ir.Model) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common import progress
 from correction import ClusterAffineCorrection
 from evaluation import infer_logits
-from export.containers import along
+from export.containers import per_channel
 from export.writing import IMAGE
 from metrics import agreement
 from quant import QuantModel
@@ -153,6 +153,6 @@ def _is_same(
         return bool((zero == np.maximum(own_zero.reshape(zero.shape), 0)).all())
     if codes is None:
         return False
-    levels = codes.astype(np.int64) - along(zero, 0)
+    levels = codes.astype(np.int64) - per_channel(zero)
     own_levels = module.codes.cpu().numpy().astype(np.int64) - own_zero
     return bool(np.array_equal(levels.reshape(own_levels.shape), own_levels))

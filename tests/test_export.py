@@ -238,6 +238,20 @@ def test_hidden_linear_layers_are_not_rounded_by_the_optimiser(tiny_images, tmp_
         assert np.abs(logits - expected).mean() < 1e-4 * np.abs(expected).mean()
 
 
+def test_channels_of_vectors_may_have_scales_and_bits_of_their_own(tiny_images, tmp_path):
+    torch.manual_seed(0)
+    model = quantized(HiddenLinear().eval(), tiny_images, n_bits_w=4, n_bits_a=4)
+    quantizer = list(activation_quantizers(model).values())[-1]
+    bits = (torch.arange(20) % 8).view(1, 20)
+    scale = torch.full((1, 20), 0.01)
+    quantizer.set_qparams(scale, torch.where(bits == 0, -1.0, 0.0), bits)
+    write_onnx(model, tmp_path / "m.onnx", IMAGE)
+    with torch.no_grad():
+        expected = model(tiny_images).numpy()
+    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+        assert np.abs(logits - expected).mean() < 1e-4 * np.abs(expected).mean()
+
+
 def test_any_number_of_images_goes_in(tiny_network, tiny_images, tmp_path):
     model = quantized(tiny_network, tiny_images)
     write_onnx(model, tmp_path / "m.onnx", IMAGE)
