@@ -15,6 +15,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from models import load_quantized
 
 CORRECTION_FILE = "correction.npz"
 NOISE_SEED = 0
+MAX_SIDE = 10_000  # pixels
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def build_parser() -> FlagParser:
     )
     parser.add_argument("--dataset", type=str.lower, help="default: that of the run")
     parser.add_argument("--data_path", type=Path, help="folder of the images to check on")
+    parser.add_argument("--val_labels", type=Path, help="labels of a flat val folder")
     parser.add_argument(
         "--noise", action="store_true", help="check on random images instead of a data set"
     )
@@ -67,7 +70,7 @@ def _main(argv: Sequence[str]) -> int:
     parser = build_parser()
     options = parser.parse(argv)
     if options.noise:
-        parser.refuse(options, ("dataset", "data_path"), "with --noise")
+        parser.refuse(options, ("dataset", "data_path", "val_labels"), "with --noise")
     if not options.with_correction:
         parser.refuse(options, ("correction",), "without --with_correction")
     if options.batch_size < 1:
@@ -77,14 +80,14 @@ def _main(argv: Sequence[str]) -> int:
     folder = options.output_dir or options.model.parent
     require_writable(folder)
     quantized, metadata = load_quantized(options.model)
-    batches, image_shape = _images(options, settings, metadata)
+    images = _images(options, settings, metadata)
     job = ExportJob(
         quantized=quantized,
         correction=_correction(options, metadata["num_classes"]),
-        image_shape=image_shape,
-        batches=batches,
+        image_shape=images.shape,
+        batches=images.batches,
         notes={key: metadata[key] for key in NOTES if key in metadata}
-        | {"checked_on": "noise" if options.noise else options.dataset or metadata["dataset"]},
+        | {"checked_on": images.origin},
     )
     folder.mkdir(parents=True, exist_ok=True)
     problems = export_and_verify(job, settings, folder)
@@ -99,34 +102,66 @@ def _correction(options: argparse.Namespace, num_classes: int) -> ClusterAffineC
     return ClusterAffineCorrection.load(path, num_classes)
 
 
+@dataclass(frozen=True)
+class CheckImages:
+    """The images to check on.
+
+    Attributes:
+        shape: of one, (3, H, W).
+        origin: in words.
+    """
+
+    batches: Batches
+    shape: tuple[int, ...]
+    origin: str
+
+
 def _images(
     options: argparse.Namespace, settings: ExportSettings, metadata: dict[str, Any]
-) -> tuple[Batches, tuple[int, ...]]:
-    """The images to check on, and the shape of one."""
-    if options.noise:
-        shape = tuple(metadata.get("image_shape", ()))
-        if not shape:
-            raise InputError(
-                "noise must be of a model file that holds the shape of its images, got an older one "
-                "(--data_path gives images)"
-            )
-        generator = torch.Generator().manual_seed(NOISE_SEED)
-        images = torch.randn(settings.export_images, *shape, generator=generator)
-        labels = torch.zeros(len(images), dtype=torch.int64)
-        return zip(
-            images.split(options.batch_size), labels.split(options.batch_size), strict=True
-        ), shape
-    name = options.dataset or metadata["dataset"]
+) -> CheckImages:
+    try:
+        if options.noise:
+            return _noise(settings.export_images, options.batch_size, metadata)
+        preprocess = Preprocess.from_values(metadata["preprocess"])
+        preprocess.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
+        name = str(options.dataset or metadata["dataset"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{options.model}: must be a whole quantized model, got: {reason}"
+        ) from None
     if name == "imagenet" and options.data_path is None:
         raise InputError(
             "data_path must be given, the folder of images that the file is checked on "
             "(or --noise), got none"
         )
     name, path, _ = resolve_dataset(name, options.data_path)
-    dataset = load_dataset(name, path, Preprocess.from_values(metadata["preprocess"]))
+    dataset = load_dataset(name, path, preprocess, val_labels=options.val_labels)
     chosen = dataset.val.subset(settings.choose(len(dataset.val))).loaded()
     first = next(chosen.batches(1))[0]
-    return chosen.batches(options.batch_size), tuple(first.shape[1:])
+    return CheckImages(chosen.batches(options.batch_size), tuple(first.shape[1:]), name)
+
+
+def _noise(count: int, batch_size: int, metadata: dict[str, Any]) -> CheckImages:
+    """Normally distributed images."""
+    shape = metadata.get("image_shape")
+    if shape is None:
+        raise InputError(
+            "noise must be of a model file that holds the shape of its images, got an older one "
+            "(--data_path gives images)"
+        )
+    is_shape = isinstance(shape, list) and len(shape) == 3 and shape[0] == 3
+    if not is_shape or not all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in shape):
+        raise ValueError(f"image_shape {shape!r}")
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    batches = (
+        (torch.randn(size, *shape, generator=generator), torch.zeros(size, dtype=torch.int64))
+        for size in sizes
+    )
+    return CheckImages(batches, tuple(shape), "noise")
 
 
 if __name__ == "__main__":

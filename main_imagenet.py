@@ -114,8 +114,7 @@ def _add_data_flags(parser: FlagParser) -> None:
     )
     data.add_argument(
         "--augment_calibration",
-        action="store_const",
-        const=True,
+        action=argparse.BooleanOptionalAction,
         help="calibrate with a random training augmentation of the images, as BRECQ, QDrop and PD-Quant do",
     )
     model = parser.add_argument_group("model")
@@ -403,7 +402,7 @@ def _main(argv: Sequence[str]) -> int:
     )
     job = prepare(options, method, Record(argv=list(argv), config=config))
     if job.recipe is not None:
-        for change in job.recipe.changed(config):
+        for change in job.recipe.changed({**config, "arch": brecq.their_arch(options.arch)}):
             logger.warning("recipe %s: %s", job.recipe.name, change)
     if options.dry_run:
         write_stdout(job.describe())

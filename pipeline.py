@@ -37,7 +37,7 @@ from common import (
 )
 from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
 from evaluation import Inference, infer_logits
-from export.reporting import NOTES, ONNX_FILE, ExportJob, export_and_verify
+from export.reporting import NOTES, ONNX_FILE, REPORT_FILE, ExportJob, export_and_verify
 from export.settings import ExportSettings
 from files import atomic_file, atomic_folder, locked, write_json
 from job import Job
@@ -87,7 +87,7 @@ def run(job: Job, stages: Stages = DEFAULT_STAGES) -> Outcome:
     """Run all stages; what was saved by a stage stays when a later one fails.
 
     Raises:
-        InputError: an image cannot be read, or the model cannot be exported.
+        InputError: an image cannot be read.
     """
     return _Run(job, stages).all_stages()
 
@@ -173,6 +173,8 @@ class _Run:
         self.job.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.job.root, self.job.folder):
             (folder / RUN_FILE).unlink(missing_ok=True)
+        for name in (ONNX_FILE, REPORT_FILE):
+            (self.job.folder / name).unlink(missing_ok=True)
         with atomic_file(self.job.folder / CONFIG_FILE) as part:
             part.write_text(yaml.safe_dump(self.job.record.config), encoding="utf-8")
         write_json(self.job.folder / CALIBRATION_FILE, self.plan.calibration.ids)
@@ -389,7 +391,10 @@ class _Run:
             notes={key: metadata[key] for key in NOTES} | {"checked_on": "evaluation images"},
         )
         with self.clock("export to ONNX"), self.saves.attempt("the ONNX model"):
-            problems = export_and_verify(job, settings, self.job.folder)
+            try:
+                problems = export_and_verify(job, settings, self.job.folder)
+            except InputError as error:  # the rest of the run is worth keeping
+                problems = [str(error)]
         for problem in problems:
             logger.error("%s: %s", ONNX_FILE, problem)
         return problems

@@ -52,7 +52,7 @@ class Recipe:
         return [
             f"{flag} is {config.get(flag)} here, {value} in the recipe"
             for flag, value in self.flags.items()
-            if flag != "arch" and config.get(flag) != value
+            if config.get(flag) != value
         ]
 
     def comparison(self, float_top1: float, top1: float) -> str:

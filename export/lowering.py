@@ -56,7 +56,7 @@ def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
                 narrow = _may_be_narrow(node, module)
                 result = _activation(builder, stored_activation(name, module, int2, narrow))
             builder.finish(result)
-    del model.graph.opset_imports[DOMAIN]
+    model.graph.opset_imports.pop(DOMAIN, None)  # it is not there where nothing is quantized
     if _uses_int2(model):
         model.graph.opset_imports[""] = INT2_OPSET
         model.ir_version = max(model.ir_version, INT2_IR_VERSION)
@@ -144,8 +144,9 @@ def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
     codes = builder.add("QuantizeLinear", [value, scale, zero_point], **axis)
     last = 2 ** int(stored.bits.flat[0]) - 1
     if stored.is_uniform and last < 2**stored.width - 1:
-        limits = [builder.constant(f"code_{limit}", np.array(limit), dtype) for limit in (0, last)]
-        codes = builder.add("Clip", [codes, *limits])
+        limits = {"first": 0, "last": last}
+        constants = [builder.constant(k, np.array(v), dtype) for k, v in limits.items()]
+        codes = builder.add("Clip", [codes, *constants])
     return builder.add("DequantizeLinear", [codes, scale, zero_point], **axis)
 
 

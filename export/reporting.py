@@ -58,6 +58,7 @@ def export_and_verify(
         OSError: a file cannot be written.
     """
     path = folder / name
+    (folder / REPORT_FILE).unlink(missing_ok=True)
     notes = {key: str(value) for key, value in job.notes.items()}
     write_onnx(
         job.quantized,

@@ -14,6 +14,7 @@ from export.tools import require_export_tools
 from quant.graph import NOT_QUANTIZED
 
 ONNX_FLAG = "export_onnx"
+MAX_IMAGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class ExportSettings:
         Raises:
             InputError: one is out of range.
         """
-        if self.export_images < 1:
-            raise InputError(f"export_images must be at least 1, got {self.export_images}")
+        if not 1 <= self.export_images <= MAX_IMAGES:
+            raise InputError(
+                f"export_images must be from 1 to {MAX_IMAGES}, got {self.export_images}"
+            )
         if not 0 <= self.min_agreement <= 1:
             raise InputError(f"min_agreement must be from 0 to 1, got {self.min_agreement}")
 

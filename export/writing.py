@@ -80,10 +80,18 @@ def _exported(network: nn.Module, image_shape: Sequence[int]) -> Any:
                 verbose=False,
             )
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise InputError(f"network must be one that torch can export, got: {reason}") from error
+        raise InputError(
+            f"network must be one that torch can export, got: {_root_reason(error)}"
+        ) from error
     assert program is not None
     return program.model
+
+
+def _root_reason(error: BaseException) -> str:
+    """The first line of what went wrong first; the exporter wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """Labels of a flat folder of images: ImageNet's validation images as they are distributed.
 
-A line per image, ``NAME LABEL`` or ``NAME,LABEL`` (more on the line, the boxes of
-``LOC_val_solution.csv``, is ignored), or ``LABEL`` alone in the order of the sorted names. A label is
-the name of a class or its number, from 0 in the order of the sorted names of the classes.
+A line per image, ``NAME LABEL`` or ``NAME,LABEL`` (tabs and semicolons do as well; Kaggle's boxes behind
+the label are ignored), or ``LABEL`` alone in the order of the sorted names. A name may lack its
+extension. A label is the name of a class or its number, from 0 in the order of the sorted names of the
+classes.
 """
 
 from __future__ import annotations
 
+import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,6 +21,10 @@ from common import InputError
 
 HEADERS = {"imageid", "image_id", "image", "filename", "file", "name"}
 ILSVRC_CLASSES = 1000
+MAX_DIGITS = 6
+SEPARATORS = re.compile(r"[,;\t]")
+BOXES = re.compile(r"(\S+)( \d+){4}( \S+( \d+){4})*")  # LOC_val_solution.csv
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,18 @@ def read_labels(path: Path, names: Sequence[str], classes: list[str] | None) -> 
         InputError: unreadable, not a label per image, or labels that are no classes.
     """
     texts = _texts(path, names)
-    numbers = [int(text) for text in texts if re.fullmatch(r"\d+", text)]
-    if len(numbers) == len(texts):
-        return _from_numbers(path, np.array(numbers, dtype=np.int64), classes)
+    numeric = [text for text in texts if NUMBER.fullmatch(text)]
+    if not numeric:
+        return _from_names(path, texts, classes)
+    odd = next((text for text in texts if not re.fullmatch(rf"\d{{1,{MAX_DIGITS}}}", text)), None)
+    if odd is not None:
+        raise InputError(
+            f"{path}: labels must be all names or all whole numbers from 0 to {10**MAX_DIGITS - 1}, got {odd[:40]!r}"
+        )
+    return _from_numbers(path, np.array(texts, dtype=np.int64), classes)
+
+
+def _from_names(path: Path, texts: list[str], classes: list[str] | None) -> Labels:
     known = sorted(set(texts)) if classes is None else classes
     index = {name: position for position, name in enumerate(known)}
     unknown = next((text for text in texts if text not in index), None)
@@ -76,6 +92,12 @@ def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) ->
         raise InputError(
             f"{path}: labels must be below {len(classes)}, the folders of train, got {largest}"
         )
+    misplaced = next((n for i, n in enumerate(classes) if n.isdigit() and int(n) != i), None)
+    if misplaced is not None:
+        raise InputError(
+            f"{path}: labels must be unambiguous, got numbers where folder {misplaced!r} of train is number "
+            f"{classes.index(misplaced)} in order"
+        )
     return Labels(classes, numbers, "folders of train")
 
 
@@ -91,22 +113,38 @@ def _texts(path: Path, names: Sequence[str]) -> list[str]:
     short = next((row for row in rows if len(row) == 1), None)
     if short is not None:
         raise InputError(f"{path}: lines must all be NAME LABEL or all LABEL, got {short[0]!r}")
-    stems = [PurePath(row[0]).stem for row in rows]
-    found = dict(zip(stems, (row[1] for row in rows), strict=True))
-    if len(found) < len(rows):
-        twice = next(stem for stem in found if stems.count(stem) > 1)
-        raise InputError(f"{path}: names must be there once, got {twice!r} again")
-    missing = next((name for name in names if PurePath(name).stem not in found), None)
-    if missing is not None:
+    labels: dict[str, str] = {}
+    for row in rows:
+        key = PurePath(row[0]).name
+        if key in labels:
+            raise InputError(f"{path}: names must be there once, got {key!r} again")
+        labels[key] = row[1]
+    stems = Counter(PurePath(name).stem for name in names)
+    texts = [labels.pop(_key(path, name, stems, labels)) for name in names]
+    if labels:
         raise InputError(
-            f"{path}: labels must be there for every image in val, got none for {missing!r}"
+            f"{path}: labels must be those of the {len(names)} images in val, got {len(labels)} of others, "
+            f"{next(iter(labels))!r} first"
         )
-    extra = len(found) - len(names)
-    if extra:
+    return texts
+
+
+def _key(path: Path, name: str, stems: Counter[str], labels: dict[str, str]) -> str:
+    """What the file calls the image: its name, or its name without extension where that is of one image
+    only.
+    """
+    if name in labels:
+        return name
+    stem = PurePath(name).stem
+    if stems[stem] > 1:
         raise InputError(
-            f"{path}: labels must be those of the {len(names)} images in val, got {extra} of others"
+            f"{path}: names must tell images apart, got none for {name!r}, whose stem others have too"
         )
-    return [found[PurePath(name).stem] for name in names]
+    if stem not in labels:
+        raise InputError(
+            f"{path}: labels must be there for every image in val, got none for {name!r}"
+        )
+    return stem
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -115,9 +153,18 @@ def _rows(path: Path) -> list[list[str]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"val_labels must be a readable text file, got {path}: {error}") from None
-    rows = [re.split(r"[,;\s]+", line.strip())[:2] for line in lines if line.strip()]
+    rows = [_cells(line.strip()) for line in lines if line.strip()]
     if rows and rows[0][0].lower() in HEADERS:
         rows = rows[1:]
     if not rows:
         raise InputError(f"{path}: must hold a label per image, got an empty file")
     return rows
+
+
+def _cells(line: str) -> list[str]:
+    separator = SEPARATORS.search(line)
+    if separator is None:
+        return line.split(None, 1)
+    (cells,) = csv.reader([line], delimiter=separator.group())
+    boxes = BOXES.fullmatch(cells[1].strip())
+    return [cells[0].strip(), boxes.group(1) if boxes else cells[1].strip()]

@@ -55,6 +55,11 @@ def resolve_arch(arch: str) -> str:
     return ARCHS[require_known("arch of a BRECQ checkpoint", arch, ARCHS)]
 
 
+def their_arch(arch: str) -> str:
+    """Their name of an architecture of ours."""
+    return {our: their for their, our in ARCHS.items()}.get(arch, arch)
+
+
 def rename_table(arch: str) -> dict[str, str]:
     """Their name of every module with weights -> ours; empty where all names are the same.
 

@@ -127,13 +127,12 @@ def read_quantized_file(path: Path) -> dict[str, Any]:
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise InputError(f"{path}: must be a quantized model saved by this suite, got another file")
-    if content.get("version") not in range(1, FILE_VERSION + 1):
-        raise InputError(
-            f"{path}: format version must be 1 to {FILE_VERSION}, got {content.get('version')!r}"
-        )
+    version = content.get("version")
+    if not isinstance(version, int) or not 1 <= version <= FILE_VERSION:
+        raise InputError(f"{path}: format version must be 1 to {FILE_VERSION}, got {version!r}")
     try:
         state = unpack_state(content["state_dict"], content.get("packed", {}))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: must be a whole quantized model, got: {reason}") from None
     return {**content, "state_dict": state}
@@ -155,8 +154,16 @@ def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"saved tensors must fit the network, got: {reason}") from error
+    for name, module in restored.named_modules():
+        if isinstance(module, (QuantLayer, ActivationQuantizer)) and not _is_usable(module.scale):
+            least = float(module.scale.min())
+            raise InputError(f"saved scales must be finite and above 0, got {least:g} in {name!r}")
     set_state(restored, weights=True, activations=True)
     return restored
+
+
+def _is_usable(scale: Tensor) -> bool:
+    return bool((scale.isfinite() & (scale > 0)).all())
 
 
 def set_state(module: nn.Module, *, weights: bool, activations: bool) -> None:

@@ -128,7 +128,10 @@ def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, mon
     [
         (["--int2"], "int2 must be with --export_onnx, got True alone"),
         (["--export_images", "5"], "export_images must be with --export_onnx, got 5 alone"),
-        (["--export_onnx", "--export_images", "0"], "export_images must be at least 1, got 0"),
+        (
+            ["--export_onnx", "--export_images", "0"],
+            "export_images must be from 1 to 1000000, got 0",
+        ),
         (["--export_onnx", "--min_agreement", "2"], "min_agreement must be from 0 to 1, got 2.0"),
         (
             ["--export_onnx", "--n_bits_a", "9"],
@@ -157,6 +160,79 @@ def test_flags_of_the_script_that_make_no_sense(arguments, text, run, tmp_path, 
     assert export_onnx.main(argv) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments"),
+    [
+        (lambda c: c["metadata"].pop("preprocess"), []),
+        (lambda c: c["metadata"].update(preprocess=5), []),
+        (lambda c: c["metadata"].update(preprocess={"mean": [0.1, 0.2], "std": [1.0, 1.0]}), []),
+        (lambda c: c["metadata"].pop("dataset"), []),
+        (lambda c: c["metadata"].update(image_shape=[3, 8.5, 8]), ["--noise"]),
+        (lambda c: c["metadata"].update(image_shape="abc"), ["--noise"]),
+        (lambda c: c.update(version=torch.tensor([1, 2])), []),
+        (lambda c: c["packed"].update({next(iter(c["packed"])): [10**6, 10**6, 3, 3]}), []),
+        (lambda c: _first_scale(c).fill_(-1.0), []),
+        (lambda c: _first_scale(c).fill_(float("nan")), []),
+    ],
+)
+def test_a_model_file_with_odd_values_is_refused(damage, arguments, run, tmp_path, capsys):
+    content = torch.load(run / "quantized_model.pt", weights_only=True)
+    damage(content)
+    torch.save(content, tmp_path / "odd.pt")
+    argv = [str(tmp_path / "odd.pt"), "--output_dir", str(tmp_path / "out"), *arguments]
+    assert export_onnx.main(argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and "must be" in line
+    assert not (tmp_path / "out").exists()
+
+
+def _first_scale(content: dict) -> torch.Tensor:
+    return next(v for k, v in content["state_dict"].items() if k.endswith(".scale"))
+
+
+def test_an_older_file_of_the_folder_does_not_outlive_its_model(tmp_path):
+    argv = [*QUICK, "--output_dir", str(tmp_path), "--no-plots"]
+    assert main_imagenet.main([*argv, "--export_onnx", "--export_images", "20"]) == 0
+    folder = tmp_path / "rtn" / f"run_{TAG}"
+    assert (folder / "quantized_model.onnx").is_file() and (folder / "export_report.json").is_file()
+    assert main_imagenet.main(argv) == 0
+    assert not (folder / "quantized_model.onnx").exists()
+    assert not (folder / "export_report.json").exists()
+
+
+def test_a_network_that_cannot_be_exported_costs_the_file_alone(tmp_path, monkeypatch):
+    from common import InputError
+
+    def refuse(*arguments, **options):
+        raise InputError("network must be one that torch can export, got: something")
+
+    monkeypatch.setattr("export.reporting.write_onnx", refuse)
+    argv = [*QUICK, "--output_dir", str(tmp_path), "--export_onnx"]
+    assert main_imagenet.main(argv) == 1
+    assert (tmp_path / "rtn" / "run.json").is_file()
+
+
+def test_a_float_model_is_exported_too(tmp_path):
+    argv = [*QUICK, "--output_dir", str(tmp_path), "--export_onnx", "--export_images", "50"]
+    assert main_imagenet.main([*argv, "--n_bits_w", "32", "--n_bits_a", "32"]) == 0
+
+
+def test_a_flat_folder_can_be_checked_on(run, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for name in "0123456789":
+        pixels = random.randint(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / f"{name}.png")
+    (tmp_path / "labels.txt").write_text("".join(f"{name}.png {name}\n" for name in "0123456789"))
+    argv = [str(run / "quantized_model.pt"), "--output_dir", str(tmp_path / "out")]
+    argv += ["--dataset", "auto", "--data_path", str(tmp_path / "data")]
+    assert export_onnx.main([*argv, "--val_labels", str(tmp_path / "labels.txt")]) == 0
+    report = json.loads((tmp_path / "out" / "export_report.json").read_text())
+    assert report["checked_on"] == "imagenet"
 
 
 def test_a_correction_of_other_classes_is_refused(run, tmp_path, capsys):

@@ -89,15 +89,23 @@ def test_the_classes_are_those_of_the_train_folder_where_there_is_one(form, flat
         ("\n".join(CLASSES[:5]), "one for each of the 6 images in val, got 5"),
         (
             rows(CLASSES) + "other.JPEG ant\n",
-            "must be those of the 6 images in val, got 1 of others",
+            "must be those of the 6 images in val, got 1 of others, 'other.JPEG' first",
         ),
         (rows(CLASSES).replace("00000003", "00000009"), f"got none for '{NAMES[2]}'"),
         (
             rows(CLASSES) + f"{NAMES[0]} ant\n",
-            "must be there once, got 'ILSVRC2012_val_00000001' again",
+            "must be there once, got 'ILSVRC2012_val_00000001.JPEG' again",
         ),
         (rows(CLASSES) + "ant\n", "lines must all be NAME LABEL or all LABEL, got 'ant'"),
         (rows([n + 1 for n in LABELS]), "labels must be numbers from 0, got 1 to 3"),
+        (
+            rows([float(n) for n in LABELS]),
+            "all names or all whole numbers from 0 to 999999, got '2.0'",
+        ),
+        (rows([-1, *LABELS[1:]]), "all whole numbers from 0 to 999999, got '-1'"),
+        (rows(["cat", *LABELS[1:]]), "labels must be all names or all whole numbers"),
+        (rows([10**9, *LABELS[1:]]), "all whole numbers from 0 to 999999, got '1000000000'"),
+        (rows(["9" * 5000, *LABELS[1:]]), "all whole numbers from 0 to 999999, got '9999"),
     ],
 )
 def test_labels_that_do_not_fit_are_said_to(text, message, flat):
@@ -126,6 +134,35 @@ def test_a_label_that_train_does_not_have_is_refused(labels, message, flat):
         write(flat / "train" / name / "0.png", seed)
     with pytest.raises(InputError, match=re.escape(message)):
         labelled(flat, rows(labels))
+
+
+def test_numbers_that_folders_of_train_contradict_are_refused(flat):
+    for number in range(12):
+        write(flat / "train" / str(number) / "0.png", number)
+    message = (
+        "labels must be unambiguous, got numbers where folder '10' of train is number 2 in order"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        labelled(flat, rows(LABELS))
+
+
+def test_labels_with_spaces_and_quoted_cells_are_kept_whole(flat):
+    names = ["tiger cat", "tiger shark", "bee", "bee", "tiger cat", "bee"]
+    expected = [1, 2, 0, 0, 1, 0]
+    for text in (rows(names, ","), rows([f'"{name}"' for name in names], ",")):
+        data = labelled(flat, text)
+        assert data.classes == ["bee", "tiger cat", "tiger shark"]
+        assert data.val.labels.tolist() == expected
+
+
+def test_images_that_differ_in_their_extension_need_it_in_the_file(flat):
+    write(flat / "val" / "ILSVRC2012_val_00000001.png", 9)
+    text = rows(CLASSES) + "ILSVRC2012_val_00000001.png bee\n"
+    data = labelled(flat, text)
+    assert data.val.ids[1].endswith("00000001.png") and data.val.labels[1] == 1
+    stems = "".join(f"{Path(name).stem} ant\n" for name in NAMES)
+    with pytest.raises(InputError, match="names must tell images apart, got none for"):
+        labelled(flat, stems)
 
 
 def test_a_flat_folder_without_the_file_says_what_to_do(flat):

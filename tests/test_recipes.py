@@ -54,7 +54,7 @@ def test_a_recipe_is_what_its_name_says_and_its_flags_are_taken(name, capsys):
     assert "github.com" in recipe.source and "arXiv" in recipe.settings
     assert main_imagenet.main(["--recipe", name, "--print_config"]) == 0
     config = recipes.parse_yaml(capsys.readouterr().out)
-    assert recipe.changed(config) == []
+    assert recipe.changed({**config, "arch": brecq.their_arch(config["arch"])}) == []
     assert (config["iters_w"], config["num_samples"]) == (20000, 1024)
 
 
@@ -125,6 +125,22 @@ def test_flags_win_over_the_recipe_and_it_is_said(folder, tmp_path, capsys):
     assert run(tmp_path, "--recipe", "digits", "--n_bits_w", "3") == 0
     assert "recipe digits: n_bits_w is 3 here, 4 in the recipe" in capsys.readouterr().err
     assert (tmp_path / "out/rtn/initial_logits_digits_resnet_w3bit_a4bit_seed1005").is_dir()
+
+
+def test_a_switch_of_the_recipe_can_be_switched_off(folder, tmp_path, capsys):
+    text = DIGITS.format(float_top1=99.0) + "  augment_calibration: true\n"
+    (folder / "augmented.yaml").write_text(text)
+    (tmp_path / "c.yaml").write_text("augment_calibration: false\n")
+    for arguments in (["--config", str(tmp_path / "c.yaml")], ["--no-augment_calibration"]):
+        argv = ["--recipe", "augmented", *arguments, "--print_config"]
+        assert main_imagenet.main(argv) == 0
+        assert recipes.parse_yaml(capsys.readouterr().out)["augment_calibration"] is False
+
+
+def test_another_architecture_than_the_recipe_s_is_said(folder, tmp_path, capsys):
+    argv = ["--recipe", "digits", "--arch", "cifar_resnet20", "--force", "--dry_run"]
+    assert run(tmp_path, *argv) == 0
+    assert "arch is cifar_resnet20 here, digits_resnet in the recipe" in capsys.readouterr().err
 
 
 def test_a_configuration_file_wins_over_the_recipe_that_it_names(folder, tmp_path, capsys):
