@@ -75,6 +75,7 @@ class Job:
                 f"{key}={value}" for key, value in self.method.get_quantization_params().items()
             ),
             "correction": self._describe_correction(),
+            "recipe": "none" if self.recipe is None else self.recipe.describe(),
             "device": str(self.device),
             "writes to": self.options.output_url or str(self.root),
         }

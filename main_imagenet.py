@@ -40,7 +40,7 @@ from common import (
     setup_logging,
     write_stdout,
 )
-from export.settings import ONNX_FLAG, add_export_flags, optional_export_settings
+from export.settings import add_export_flags, optional_export_settings
 from job import Record, prepare
 from loaders import DATASETS, resolve_dataset
 from logits_io.formats import COMPRESSIONS, FORMATS
@@ -70,13 +70,7 @@ def build_parser() -> FlagParser:
     _add_correction_flags(parser)
     add_sweep_flags(parser)
     _add_run_flags(parser)
-    parser.add_argument(
-        f"--{ONNX_FLAG}",
-        action="store_const",
-        const=True,
-        help="write the quantized model as ONNX and check that file in onnxruntime",
-    )
-    add_export_flags(parser)
+    add_export_flags(parser, with_switch=True)
     return parser
 
 
@@ -94,7 +88,8 @@ def _add_data_flags(parser: FlagParser) -> None:
     data.add_argument(
         "--val_labels",
         type=Path,
-        help="labels of a val folder without class folders: NAME LABEL a line, or LABEL alone",
+        help="labels of a val folder without class folders: NAME LABEL a line, or LABEL alone in the order of "
+        "the names; names of classes, or numbers from 0",
     )
     data.add_argument("--download", action="store_true", help="fetch CIFAR or MNIST first")
     data.add_argument(
@@ -115,7 +110,7 @@ def _add_data_flags(parser: FlagParser) -> None:
     data.add_argument(
         "--augment_calibration",
         action=argparse.BooleanOptionalAction,
-        help="calibrate with a random training augmentation of the images, as BRECQ, QDrop and PD-Quant do",
+        help="calibrate with a random training augmentation of the images, as BRECQ, QDrop and PD-Quant do (default off)",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -128,7 +123,8 @@ def _add_data_flags(parser: FlagParser) -> None:
         "--checkpoint_format",
         choices=CHECKPOINT_FORMATS,
         default=PLAIN,
-        help="names in the checkpoint: ours (plain, the default) or of a release checkpoint of BRECQ",
+        help="names in the checkpoint: ours (plain, the default), or those of BRECQ's release checkpoints "
+        f"(brecq) of {', '.join(brecq.ARCHS)}",
     )
     model.add_argument("--weights", help="DEFAULT: torchvision's published weights")
 
@@ -246,7 +242,8 @@ def _add_run_flags(parser: FlagParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")
     group.add_argument(
         "--recipe",
-        help="a published result of configs/recipes, such as resnet18_qdrop_w4a4: its flags, under those given",
+        help="a published result, {arch}_{method}_w{bits}a{bits} such as resnet18_qdrop_w4a4 (all: configs/recipes): "
+        "its flags, under those given",
     )
     group.add_argument(
         "--force",

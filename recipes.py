@@ -33,6 +33,10 @@ class Recipe:
     flags: Mapping[str, Any]
     note: str = ""
 
+    def describe(self) -> str:
+        """Name and figures in one line."""
+        return f"{self.name}, published Top-1 {self.top1:.2f}, float {self.float_top1:.2f}"
+
     def require_float(self, top1: float, images: int) -> None:
         """Check the float network's accuracy, in percent, on that many evaluation images.
 

@@ -149,7 +149,7 @@ def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dic
         signs["agreement_evaluation"],
     )
     gap = signs["fp_confidence_fitting"] - signs["fp_confidence_evaluation"]
-    if gap > MAX_GAP:
+    if gap > MAX_GAP and not source.startswith("val"):
         logger.warning(
             "the FP model is surer of the images that the correction was fitted on by %.3f (more than %g): it has seen "
             "them in training, and the correction may not carry over; --correction_source val:0.3 avoids this",

@@ -66,17 +66,21 @@ def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
 def _may_be_narrow(node: ir.Node, quantizer: ActivationQuantizer) -> bool:
     """Whether onnxruntime keeps integers of fewer than 8 bits right here.
 
-    It carries integers through operators that only move values, which it has for whole bytes only; and
-    with such integers it drops a ReLU before the quantization even where the zero point is not 0
-    (measured with onnxruntime 1.31).
+    It carries integers through operators that only move values, which it has for whole bytes only; it
+    cannot join a clamp to a quantization to such integers, and refuses the file; and it drops a ReLU before
+    one even where the zero point is not 0 (all seen with onnxruntime 1.31).
     """
     (value,), (result,) = node.inputs, node.outputs
     assert value is not None
     producer = value.producer()
-    neighbours = {other.op_type for other in (producer, *result.consumers()) if other is not None}
-    is_clamped = producer is not None and producer.op_type in ("Relu", "Clip")
+    before = "" if producer is None else producer.op_type
+    readers = {reader.op_type for reader in result.consumers()}
     has_offset = bool((quantizer.zero_point != 0).any())
-    return not (neighbours & MOVING) and not (is_clamped and has_offset)
+    return (
+        not ({before} | readers) & MOVING
+        and before != "Clip"
+        and not (before == "Relu" and has_offset)
+    )
 
 
 class _Builder:
@@ -88,7 +92,7 @@ class _Builder:
 
     def constant(self, what: str, values: np.ndarray, dtype: Any = np.float32) -> ir.Value:
         name = f"{self.name}.{what}"
-        tensor = ir.Tensor(np.ascontiguousarray(values).astype(dtype), name=name)
+        tensor = ir.Tensor(np.array(values, order="C").astype(dtype), name=name)
         value = ir.Value(
             name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
         )

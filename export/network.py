@@ -35,7 +35,8 @@ class ExportableLayer(nn.Module):
         super().__init__()
         self.name = name
         self.shape: tuple[int, ...] = tuple(layer.codes.shape)
-        self.register_buffer("bias", layer.bias)
+        bias = None if layer.bias is None else layer.bias.view(1, -1, 1, 1)
+        self.register_buffer("bias", bias)
 
     def weight(self) -> Tensor:
         return torch.onnx.ops.symbolic(
@@ -63,7 +64,7 @@ class ExportableConv2d(ExportableLayer):
             x = F.pad(x, self.pad_sides, mode=self.padding_mode)
             padding = (0, 0)
         out = F.conv2d(x, self.weight(), None, self.stride, padding, self.dilation, self.groups)
-        return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
+        return out if self.bias is None else out + self.bias
 
 
 class ExportableLinear(ExportableLayer):
@@ -83,7 +84,7 @@ class ExportableLinear(ExportableLayer):
         pixels = x.reshape(outer[0], -1, channels).transpose(1, 2).unsqueeze(3)
         out = F.conv2d(pixels, self.weight())
         if self.bias is not None:
-            out = out + self.bias.view(1, -1, 1, 1)
+            out = out + self.bias
         return out.squeeze(3).transpose(1, 2).reshape(*outer, self.shape[0])
 
 
@@ -138,6 +139,20 @@ class CorrectionLayer(nn.Module):
         return self.gain[cluster] * logits + self.offset[cluster]
 
 
+class _Corrected(nn.Module):
+    """The units of a network, which keep their names in the file, and a correction behind them."""
+
+    def __init__(self, network: QuantModel, correction: ClusterAffineCorrection):
+        super().__init__()
+        self.units = network.units
+        self.correction = CorrectionLayer(correction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return self.correction(x)
+
+
 def exportable(quantized: QuantModel, correction: ClusterAffineCorrection | None) -> nn.Module:
     """A copy of the network for torch's exporter, with the correction behind it.
 
@@ -156,4 +171,4 @@ def exportable(quantized: QuantModel, correction: ClusterAffineCorrection | None
             network.set_submodule(name, replacement)
     if correction is None or correction.alpha == 0:
         return network.eval()
-    return nn.Sequential(network, CorrectionLayer(correction)).eval()
+    return _Corrected(network, correction).eval()

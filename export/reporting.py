@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import math
 from collections.abc import Iterable
@@ -15,13 +16,14 @@ from torch import Tensor
 from correction import ClusterAffineCorrection
 from export.settings import ExportSettings
 from export.tools import PACKAGES
-from export.verification import REORDERED, verify
+from export.verification import REORDERED, uses_int2, verify
 from export.writing import write_onnx
 from files import write_json
 from quant import QuantModel
 
 ONNX_FILE = "quantized_model.onnx"
 REPORT_FILE = "export_report.json"
+INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
 NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")  # of the model
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,10 @@ def export_and_verify(
     """
     path = folder / name
     (folder / REPORT_FILE).unlink(missing_ok=True)
-    notes = {key: str(value) for key, value in job.notes.items()}
+    notes = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in job.notes.items()
+    }
     write_onnx(
         job.quantized,
         path,
@@ -69,15 +74,18 @@ def export_and_verify(
         notes=notes,
     )
     found = verify(path, job.quantized, job.batches, job.correction)
+    if settings.int2 and not uses_int2(path):
+        logger.warning("%s: no tensor is stored in 2 bits: none has 2 bits or fewer", name)
     limit = _limit(found, settings.min_agreement)
     problems = _problems(found, limit)
     report = {
         "file": name,
         "correction": job.correction is not None,
-        "int2": settings.int2,
+        "int2": uses_int2(path),
         **found,
         "limit": limit,
         "problems": problems,
+        "input": INPUT,
         **job.notes,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }

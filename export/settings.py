@@ -53,9 +53,20 @@ class ExportSettings:
         return np.sort(np.random.RandomState(0).permutation(available)[:count])
 
 
-def add_export_flags(parser: FlagParser) -> None:
-    """The flags of ``ExportSettings``; those not given stay away from the configuration."""
+def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
+    """The flags of ``ExportSettings``; those not given stay away from the configuration.
+
+    Args:
+        with_switch: ``--export_onnx`` too.
+    """
     group = parser.add_argument_group("ONNX")
+    if with_switch:
+        group.add_argument(
+            f"--{ONNX_FLAG}",
+            action="store_const",
+            const=True,
+            help="write the quantized model as ONNX and check that file in onnxruntime",
+        )
     group.add_argument(
         "--with_correction",
         action="store_const",
@@ -66,13 +77,13 @@ def add_export_flags(parser: FlagParser) -> None:
         "--int2",
         action="store_const",
         const=True,
-        help="store 2 bits as INT2 (opset 25) instead of INT4",
+        help="store weights and activations of 2 bits as INT2 (opset 25) instead of INT4",
     )
     group.add_argument("--export_images", type=int, help="images to check on (default 1000)")
     group.add_argument(
         "--min_agreement",
         type=float,
-        help="share of them whose class must be that of the simulation (default 0.995)",
+        help="share of them whose class must be that of the simulation, 0..1 (default 0.995)",
     )
 
 

@@ -16,7 +16,7 @@ from correction import ClusterAffineCorrection
 from evaluation import infer_logits
 from export.containers import per_channel
 from export.writing import IMAGE
-from metrics import agreement
+from metrics import agreement, topk_accuracy
 from quant import QuantModel
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.packing import float_bytes, theoretical_bytes
@@ -78,22 +78,27 @@ def verify(
         correction: that in the file.
 
     Returns:
-        plain values: agreement of the argmax, mean and largest difference per level, the least
+        plain values: Top-1 by the labels, agreement of the argmax, mean and largest difference per level, the least
         agreement, the same of the simulation with itself when it sums in another order, the tensors
         whose integers are not the model's, and sizes in bytes.
     """
     networks: dict[str, nn.Module] = {level: OnnxNetwork(path, level) for level in LEVELS}
     networks |= {SIMULATION: quantized, REORDERED: _Reordered(quantized)}
-    logits = infer_logits(networks, batches, quantized.device, "onnxruntime").logits
+    found = infer_logits(networks, batches, quantized.device, "onnxruntime")
+    logits = found.logits
     if correction is not None:
         for name in (SIMULATION, REORDERED):
             logits[name] = correction.transform(logits[name])
     expected = logits.pop(SIMULATION)
-    compared = {name: _compare(found, expected) for name, found in logits.items()}
+    compared = {name: _compare(values, expected) for name, values in logits.items()}
     reordered = compared.pop(REORDERED)
     state = quantized.state_dict()
     return {
         "images": len(expected),
+        "top1_pct": {
+            SIMULATION: 100 * topk_accuracy(expected, found.targets),
+            "file": 100 * topk_accuracy(logits[LEVELS[-1]], found.targets),
+        },
         "levels": compared,
         "agreement": min(level["agreement"] for level in compared.values()),
         REORDERED: reordered,
@@ -113,6 +118,14 @@ def _compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, float]:
         "mean_difference": float(difference.mean(dtype=np.float64)),
         "max_difference": float(difference.max()),
     }
+
+
+def uses_int2(path: Path) -> bool:
+    """Whether the file holds integers of 2 bits."""
+    import onnx
+
+    narrow = (onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
+    return any(t.data_type in narrow for t in onnx.load(str(path)).graph.initializer)
 
 
 def wrong_integers(path: Path, quantized: QuantModel) -> list[str]:

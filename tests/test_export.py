@@ -116,6 +116,10 @@ def test_every_layer_has_integers_of_its_own_and_no_weight_is_a_float(
     layers, activations = len(quant_layers(model)), len(activation_quantizers(model))
     assert parts["codes"] == layers
     assert parts["scale"] == parts["zero_point"] == layers + activations
+    assert parts["bias"] == layers
+    names = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for name, quantizer in activation_quantizers(model).items():
+        assert names[f"{name}.scale"] == [] and quantizer.scale.dim() == 0
     operators = Counter(node.op_type for node in graph.node)
     assert operators["QuantizeLinear"] == activations
     assert operators["DequantizeLinear"] == layers + activations
@@ -270,6 +274,21 @@ def test_the_correction_becomes_part_of_the_graph(alpha, tiny_network, tiny_imag
     assert (np.abs(expected - q_logits).max() > 0.5) == (alpha > 0)
     for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_names_of_a_file_with_a_correction_are_those_without(
+    tiny_network, tiny_images, tmp_path
+):
+    model = quantized(tiny_network, tiny_images)
+    with torch.no_grad():
+        logits = model(tiny_images).numpy()
+    correction = ClusterAffineCorrection(4, 3).fit(logits, 2 * logits)
+    names = {}
+    for key, given in (("plain", None), ("corrected", correction)):
+        write_onnx(model, tmp_path / f"{key}.onnx", IMAGE, correction=given)
+        graph = onnx.load(str(tmp_path / f"{key}.onnx")).graph
+        names[key] = {tensor.name for tensor in graph.initializer if "units." in tensor.name}
+    assert names["plain"] == names["corrected"]
 
 
 @pytest.mark.parametrize("part", ["codes", "scale", "zero_point"])

@@ -62,6 +62,8 @@ def test_the_report_says_what_the_file_is(run):
     )
     assert report["limit"] == 0.995 and report["reordered"]["agreement"] == 1
     assert report["arch"] == "digits_resnet" and report["wrong_integers"] == []
+    assert set(report["top1_pct"].values()) == {report["top1_pct"]["file"]}
+    assert report["input"].startswith("(pixels / white - mean) / std")
     assert report["preprocess"]["mean"] == list(DIGITS_ENTRY.preprocess.mean)
 
 
