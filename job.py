@@ -52,7 +52,7 @@ class Job:
     correction: ClusterAffineCorrection | None  # from a file; None: one is fitted
     device: torch.device
     name: RunName
-    recipe: Recipe | None = None  # the published result that the run is compared with
+    recipe: Recipe | None  # the published result that the run is compared with
 
     @property
     def root(self) -> Path:
@@ -150,7 +150,17 @@ def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record
     name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
     recipe = None if options.recipe is None else load_recipe(options.recipe)
     job = Job(
-        *(options, record, method, model, dataset, plan, grid, shape, correction, device, name),
+        options=options,
+        record=record,
+        method=method,
+        model=model,
+        dataset=dataset,
+        plan=plan,
+        grid=grid,
+        shape=shape,
+        correction=correction,
+        device=device,
+        name=name,
         recipe=recipe,
     )
     job.analyzer()

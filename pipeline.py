@@ -7,10 +7,8 @@ saved.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +34,11 @@ from common import (
     versions,
 )
 from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
-from evaluation import Inference, infer_logits
+from evaluation import Inference
 from export.reporting import NOTES, ONNX_FILE, REPORT_FILE, ExportJob, export_and_verify
 from export.settings import ExportSettings
-from files import atomic_file, atomic_folder, locked, write_json
+from files import atomic_file, atomic_folder, write_json
+from inference import NetworkPair
 from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
@@ -106,6 +105,14 @@ class _Run:
         self.started = utc_now()
         self.analyzer = job.analyzer()
         self.network = job.model.network.to(job.device)
+        self.networks = NetworkPair(
+            network=self.network,
+            weights_digest=job.model.digest,
+            device=job.device,
+            batch_size=self.options.batch_size,
+            cache_dir=self.options.cache_dir,
+            saves=self.saves,
+        )
 
     def all_stages(self) -> Outcome:
         with self.clock("decode images"):
@@ -126,7 +133,9 @@ class _Run:
             with self.clock("run networks and save logits"):
                 fitting = None
                 if self.job.correction is None:
-                    fitting = self._infer_both(quantized, self.plan.correction, "correction images")
+                    fitting = self.networks.infer_both(
+                        quantized, self.plan.correction, "correction images"
+                    )
                 evaluation = self._evaluate(quantized)
             grid = self._fit_correction(fitting)
             rows = self._correct(grid, evaluation)
@@ -149,9 +158,7 @@ class _Run:
         if recipe is None:
             return None
         with self.clock("float network"):
-            found = self._infer(
-                {FULL_PRECISION: self.network}, self.plan.evaluation, "float network"
-            )
+            found = self.networks.infer_float(self.plan.evaluation)
         logits = found.logits[FULL_PRECISION]
         if not self.options.force:
             recipe.require_float(100 * topk_accuracy(logits, found.targets), len(found.targets))
@@ -237,57 +244,6 @@ class _Run:
             "weights_digest": self.job.model.digest,
         }
 
-    def _infer(
-        self,
-        networks: dict[str, nn.Module],
-        images: ImageSet,
-        description: str,
-        on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
-        known: dict[str, np.ndarray] | None = None,
-    ) -> Inference:
-        size = self.options.batch_size
-        batches = -(-len(images) // size)
-        loader = images.batches(size)
-        return infer_logits(
-            networks, loader, self.job.device, description, batches, on_batch, known
-        )
-
-    def _infer_both(
-        self,
-        quantized: nn.Module,
-        images: ImageSet,
-        description: str,
-        on_batch: Callable[[dict[str, np.ndarray], np.ndarray], None] | None = None,
-        float_logits: np.ndarray | None = None,
-    ) -> Inference:
-        """The logits of both networks; those of the float one may be known."""
-        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
-        known = {}
-        if float_logits is None and self.options.cache_dir is not None:
-            float_logits = self._float_logits(images)
-        if float_logits is not None:
-            known[FULL_PRECISION] = float_logits
-            del networks[FULL_PRECISION]
-        return self._infer(networks, images, description, on_batch, known)
-
-    def _float_logits(self, images: ImageSet) -> np.ndarray:
-        """The logits of the float network, which all runs on these images share; one of them computes
-        them.
-        """
-        machine = f"{self.job.device.type} {torch.__version__} {torch.get_num_threads()}"
-        key = f"{self.job.model.digest} {images.digest()} {machine} {self.options.batch_size}"
-        name = f"logits_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        path = self.options.cache_dir / f"{name}.npy"
-        with locked(path.with_suffix(".lock")):
-            if path.is_file():
-                return np.load(path, allow_pickle=False)
-            found = self._infer({FULL_PRECISION: self.network}, images, "float network")
-            logits = found.logits[FULL_PRECISION]
-            with self.saves.attempt("the float network's logits"), atomic_file(path) as part:
-                with part.open("wb") as handle:
-                    np.save(handle, logits)
-        return logits
-
     def _evaluate(self, quantized: nn.Module) -> Inference:
         """The logits on the evaluation images, written to disk while the networks run."""
         name = self.job.name
@@ -295,7 +251,7 @@ class _Run:
         with self.saves.attempt("the initial logits"):
             with self.analyzer.writer(name.initial_folder, name.file_stem, self.metadata) as writer:
                 images = self.plan.evaluation
-                evaluation = self._infer_both(
+                evaluation = self.networks.infer_both(
                     quantized, images, "evaluation images", writer.add, self.float_logits
                 )
             self.saved_initial = name.initial_folder

@@ -74,14 +74,15 @@ def export_and_verify(
         notes=notes,
     )
     found = verify(path, job.quantized, job.batches, job.correction)
-    if settings.int2 and not uses_int2(path):
+    has_int2 = settings.int2 and uses_int2(path)
+    if settings.int2 and not has_int2:
         logger.warning("%s: no tensor is stored in 2 bits: none has 2 bits or fewer", name)
     limit = _limit(found, settings.min_agreement)
     problems = _problems(found, limit)
     report = {
         "file": name,
         "correction": job.correction is not None,
-        "int2": uses_int2(path),
+        "int2": has_int2,
         **found,
         "limit": limit,
         "problems": problems,

@@ -79,7 +79,9 @@ def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
         const=True,
         help="store weights and activations of 2 bits as INT2 (opset 25) instead of INT4",
     )
-    group.add_argument("--export_images", type=int, help="images to check on (default 1000)")
+    group.add_argument(
+        "--export_images", type=int, help="images to check on (default 1000), or all"
+    )
     group.add_argument(
         "--min_agreement",
         type=float,

@@ -66,7 +66,7 @@ def _class_names(folder: Path) -> list[str]:
         if entry.is_dir() and not entry.name.startswith(".")
     )
     if not names:
-        images = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+        images = len(_image_names(folder))
         hint = (
             f"{images} images and no folder (--val_labels FILE labels them)" if images else "none"
         )

@@ -92,7 +92,7 @@ def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) ->
         raise InputError(
             f"{path}: labels must be below {len(classes)}, the folders of train, got {largest}"
         )
-    misplaced = next((n for i, n in enumerate(classes) if n.isdigit() and int(n) != i), None)
+    misplaced = next((n for i, n in enumerate(classes) if n.isdecimal() and int(n) != i), None)
     if misplaced is not None:
         raise InputError(
             f"{path}: labels must be unambiguous, got numbers where folder {misplaced!r} of train is number "

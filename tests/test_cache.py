@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import pipeline
+import inference
 from evaluation import infer_logits
 from files import locked
 from loaders import load_dataset
@@ -112,13 +112,13 @@ def test_a_run_with_a_cache_writes_the_same_logits_and_runs_the_float_network_on
     cached = [*flags, "--cache_dir", str(tmp_path / "c")]
     assert main([*flags, "--output_dir", str(tmp_path / "plain")]) == 0
     assert main([*cached, "--output_dir", str(tmp_path / "first")]) == 0
-    infer, networks = pipeline.infer_logits, []
+    infer, networks = inference.infer_logits, []
 
     def watched(given, *arguments):
         networks.append(sorted(given))
         return infer(given, *arguments)
 
-    monkeypatch.setattr(pipeline, "infer_logits", watched)
+    monkeypatch.setattr(inference, "infer_logits", watched)
     assert main([*cached, "--output_dir", str(tmp_path / "second")]) == 0
     assert networks == [["quantized"], ["quantized"]]
     plain = sorted((tmp_path / "plain").rglob("logits_*.csv"))

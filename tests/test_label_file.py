@@ -146,6 +146,12 @@ def test_numbers_that_folders_of_train_contradict_are_refused(flat):
         labelled(flat, rows(LABELS))
 
 
+def test_a_folder_of_train_whose_name_only_looks_like_a_number_is_a_name(flat):
+    for number, name in enumerate(["0", "1", "²"]):
+        write(flat / "train" / name / "0.png", number)
+    assert labelled(flat, rows(LABELS)).val.labels.tolist() == LABELS
+
+
 def test_labels_with_spaces_and_quoted_cells_are_kept_whole(flat):
     names = ["tiger cat", "tiger shark", "bee", "bee", "tiger cat", "bee"]
     expected = [1, 2, 0, 0, 1, 0]

@@ -37,6 +37,7 @@ LAYER = {
     "bitwidth_sweep": 5,
     "sweeps": 5,
     "export": 5,
+    "inference": 4,
     "pipeline": 6,
 }
 FORBIDDEN_LIBRARIES = {

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
+import inference
 import main_imagenet
-import pipeline
 import verify_logits
 from correction import ClusterAffineCorrection
 from evaluation import infer_logits
@@ -143,14 +143,14 @@ def test_other_formats_hold_the_same_logits(finished, tmp_path, flags):
 
 def test_networks_run_once_whatever_the_number_of_settings(tmp_path, monkeypatch):
     calls = []
-    original = pipeline.infer_logits
+    original = inference.infer_logits
 
     def counting(networks, loader, *arguments):
         for network in networks.values():
             network.register_forward_hook(lambda *_: calls.append(1))
         return original(networks, loader, *arguments)
 
-    monkeypatch.setattr(pipeline, "infer_logits", counting)
+    monkeypatch.setattr(inference, "infer_logits", counting)
     counts = []
     base = ["--quant_method", "rtn", "--num_samples", "64", "--correction_samples", "128"]
     for grid in (["--alpha", "1"], ["--alpha_list", "0.2", "0.6", "1", "--pca_dim_list", "1", "2"]):

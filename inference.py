@@ -1,0 +1,89 @@
+"""The float and the quantized network of a run on sets of images; what the float one says, runs share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import SaveLog
+from evaluation import Inference, infer_logits
+from files import atomic_file, locked
+from loaders import ImageSet
+from logits_io.naming import FULL_PRECISION, QUANTIZED
+
+OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class NetworkPair:
+    """The float network, and how both are run.
+
+    Attributes:
+        network: in evaluation mode, on ``device``.
+        weights_digest: of the float network.
+        cache_dir: logits of the float network are kept here for other runs; None keeps none.
+        saves: is told when that fails.
+    """
+
+    network: nn.Module
+    weights_digest: str
+    device: torch.device
+    batch_size: int
+    cache_dir: Path | None
+    saves: SaveLog
+
+    def infer_both(
+        self,
+        quantized: nn.Module,
+        images: ImageSet,
+        description: str,
+        on_batch: OnBatch | None = None,
+        float_logits: np.ndarray | None = None,
+    ) -> Inference:
+        """The logits of both networks; those of the float one may be known."""
+        networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
+        known = {}
+        if float_logits is None and self.cache_dir is not None:
+            float_logits = self._shared_logits(self.cache_dir, images)
+        if float_logits is not None:
+            known[FULL_PRECISION] = float_logits
+            del networks[FULL_PRECISION]
+        return self._infer(networks, images, description, on_batch, known)
+
+    def infer_float(self, images: ImageSet) -> Inference:
+        """The logits of the float network alone."""
+        return self._infer({FULL_PRECISION: self.network}, images, "float network")
+
+    def _infer(
+        self,
+        networks: dict[str, nn.Module],
+        images: ImageSet,
+        description: str,
+        on_batch: OnBatch | None = None,
+        known: dict[str, np.ndarray] | None = None,
+    ) -> Inference:
+        batches = -(-len(images) // self.batch_size)
+        loader = images.batches(self.batch_size)
+        return infer_logits(networks, loader, self.device, description, batches, on_batch, known)
+
+    def _shared_logits(self, folder: Path, images: ImageSet) -> np.ndarray:
+        """The logits of the float network, which all runs on these images share; one of them computes
+        them.
+        """
+        machine = f"{self.device.type} {torch.__version__} {torch.get_num_threads()}"
+        key = f"{self.weights_digest} {images.digest()} {machine} {self.batch_size}"
+        path = folder / f"logits_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        with locked(path.with_suffix(".lock")):
+            if path.is_file():
+                return np.load(path, allow_pickle=False)
+            logits = self.infer_float(images).logits[FULL_PRECISION]
+            with self.saves.attempt("the float network's logits"), atomic_file(path) as part:
+                with part.open("wb") as handle:
+                    np.save(handle, logits)
+        return logits
