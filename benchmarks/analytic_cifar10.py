@@ -67,14 +67,16 @@ def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float)
     correction = "--bias_correction" if corrected else "--no-bias_correction"
     flags = (*LAPQ, "--num_samples", str(images), correction)
     note = f"{images} images, {'' if corrected else 'no '}bias correction"
+    labels = ("--lapq_loss", "ce_labels")
+    seeds = SUBSETS if images == 256 else (SEED,)
     settings = [
-        Setting("lapq", bits, f"{note}, labels", (*flags, "--lapq_loss", "ce_labels"), reference),
-        Setting("lapq", bits, note, flags, reference, SUBSETS if images == 256 else (SEED,)),
+        Setting("lapq", bits, f"{note}, labels", (*flags, *labels), reference, seeds),
+        Setting("lapq", bits, note, flags, reference, seeds),
     ]
-    if bits[1] == 2:  # where few images over-fit most
-        mirrored = (*flags, "--mirror")
+    if bits[1] == 2:  # where the joint search alone fits the images most
+        alone = (*flags, "--gradient_steps", "0")
         settings.append(
-            Setting("lapq", bits, f"{note}, mirror images", mirrored, reference, SUBSETS)
+            Setting("lapq", bits, f"{note}, no gradient descent", alone, reference, SUBSETS)
         )
     return settings
 

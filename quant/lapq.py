@@ -5,6 +5,9 @@ Three phases. (A) The steps of all tensors minimise |error|^p, for several p. (B
 network as a function of p is fitted by a parabola, whose vertex is another start (paper, section
 4.1). (C) From the best start Powell's method minimises the loss over the steps of all tensors
 jointly (section 4.2).
+Between B and C, and not in the paper, gradient descent over the same factors: on 256 images of
+CIFAR-10 and 2-bit activations Powell's method fits the images alone, the gradient gains 1 to 2
+points of Top-1.
 
 Departs from the published code: the loss compares with the float network's predictions unless told
 to use labels; a start is used only when it is better than the others; steps are searched as factors
@@ -71,8 +74,14 @@ class LapqSettings(MethodSettings):
         choices=FIRST_LAST,
     )
 
-    mirror: bool = setting(
-        False, "calibrate with every image and its mirror image, against over-fitting few images"
+    gradient_steps: int = setting(
+        200,
+        "steps of gradient descent before the joint search; 0 (published): none",
+        low=0,
+        high=10**6,
+    )
+    gradient_lr: float = setting(
+        0.02, "learning rate of that, in logarithms of the quantizers' steps", low=0, high=10
     )
     fold_bn: bool = setting(
         True, "fold the batch norms; off (published): they stay in float behind their layers"
@@ -115,7 +124,7 @@ class Lapq(BaseQuantizationMethod):
         starts.append(search.start(FULL_RANGE))
         best = min(starts, key=lambda start: start.loss)
         logger.info("best of %d starts: p = %.3g, loss %.5g", len(starts), best.norm, best.loss)
-        search.descend(best)
+        search.powell(search.gradient_descent(best))
 
 
 def parabola_vertex(norms: Sequence[float], losses: Sequence[float]) -> float | None:

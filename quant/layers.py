@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common import InputError
 from quant.primitives import code_dtype, dequantize, fake_quantize, quantize
 from quant.ranges import weight_qparams
-from quant.rounding import SoftRounding
+from quant.rounding import Rounding
 
 
 class QuantLayer(nn.Module):
@@ -20,7 +20,7 @@ class QuantLayer(nn.Module):
 
     ``quantized`` switches between the quantized and the full-precision weight. The latter exists
     while a network is being quantized; it is no part of the ``state_dict``, and a loaded layer has
-    none. While ``rounding`` is set, the weight is that of the learned rounding (AdaRound).
+    none. While ``rounding`` is set, the weight is what that makes of it.
     """
 
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
@@ -39,7 +39,7 @@ class QuantLayer(nn.Module):
         shape = (channels,) + (1,) * (weight.dim() - 1)
         self.per_channel = per_channel
         self.quantized = False
-        self.rounding: SoftRounding | None = None
+        self.rounding: Rounding | None = None
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
         self.register_buffer("codes", torch.zeros_like(weight, dtype=code_dtype(bits)))

@@ -113,7 +113,7 @@ def _start(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> N
 
 def _finish(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
     for layer in layers:
-        if layer.rounding is not None:
+        if isinstance(layer.rounding, SoftRounding):
             layer.codes = layer.rounding.hard_codes()
             layer.rounding = None
     for quantizer in quantizers:

@@ -8,6 +8,8 @@ Quantization", ICML 2020, arXiv:2004.10568, section 3.3.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,12 @@ from quant.primitives import code_dtype, quant_max
 
 GAMMA = -0.1
 ZETA = 1.1
+
+
+class Rounding(Protocol):
+    """How a weight is rounded while something about that is being optimised."""
+
+    def weight(self) -> Tensor: ...
 
 
 class SoftRounding:

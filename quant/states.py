@@ -116,11 +116,11 @@ class UnitStates:
 
 
 class LossRecord:
-    """The losses that a search without chance asks for, in order: those known are not computed again,
-    so that an interrupted search goes on where it was.
+    """What a search without chance asks for, in order, losses mostly: what is known is not computed
+    again, so that an interrupted search goes on where it was.
 
     Args:
-        path: a line per loss; None keeps nothing.
+        path: a line per answer; None keeps nothing.
 
     Raises:
         InputError: the file is damaged.
@@ -128,32 +128,39 @@ class LossRecord:
 
     def __init__(self, path: Path | None = None):
         self.path = path
-        self.known: list[float] = []
+        self.known: list[list[float]] = []
         self.asked = 0
         if path is not None and path.exists():
             text = path.read_text(encoding="ascii", errors="replace")
             whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
             try:
-                self.known = [float.fromhex(line) for line in whole.splitlines()]
+                self.known = [
+                    [float.fromhex(number) for number in line.split()]
+                    for line in whole.splitlines()
+                ]
             except ValueError as error:
-                raise InputError(f"{path}: must hold a loss per line, got: {error}") from None
+                raise InputError(f"{path}: must hold numbers alone, got: {error}") from None
             path.write_text(whole, encoding="ascii")
 
     def next(self, compute: Callable[[], float]) -> float:
-        """The next loss, known or computed."""
+        """The next answer, one number, known or computed."""
+        return self.next_list(lambda: [compute()])[0]
+
+    def next_list(self, compute: Callable[[], list[float]]) -> list[float]:
+        """The next answer, several numbers, known or computed."""
         if self.asked == len(self.known):
             self.known.append(compute())
             self._store(self.known[-1])
         self.asked += 1
         return self.known[self.asked - 1]
 
-    def _store(self, loss: float) -> None:
-        """Add a loss to the file; a full disk costs the resumption only."""
+    def _store(self, numbers: list[float]) -> None:
+        """Add an answer to the file; a full disk costs the resumption only."""
         if self.path is None:
             return
         try:
             with self.path.open("a", encoding="ascii") as handle:
-                handle.write(f"{loss.hex()}\n")
+                handle.write(" ".join(number.hex() for number in numbers) + "\n")
         except OSError as error:
             logger.warning("losses are no longer stored, --resume will redo them: %s", error)
             self.path = None

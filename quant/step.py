@@ -26,6 +26,7 @@ from quant.model import activation_quantizers, quant_layers
 from quant.prediction import PredictionDifference
 from quant.primitives import MIN_SCALE
 from quant.reconstruction_settings import ReconstructionSettings
+from quant.rounding import SoftRounding
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class UnitStep:
             else torch.contiguous_format
         )
         layers = quant_layers(data.unit).values()
-        self.roundings = [layer.rounding for layer in layers if layer.rounding is not None]
+        roundings = [layer.rounding for layer in layers]
+        self.roundings = [found for found in roundings if isinstance(found, SoftRounding)]
         self.quantizers = list(activation_quantizers(data.unit).values())
         self._compiled = Compiled(self._loss) if settings.compile else None
         self._graphs: Graphs | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,14 @@ from quant.calibration_loss import (
     label_cross_entropy,
     squared_error,
 )
-from quant.chain import RANGE_SAMPLES, Task, quantizer_inputs, run_unit
+from quant.chain import RANGE_SAMPLES, Task, generator_for, quantizer_inputs, run_unit
+from quant.graph import QuantSpec
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.model import activation_quantizers, quant_layers
 from quant.powell import minimise
 from quant.ranges import NUM_BINS, Grid, Sample, full_qparams, histogram, search_qparams
 from quant.states import LossRecord
+from quant.step_descent import DescentData, descend
 from quant.weight_correction import match_moments
 
 if TYPE_CHECKING:
@@ -74,6 +76,15 @@ class Tensors:
         if self.bias_correction:
             match_moments(module, mean=True)
 
+    def free(self, spec: QuantSpec) -> list[int]:
+        """The tensors whose steps are searched: those with the bits asked for, not the 8-bit ends."""
+        return [
+            index
+            for index, module in enumerate(self.modules)
+            if int(module.bits)
+            == (spec.n_bits_w if isinstance(module, QuantLayer) else spec.n_bits_a)
+        ]
+
     def qparams(self) -> list[QParams]:
         return [(module.scale, module.zero_point) for module in self.modules]
 
@@ -91,30 +102,29 @@ class StepSearch:
         self.units = list(task.model.units)
         self.device = task.model.device
         self.tensors = Tensors(self.units, settings)
+        self.free = self.tensors.free(task.model.spec)
         self.samples = {
             layer: weight_sample(layer)
             for unit in self.units
             for layer in quant_layers(unit).values()
         }
-        self.images, labels = task.images, task.labels
-        if settings.mirror:
-            self.images = torch.stack([task.images, task.images.flip(-1)], dim=1).flatten(0, 1)
-            labels = None if labels is None else labels.repeat_interleave(2)
-        criterion = LOSSES[settings.lapq_loss]
+        self.images = task.images
+        self.criterion = LOSSES[settings.lapq_loss]
+        self.targets = self._targets()
         self.loss = CalibrationLoss(
-            self.units, self.images, self._targets(labels), criterion, self.device
+            self.units, self.images, self.targets, self.criterion, self.device
         )
         self.record = LossRecord() if task.states is None else task.states.losses()
         self.changed: set[int] | None = None  # tensors since the last loss; None: any
 
-    def _targets(self, labels: Tensor | None) -> Tensor:
+    def _targets(self) -> Tensor:
         if self.settings.uses_labels:
-            if labels is None:
+            if self.task.labels is None:
                 raise InputError(
                     "calibration set must have labels for lapq_loss ce_labels, got none"
                 )
             logger.warning("labels of the calibration images are used: lapq_loss is ce_labels")
-            return labels
+            return self.task.labels
         value = self.images
         for unit in self.task.reference.units:
             value = run_unit(unit, value, self.device)
@@ -149,18 +159,57 @@ class StepSearch:
             return full_qparams(sample, Grid(bits, symmetric=not self.settings.asymmetric))
         return search_qparams(sample, Grid(bits, norm, symmetric=not self.settings.asymmetric))
 
-    def descend(self, start: Start) -> None:
+    def gradient_descent(self, start: Start) -> Start:
+        """Where gradient descent over one factor per tensor ends, or ``start`` if the loss is less there.
+
+        Once over all tensors and once over the activations alone: the gradient in the steps of
+        weights of 2 bits leads astray.
+        """
+        modules = self.tensors.modules
+        activations = [i for i in self.free if isinstance(modules[i], ActivationQuantizer)]
+        found = [start]
+        if self.settings.gradient_steps > 0:
+            groups = dict.fromkeys([tuple(self.free), tuple(activations)])
+            found += [self._descend(start, group) for group in groups if group]
+        return min(found, key=lambda start: start.loss)
+
+    def _descend(self, start: Start, group: Sequence[int]) -> Start:
+        """The end of gradient descent over the factors of the tensors in ``group``."""
+        self._place(start.qparams)
+        settings = self.settings
+        logarithms = self.record.next_list(
+            lambda: descend(
+                DescentData(self.units, self.images, self.targets, self.criterion, self.device),
+                [self.tensors.modules[index] for index in group],
+                settings.gradient_steps,
+                settings.gradient_lr,
+                generator_for(settings.seed, 0, torch.device("cpu")),
+            )
+        )
+        qparams = list(start.qparams)
+        for index, logarithm in zip(group, logarithms, strict=True):
+            scale, zero_point = qparams[index]
+            qparams[index] = scale * math.exp(logarithm), zero_point
+        self._place(qparams)
+        loss = self.evaluate()
+        logger.info(
+            "gradient descent over %d steps: loss %.5g -> %.5g", len(group), start.loss, loss
+        )
+        return Start(start.norm, qparams, loss)
+
+    def _place(self, qparams: Sequence[QParams]) -> None:
+        for index, pair in enumerate(qparams):
+            self.tensors.set(index, *pair)
+        self.changed = None
+
+    def powell(self, start: Start) -> None:
         """Phase C: Powell's method over one factor per tensor, from ``start``; leaves the network at
         the best point visited.
         """
-        for index, pair in enumerate(start.qparams):
-            self.tensors.set(index, *pair)
-        self.changed = None
-        descent = Descent(self, start)
-        minimise(
-            descent, len(descent.free), self.settings.powell_maxiter, self.settings.powell_maxfev
-        )
-        descent.finish()
+        self._place(start.qparams)
+        joint = JointSearch(self, start)
+        minimise(joint, len(self.free), self.settings.powell_maxiter, self.settings.powell_maxfev)
+        joint.finish()
 
     def move(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
         """Give a tensor another scale, and note that it has changed."""
@@ -191,20 +240,13 @@ class StepSearch:
             self.task.on_scalar(name, value, step)
 
 
-class Descent:
+class JointSearch:
     """The loss as a function of the logarithms of the factors; remembers the best point visited."""
 
     def __init__(self, search: StepSearch, start: Start):
         self.search = search
         self.start = start
-        spec = search.task.model.spec
-        self.free = [
-            index
-            for index, module in enumerate(search.tensors.modules)
-            if int(module.bits)
-            == (spec.n_bits_w if isinstance(module, QuantLayer) else spec.n_bits_a)
-        ]
-        self.present = np.zeros(len(self.free))
+        self.present = np.zeros(len(search.free))
         self.best, self.best_loss = self.present.copy(), start.loss
         self.known = {self.present.tobytes(): start.loss}
         self.bar = iter(progress(itertools.count(), "loss evaluations"))
@@ -224,7 +266,7 @@ class Descent:
 
     def _move(self, point: np.ndarray) -> None:
         for place in np.flatnonzero(point != self.present):
-            index = self.free[place]
+            index = self.search.free[place]
             scale, zero_point = self.start.qparams[index]
             self.search.move(index, scale * math.exp(point[place]), zero_point)
         self.present = point.copy()
@@ -236,7 +278,7 @@ class Descent:
         self.search.report("lapq/evaluations", evaluations, 0)
         logger.info(
             "joint search over %d steps: loss %.5g -> %.5g in %d evaluations",
-            len(self.free),
+            len(self.search.free),
             self.start.loss,
             self.best_loss,
             evaluations,
