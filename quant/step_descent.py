@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common import progress
 from quant.adam import FusedAdam
 from quant.calibration_loss import Criterion
 from quant.layers import ActivationQuantizer, QuantLayer
@@ -89,7 +90,7 @@ def descend(
     optimizer = FusedAdam([logarithms], lr)
     picks = torch.randint(len(data.images), (steps, BATCH), generator=generator)
     try:
-        for step, batch in enumerate(picks, 1):
+        for step, batch in enumerate(progress(picks, "gradient descent"), 1):
             _scale(modules, scales, logarithms)
             optimizer.set_lr(cosine(step, steps, lr))
             optimizer.zero_grad()

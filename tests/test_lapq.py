@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common import InputError, RunError
-from quant import QuantizationManager, QuantModel, UnitStates
+from quant import QuantizationManager, QuantModel, UnitStates, step_search
 from quant.calibration_loss import CalibrationLoss, cross_entropy, squared_error
 from quant.lapq import parabola_vertex
 from quant.model import activation_quantizers, quant_layers
@@ -197,29 +197,61 @@ def test_labels_are_looked_at_only_when_asked(tiny_network, tiny_images, caplog)
         quantized(tiny_network, [tiny_images], lapq_loss="ce_labels")
 
 
+@pytest.mark.parametrize("behind", [-3, 0, 1, 2, 9])
 def test_a_resumed_search_computes_only_what_is_missing(
-    tiny_network, tiny_images, tmp_path, monkeypatch
+    tiny_network, tiny_images, tmp_path, monkeypatch, behind
 ):
-    computed: list[int] = []
-    plain = CalibrationLoss.__call__
+    """The record holds losses of starts, factors and loss of two gradient descents, and Powell's losses;
+    the run is cut before, between and behind the descents.
+    """
+    computed: list[str] = []
+    loss, descend = CalibrationLoss.__call__, step_search.descend
     monkeypatch.setattr(
-        CalibrationLoss,
-        "__call__",
-        lambda self, *changed: computed.append(changed) or plain(self, *changed),
+        CalibrationLoss, "__call__", lambda *given: computed.append("loss") or loss(*given)
     )
+    monkeypatch.setattr(
+        step_search, "descend", lambda *given: computed.append("factors") or descend(*given)
+    )
+    record = tmp_path / "state" / "losses.txt"
     states = UnitStates(tmp_path / "state", {})
     states.open(resume=False)
     whole = quantized(tiny_network, [tiny_images], states=states)
-    losses = (tmp_path / "state" / "losses.txt").read_text().splitlines(keepends=True)
-    assert len(losses) == len(computed) > 20
-    (tmp_path / "state" / "losses.txt").write_text("".join(losses[:15]) + losses[15][:4])
+    answers = record.read_text().splitlines(keepends=True)
+    expected = ["factors" if " " in line else "loss" for line in answers]
+    assert computed == expected and len(expected) > 20
+    first = expected.index("factors")
+    assert expected[first : first + 4] == ["factors", "loss"] * 2 and first >= 5
+    kept = first + behind
+    record.write_text("".join(answers[:kept]) + answers[kept][:4])
     computed.clear()
     states.open(resume=True)
     resumed = quantized(tiny_network, [tiny_images], states=states)
     assert same_bytes(whole, resumed)
-    assert len(computed) == len(losses) - 15
+    assert computed == expected[kept:]
     states.open(resume=False)
-    assert not (tmp_path / "state" / "losses.txt").exists()
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("bits", [{"n_bits_w": 4}, {"n_bits_w": 3}])
+def test_gradient_descent_never_ends_above_its_start(tiny_network, tiny_images, bits, caplog):
+    settings = {"n_bits_a": 2, "powell_maxiter": 0, **bits}
+    start = quantized(tiny_network, [tiny_images], gradient_steps=0, **settings)
+    assert "gradient descent" not in caplog.text
+    with caplog.at_level(logging.INFO):
+        end = quantized(tiny_network, [tiny_images], gradient_steps=60, **settings)
+    losses = [calibration_loss(model, tiny_network, tiny_images) for model in (start, end)]
+    assert losses[1] < losses[0]
+    lines = [r.getMessage() for r in caplog.records if "gradient descent" in r.getMessage()]
+    assert len(lines) == 2  # all tensors; activations alone
+    least = min(float(line.split()[-1]) for line in lines)
+    assert losses[1] == pytest.approx(least, rel=1e-4)
+
+
+def test_gradient_descent_that_leads_astray_is_dropped(tiny_network, tiny_images):
+    settings = {"n_bits_a": 2, "powell_maxiter": 0}
+    start = quantized(tiny_network, [tiny_images], gradient_steps=0, **settings)
+    end = quantized(tiny_network, [tiny_images], gradient_steps=3, gradient_lr=10, **settings)
+    assert same_bytes(start, end)
 
 
 def test_a_damaged_record_is_named(tmp_path):
