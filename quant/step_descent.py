@@ -68,7 +68,7 @@ class DescentData:
     device: torch.device
 
     def loss(self, picks: Tensor) -> Tensor:
-        """The mean loss of these images."""
+        """The mean loss of the images at these places, (B,) int64 on the CPU."""
         value = self.images[picks].to(self.device)
         for unit in self.units:
             value = unit(value)
@@ -94,7 +94,7 @@ def descend(
             _scale(modules, scales, logarithms)
             optimizer.set_lr(cosine(step, steps, lr))
             optimizer.zero_grad()
-            data.loss(batch.to(data.images.device)).backward()
+            data.loss(batch).backward()
             optimizer.step()
             with torch.no_grad():
                 logarithms.clamp_(-LIMIT, LIMIT)

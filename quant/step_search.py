@@ -191,11 +191,11 @@ class StepSearch:
             scale, zero_point = qparams[index]
             qparams[index] = scale * math.exp(logarithm), zero_point
         self._place(qparams)
-        loss = self.evaluate()
+        loss = self.record.next(self._compute)
         logger.info(
             "gradient descent over %d steps: loss %.5g -> %.5g", len(group), start.loss, loss
         )
-        return Start(start.norm, qparams, loss)
+        return Start(start.norm, qparams, loss if math.isfinite(loss) else math.inf)
 
     def _place(self, qparams: Sequence[QParams]) -> None:
         for index, pair in enumerate(qparams):
