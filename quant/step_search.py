@@ -48,7 +48,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Ranges of all tensors that minimise |error|^norm, and the loss of the network with them."""
+    """Ranges of all tensors that minimise |error|^norm, or what came of these, and the loss of the network
+    with them.
+    """
 
     norm: float
     qparams: list[QParams]
