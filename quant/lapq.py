@@ -5,9 +5,8 @@ Three phases. (A) The steps of all tensors minimise |error|^p, for several p. (B
 network as a function of p is fitted by a parabola, whose vertex is another start (paper, section
 4.1). (C) From the best start Powell's method minimises the loss over the steps of all tensors
 jointly (section 4.2).
-Between B and C, and not in the paper, gradient descent over the same factors: on 256 images of
-CIFAR-10 and 2-bit activations Powell's method fits the images alone, the gradient gains 1 to 2
-points of Top-1.
+Between B and C, and not in the paper, gradient descent over the same factors: with 2-bit activations
+Powell's method fits few images closely, and starts better behind it (benchmarks/results/analytic_cifar10.md).
 
 Departs from the published code: the loss compares with the float network's predictions unless told
 to use labels; a start is used only when it is better than the others; steps are searched as factors

@@ -245,6 +245,8 @@ def test_gradient_descent_never_ends_above_its_start(tiny_network, tiny_images, 
     assert len(lines) == 2  # all tensors; activations alone
     least = min(float(line.split()[-1]) for line in lines)
     assert losses[1] == pytest.approx(least, rel=1e-4)
+    still = quantized(tiny_network, [tiny_images], gradient_lr=0, **settings)
+    assert same_bytes(start, still)
 
 
 def test_gradient_descent_that_leads_astray_is_dropped(tiny_network, tiny_images, monkeypatch):
