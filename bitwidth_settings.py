@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cli import FlagParser
-from common import InputError
+from common.errors import InputError
+from common.flags import FlagParser
 from quant.bitwidth.layers import SAMPLINGS, WEIGHTINGS
 from quant.bitwidth.statistics import DEFAULT_TOLERANCE
 from quant.graph import NOT_QUANTIZED

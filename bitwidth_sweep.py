@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from bitwidth_settings import SweepSettings
-from common import progress
+from common.console import progress
+from evaluation.metrics import kl_divergence, log_softmax, topk_accuracy
 from loaders import ImageSet
-from metrics import kl_divergence, log_softmax, topk_accuracy
+from plots.axes import save_figure
+from plots.bitwidth import sweep_figure
 from quant import BaseQuantizationMethod, QuantModel
 from quant.bitwidth.layers import (
     PTQ,
@@ -35,6 +37,7 @@ from quant.bitwidth.layers import (
 )
 from quant.bitwidth.report import (
     ANCHOR,
+    FIGURE_FILE,
     RANDOM,
     REFERENCE,
     sweep_statistics,
@@ -199,6 +202,7 @@ class _Sweep:
             )
             if settings.target_average:
                 about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
+        save_figure(self.job.folder / FIGURE_FILE, sweep_figure(statistics, self.job.title))
         write_sweep(self.job.folder, self.rows, statistics, about, self.job.title)
         logger.info("bitwidth sweep written to %s", self.job.folder)
 

@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import FlagParser
-from common import EXIT_OK, InputError, require_seed, run_main, setup_logging, write_stdout
+from common.console import EXIT_OK, run_main, setup_logging, write_stdout
+from common.errors import InputError
+from common.files import require_writable
+from common.flags import FlagParser
+from common.torch_setup import require_seed
 from experts.sources import read_source_labels, resolve_source
 from experts.splits import SPLITS, SplitRequest, Splits, different_file, draw_splits, write_splits
-from files import require_writable
 
 DEFAULT_SEED = 42
 

@@ -6,10 +6,10 @@ python example_quantization_usage.py
 import torch
 
 from correction import ClusterAffineCorrection
-from evaluation import infer_logits
+from evaluation.inference import infer_logits
+from evaluation.metrics import agreement, topk_accuracy
 from loaders import load_dataset
 from logits_io import LogitsAnalyzer, RunName
-from metrics import agreement, topk_accuracy
 from models import load_model
 from quant import QuantizationManager
 

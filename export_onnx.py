@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cli import FlagParser
-from common import EXIT_FAILED, EXIT_OK, InputError, run_main, setup_logging, write_stdout
+from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_stdout
+from common.errors import InputError
+from common.files import require_writable
+from common.flags import FlagParser
 from correction import ClusterAffineCorrection
 from export import export_and_verify
 from export.reporting import NOTES, ONNX_FILE, ExportJob
 from export.settings import ExportSettings, add_export_flags, export_settings
-from files import require_writable
 from loaders import load_dataset, resolve_dataset
 from loaders.transforms import Preprocess
 from models import load_quantized

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import SaveLog
-from evaluation import Inference, infer_logits
-from files import atomic_file, locked
+from common.files import atomic_file, locked
+from common.provenance import SaveLog
+from evaluation.inference import Inference, infer_logits
 from loaders import ImageSet
 from logits_io.naming import FULL_PRECISION, QUANTIZED
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from common import InputError, pick_device
+from common.errors import InputError
+from common.files import require_writable
+from common.remote import Remote
+from common.torch_setup import pick_device
 from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShape, plan_grid
-from files import require_writable
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from logits_io import LogitsAnalyzer, RunName
 from models import LoadedModel, entry_for, load_model
 from quant import BaseQuantizationMethod
 from recipes import Recipe, load_recipe
-from remote import Remote
 
 DEFAULT_SHRINKAGE = 10.0
 FITTING_FLAGS = (

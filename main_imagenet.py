@@ -29,17 +29,10 @@ from typing import Any
 import yaml
 
 from bitwidth_settings import add_sweep_flags, sweep_settings
-from cli import FlagParser
-from common import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_UNSAVED,
-    InputError,
-    require_known,
-    run_main,
-    setup_logging,
-    write_stdout,
-)
+from common.console import EXIT_FAILED, EXIT_OK, EXIT_UNSAVED, run_main, setup_logging, write_stdout
+from common.errors import InputError, require_known
+from common.flags import FlagParser
+from common.remote import is_url
 from export.settings import add_export_flags, optional_export_settings
 from job import Record, prepare
 from loaders import DATASETS, resolve_dataset
@@ -49,7 +42,6 @@ from pipeline import Stages, run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.settings import flag_name, setting_type
 from recipes import load_recipe
-from remote import is_url
 from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"

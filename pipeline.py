@@ -20,32 +20,23 @@ from torch import nn
 
 from bitwidth_settings import SweepSettings
 from bitwidth_sweep import SweepJob, run_sweep
-from common import (
-    InputError,
-    RunError,
-    SaveLog,
-    StageClock,
-    current_commit,
-    log_to_file,
-    progress,
-    provenance,
-    seed_all,
-    utc_now,
-    versions,
-)
+from common.console import log_to_file, progress
+from common.errors import InputError, RunError
+from common.files import atomic_file, atomic_folder, write_json
+from common.provenance import SaveLog, StageClock, current_commit, provenance, utc_now, versions
+from common.remote import Remote
+from common.torch_setup import seed_all
 from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
-from evaluation import Inference
+from evaluation.inference import Inference
+from evaluation.metrics import Scorer, topk_accuracy
 from export.reporting import NOTES, ONNX_FILE, REPORT_FILE, ExportJob, export_and_verify
 from export.settings import ExportSettings
-from files import atomic_file, atomic_folder, write_json
 from inference import NetworkPair
 from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
-from metrics import Scorer, topk_accuracy
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from quant.packing import float_bytes, theoretical_bytes
-from remote import Remote
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 from summary import Summary
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import InputError
-from files import atomic_file
+from common.errors import InputError
+from common.files import atomic_file
 
 ACCURACIES = (
     *("Original Top1 Accuracy", "Quantized Top1 Accuracy"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli import parse_yaml
-from common import InputError, require_known
+from common.errors import InputError, require_known
+from common.flags import parse_yaml
 
 FOLDER = Path(__file__).resolve().parent / "configs" / "recipes"
 FLOAT_TOLERANCE = 1.0  # points of Top-1

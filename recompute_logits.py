@@ -22,20 +22,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import FlagParser
-from common import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_USAGE,
-    InputError,
-    pick_device,
-    require_known,
-    require_seed,
-    run_main,
-    seed_all,
-    setup_logging,
-    write_stdout,
-)
+from common.console import EXIT_FAILED, EXIT_OK, EXIT_USAGE, run_main, setup_logging, write_stdout
+from common.errors import InputError, require_known
+from common.files import require_writable
+from common.flags import FlagParser
+from common.torch_setup import pick_device, require_seed, seed_all
 from experts.checkpoints import (
     CALIBRATED,
     PREFIXES,
@@ -62,7 +53,6 @@ from experts.splits import SPLITS
 from experts.stored import check_indices
 from experts.training import TrainingOptions, train_all
 from experts.training_data import read_training_data
-from files import require_writable
 from logits_io.npz import npz_path
 from models import load_quantized
 from models.expert import resolve_backbone

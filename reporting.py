@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from correction import Setting
-from evaluation import Inference
+from evaluation.inference import Inference
+from evaluation.metrics import Scorer, agreement, mean_confidence
 from logits_io.naming import FULL_PRECISION, QUANTIZED
-from metrics import Scorer, agreement, mean_confidence
 from quant import UnitReport
 
 if TYPE_CHECKING:

@@ -19,17 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import FlagParser
-from common import (
-    EXIT_FAILED,
-    EXIT_OK,
-    InputError,
-    provenance,
-    run_main,
-    setup_logging,
-    write_stdout,
-)
-from files import require_writable
+from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_stdout
+from common.errors import InputError
+from common.files import require_writable
+from common.flags import FlagParser
+from common.provenance import provenance
 from sweeps.engine import Engine, LocalEngine
 from sweeps.gpfq import SWEEPS, run_sweep
 from sweeps.results import SUMMARY_FILE, as_markdown, summary_row, table_rows, write_results
@@ -207,7 +201,7 @@ def write_everything(
     root: Path, specs: Sequence[RunSpec], rows: Sequence[dict[str, Any]], argv: Sequence[str]
 ) -> None:
     """Tables, figures and the report."""
-    from plots import save_figure
+    from plots.axes import save_figure
     from sweeps.figures import sweep_figures
     from sweeps.report import write_report
 

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING
 
 from correction import ClusterAffineCorrection
 from correction.partition import fit_projection
-from evaluation import Inference
+from evaluation.inference import Inference
 from logits_io.comparison import Comparison, compare_logits
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED
 from logits_io.tables import write_records
-from logits_plots import (
-    class_figure,
-    cluster_figure,
-    grid_figure,
-    reliability_figure,
-    scatter_figure,
-)
-from plots import save_figure
+from plots.axes import save_figure
+from plots.run import class_figure, cluster_figure, grid_figure, reliability_figure, scatter_figure
 from reporting import Row, as_records
 
 if TYPE_CHECKING:

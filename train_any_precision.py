@@ -27,22 +27,12 @@ from any_precision.data import load_images
 from any_precision.run_folder import BEST_FILE, RunFolder, new_run_folder
 from any_precision.settings import SIMPLE, VANILLA, Config, Optimizer, Validation
 from any_precision.training import Trainer, build_network, read_checkpoint, require_same
-from cli import FlagParser
-from common import (
-    EXIT_OK,
-    InputError,
-    RunError,
-    log_to_file,
-    pick_device,
-    require_known,
-    run_main,
-    seed_all,
-    setup_logging,
-    utc_now,
-    versions,
-    write_stdout,
-)
-from files import require_writable, write_json
+from common.console import EXIT_OK, log_to_file, run_main, setup_logging, write_stdout
+from common.errors import InputError, RunError, require_known
+from common.files import require_writable, write_json
+from common.flags import FlagParser
+from common.provenance import utc_now, versions
+from common.torch_setup import pick_device, seed_all
 from models.checkpoints import state_digest
 from quant.bitwidth.layers import quantized_layers
 from quant.bitwidth.statistics import interpretation

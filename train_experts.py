@@ -17,23 +17,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from cli import FlagParser
-from common import (
-    EXIT_FAILED,
-    EXIT_OK,
-    InputError,
-    pick_device,
-    require_seed,
-    run_main,
-    setup_logging,
-)
+from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging
+from common.errors import InputError
+from common.files import require_writable
+from common.flags import FlagParser
+from common.torch_setup import pick_device, require_seed
 from experts.console import Console, add_console_flags, add_data_flags, console_of
 from experts.losses import DEFAULT_TAU
 from experts.schedules import EXPERTS, TWO_STAGES, Overrides, expert_names
 from experts.sources import Choice, choose, default_backbone
 from experts.training import TrainingOptions, finished, train_all
 from experts.training_data import read_training_data
-from files import require_writable
 from models.expert import resolve_backbone
 
 DEFAULT_ROOT = Path("checkpoints") / "experts"

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import FlagParser
-from common import EXIT_FAILED, EXIT_OK, InputError, RunError, run_main, setup_logging, write_stdout
+from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_stdout
+from common.errors import InputError, RunError
+from common.files import require_writable, write_json
+from common.flags import FlagParser
 from experts.console import add_console_flags, add_data_flags, console_of
 from experts.figures import DEFAULT_THRESHOLD, GROUP_RULES, class_groups
 from experts.schedules import EXPERTS
@@ -37,7 +39,6 @@ from experts.verification_report import (
     print_summaries,
     write_table,
 )
-from files import require_writable, write_json
 from logits_io.checks import find_logits_folders, verify_folder
 
 DEFAULT_SPLITS = ("val", "test", "tunev")
@@ -277,7 +278,8 @@ def write_reports(
         if options.csv is not None:
             write_table(options.csv, verification)
         if options.plot is not None:
-            from plots import bar_figure, save_figure
+            from plots.axes import save_figure
+            from plots.experts import bar_figure
 
             save_figure(options.plot, bar_figure(bars(verification), BAR_LABELS, "accuracy (%)"))
     except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from any_precision.settings import Config
-from common import InputError
+from common.errors import InputError
 from loaders import ImageSet, load_dataset, resolve_dataset
 from loaders.transforms import Preprocess
 from models.entries import IMAGENET_MEAN, IMAGENET_STD

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
-from files import atomic_file, write_json
+from common.errors import InputError
+from common.files import atomic_file, write_json
 
 HISTORY_COLUMNS = (
     *("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from common import InputError, require_known
+from common.errors import InputError, require_known
 from quant.anyprec.layers import LayerSpec
 from quant.anyprec.quantizers import WEIGHT_SCALES
 from quant.bitwidth.layers import SAMPLINGS, WEIGHTINGS

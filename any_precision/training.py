@@ -27,12 +27,12 @@ from any_precision.run_folder import (
     configuration_rows,
 )
 from any_precision.settings import JOINT, RANDOM, Config, from_dict, without_where
-from common import InputError, RunError
-from files import read_torch_file, write_torch_file
+from common.errors import InputError, RunError
+from common.files import read_torch_file, write_torch_file
 from loaders import ImageSet
 from models.checkpoints import load_strictly
+from plots.bitwidth import plot_bitwidth_vs_accuracy
 from quant.anyprec.networks import AnyPrecisionResNet
-from quant.bitwidth.figure import plot_bitwidth_vs_accuracy
 from quant.bitwidth.layers import (
     TEST,
     TRAINING,

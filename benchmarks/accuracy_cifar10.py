@@ -26,7 +26,7 @@ from benchmarks.cifar_runs import (
     table_line,
     table_parser,
 )
-from common import EXIT_FAILED, EXIT_OK
+from common.console import EXIT_FAILED, EXIT_OK
 
 HEADER = (
     *("method", "W/A", "seed", "quantized", "reference", "agreement", "corrected"),

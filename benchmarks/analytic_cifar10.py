@@ -27,7 +27,7 @@ from benchmarks.cifar_runs import (
     table_head,
     table_line,
 )
-from common import EXIT_FAILED, EXIT_OK
+from common.console import EXIT_FAILED, EXIT_OK
 
 SEED = 1005
 SUBSETS = (1005, 1006, 1007)  # seeds, where results depend on the calibration images by 0.3 points

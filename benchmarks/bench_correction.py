@@ -25,10 +25,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from benchmarks.cifar_runs import table_head, table_line
-from common import EXIT_OK
+from common.console import EXIT_OK
 from correction import GridRequest, Setting, fit_grid
+from evaluation.metrics import Scorer
 from logits_io.naming import FULL_PRECISION
-from metrics import Scorer
 from reporting import score
 
 ALPHAS, CLUSTERS, DIMS = (0.2, 0.6, 1.0), (8, 16, 64), (25, 50, 100)

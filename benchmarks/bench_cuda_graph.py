@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.cifar_runs import table_head, table_line
-from common import EXIT_OK, import_torchvision, pick_device
+from common.console import EXIT_OK
+from common.torch_setup import import_torchvision, pick_device
 from quant.chain import Task, UnitData, nearest, walk_chain
 from quant.model import FLOAT_SPEC, QuantModel
 from quant.qdrop import QDropSettings

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar_runs import table_head, table_line
-from common import EXIT_OK
+from common.console import EXIT_OK
 from quant.alphabet import Alphabet, make_alphabet, radius
 from quant.layers import QuantLinear
 from quant.path_following import Grams, follow_path

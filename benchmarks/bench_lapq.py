@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar_runs import table_head, table_line, table_parser
-from common import EXIT_OK, InputError
+from common.console import EXIT_OK
+from common.errors import InputError
 from loaders import load_dataset
 from models import get_entry, load_model
 from quant import QuantizationManager

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar_runs import table_head, table_line
-from common import EXIT_OK
-from evaluation import infer_logits
+from common.console import EXIT_OK
+from evaluation.inference import infer_logits
 from logits_io import LogitsAnalyzer
 
 ROWS, CLASSES, KINDS = 50_000, 1000, ("quantized", "fullprecision", "corrected")

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cifar_runs import table_head, table_line
-from common import EXIT_OK, seed_all
+from common.console import EXIT_OK
+from common.torch_setup import seed_all
 from experts.checkpoints import Found
 from experts.recompute import Images, Request, Source, compute_split, load_candidate
 from experts.sources import Choice, Sources

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from common import EXIT_OK
+from common.console import EXIT_OK
 from models.cifar_resnet import CifarResNet
 from quant import QuantizationManager
 from quant.chain import UnitData, nearest, reconstruction_loss

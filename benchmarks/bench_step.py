@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from common import EXIT_OK
+from common.console import EXIT_OK
 from models.cifar_resnet import CifarResNet
 from quant.chain import Task, UnitData, nearest, walk_chain
 from quant.model import FLOAT_SPEC, QuantModel

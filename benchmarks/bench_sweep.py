@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cifar_runs import PROJECT, table_head, table_line, table_parser
-from common import EXIT_OK
+from common.console import EXIT_OK
 
 METHODS = ("pd_quant", "adaround")
 FIRST_UNIT = "reconstruction loss"

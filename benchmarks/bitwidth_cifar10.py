@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar_runs import SMALL_GRID, run_main_script, runs_parser, table_head, table_line
-from common import EXIT_OK
+from common.console import EXIT_OK
 
 OPTIONS = ("2", "3", "4", "6", "8")
 AVERAGES = ("3", "4")

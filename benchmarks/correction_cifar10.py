@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchmarks.cifar_runs import Case, run_all, runs_parser, table_head, table_line
-from common import EXIT_FAILED, EXIT_OK
+from common.console import EXIT_FAILED, EXIT_OK
 from logits_io.naming import CORRECTED, QUANTIZED
 
 SEED = 1005

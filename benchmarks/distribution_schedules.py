@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from common import EXIT_OK
+from common.console import EXIT_OK
 from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from models import load_model
 from quant.chain import run_unit

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.cifar_runs import Case, run_all, runs_parser, table_head, table_line
-from common import EXIT_FAILED, EXIT_OK
+from common.console import EXIT_FAILED, EXIT_OK
 
 IMAGES = 2000
 SEED = 1005

@@ -27,7 +27,7 @@ from benchmarks.cifar_runs import (
     table_head,
     table_line,
 )
-from common import EXIT_FAILED, EXIT_OK
+from common.console import EXIT_FAILED, EXIT_OK
 
 SEED = 1005
 FLOAT = 32

@@ -25,7 +25,7 @@ from benchmarks.cifar_runs import (
     table_head,
     table_line,
 )
-from common import EXIT_FAILED, EXIT_OK
+from common.console import EXIT_FAILED, EXIT_OK
 
 FLAGS = ("--iters_w", "1000", "--lr_round", "3e-3")
 SEEDS = (1005, 1006, 1007)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 
 MAX_LOGIT = 1e15  # sums of squares of larger ones leave float32
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
+from common.files import atomic_file
 from correction.checks import MAX_LOGIT, check_alpha, check_logits, check_pair, check_shrinkage
 from correction.lines import Lines, Moments, apply_lines, blended
 from correction.partition import Partition, Projection, fit_partition
-from files import atomic_file
 
 FORMAT = "cluster-affine correction 1"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from rowwise import blocks, map_blocks
+from evaluation.blocks import blocks, map_blocks
 
 MIN_VARIANCE = 1e-12  # relative to the second moment: below it a class has no slope to fit
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from common import InputError
+from common.errors import InputError
 
 KMEANS_STARTS = 10
 

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from common import InputError, progress
+from common.console import progress
+from common.errors import InputError
 from correction.baselines import RidgeMap
 from correction.checks import check_alpha, check_pair, check_shrinkage
 from correction.cluster_affine import ClusterAffineCorrection
 from correction.lines import Lines, Moments, apply_lines
 from correction.partition import Partition, Projection, fit_centres, fit_projection
-from metrics import sample_divergences
+from evaluation.metrics import sample_divergences
 
 HOLDOUT = 0.2
 CHEAP_VALUES = 1 << 21  # samples times classes up to which every fold is held out in turn

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from metrics import expected_calibration_error, log_softmax
+from evaluation.metrics import expected_calibration_error, log_softmax
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures
 

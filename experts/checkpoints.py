@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import InputError, utc_now
-from files import read_torch_file, sha256_file, write_torch_file
+from common.errors import InputError
+from common.files import read_torch_file, sha256_file, write_torch_file
+from common.provenance import utc_now
 from models.checkpoints import state_dict_of
 from models.expert import (
     BACKBONES,

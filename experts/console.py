@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from cli import FlagParser
-from common import write_stdout
+from common.console import write_stdout
+from common.flags import FlagParser
 
 MARKS = {"pass": "✓", "fail": "✗", "warn": "⚠", "skipped": "-"}
 ASCII_MARKS = {"pass": "[ok]", "fail": "[FAIL]", "warn": "[warn]", "skipped": "-"}

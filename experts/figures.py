@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import require_known
+from common.errors import require_known
+from evaluation.metrics import log_softmax, topk_accuracy
 from experts.calibration import calibration_error
-from metrics import log_softmax, topk_accuracy
 
 GROUPS = ("head", "medium", "tail")
 GROUP_RULES = ("thirds", "threshold", "shots")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import InputError
+from common.errors import InputError
 
 DEFAULT_TAU = 1.0
 

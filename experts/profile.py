@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 
 MAX_PER_CLASS = 10**9
 POOL_PARTS = 10  # a tenth of the pool for val and for tunev each, the rest for test

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import InputError, RunError, utc_now
-from evaluation import Inference, infer_logits
+from common.errors import InputError, RunError
+from common.files import sha256_file, write_json
+from common.provenance import utc_now
+from evaluation.inference import Inference, infer_logits
 from experts.checkpoints import Found, LoadedExpert, load_expert
 from experts.sources import Choice, Sources, network_input, open_sources
 from experts.splits import list_digest
-from files import sha256_file, write_json
 from loaders import ImageSet
 from loaders.transforms import Preprocess
 from logits_io import LogitsAnalyzer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common import InputError, closest_names
+from common.errors import InputError, closest_names
 
 EXPERTS = {
     "ce_baseline": "ce",

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from common import RunError, utc_now
+from common.errors import RunError
+from common.files import write_json
+from common.provenance import utc_now
 from experts.profile import draw_train, exponential_counts, split_pool
-from files import write_json
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val", "tunev")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import InputError
+from common.errors import InputError
 from experts.profile import MAX_PER_CLASS
 from experts.splits import SplitRequest, list_digest
 

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from common import InputError, RunError, seed_all
-from evaluation import infer_logits
+from common.errors import InputError, RunError
+from common.files import read_torch_file, write_torch_file
+from common.torch_setup import seed_all
+from evaluation.inference import infer_logits
 from experts.calibration import calibrate
 from experts.checkpoints import CALIBRATED, checkpoint_path, load_expert, save_expert
 from experts.figures import class_groups, expert_figures
 from experts.losses import DEFAULT_TAU, make_loss
 from experts.schedules import EXPERTS, GAMMA, MOMENTUM, TWO_STAGES, Schedule
 from experts.training_data import TrainingData
-from files import read_torch_file, write_torch_file
 from loaders import ImageSet
 from models.expert import Expert
 

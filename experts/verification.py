@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
+from common.files import sha256_file
 from experts.figures import ExpertFigures, expert_figures
 from experts.splits import list_digest
 from experts.stored import StoredSplits
-from files import sha256_file
 from logits_io.npz import npz_path, read_npz, read_side, side_path
 
 PASS, FAIL, WARN, SKIPPED = "pass", "fail", "warn", "skipped"

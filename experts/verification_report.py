@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import atomic_file
 from experts.console import Console
 from experts.figures import GROUPS
 from experts.verification import FAIL, SKIPPED, WARN, Check, FileResult
-from files import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 from quant.layers import ActivationQuantizer, QuantLayer
 
 WEIGHT_WIDTHS = (4, 8, 16)  # ONNX has these signed integers; 2 where it is asked for

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from common.files import write_json
 from correction import ClusterAffineCorrection
 from export.settings import ExportSettings
 from export.tools import PACKAGES
 from export.verification import REORDERED, uses_int2, verify
 from export.writing import write_onnx
-from files import write_json
 from quant import QuantModel
 
 ONNX_FILE = "quantized_model.onnx"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from cli import FlagParser
-from common import InputError
+from common.errors import InputError
+from common.flags import FlagParser
 from export.containers import MAX_ACTIVATION_BITS, too_many_bits
 from export.tools import require_export_tools
 from quant.graph import NOT_QUANTIZED

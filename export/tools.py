@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from common import InputError
+from common.errors import InputError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import progress
+from common.console import progress
 from correction import ClusterAffineCorrection
-from evaluation import infer_logits
+from evaluation.inference import infer_logits
+from evaluation.metrics import agreement, topk_accuracy
 from export.containers import per_channel
 from export.writing import IMAGE
-from metrics import agreement, topk_accuracy
 from quant import QuantModel
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.packing import float_bytes, theoretical_bytes

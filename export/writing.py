@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
+from common.files import atomic_file
 from correction import ClusterAffineCorrection
 from export.network import exportable
 from export.tools import require_export_tools
-from files import atomic_file
 from quant import QuantModel
 
 OPSET = 21  # the first with 4-bit integers in QuantizeLinear and DequantizeLinear

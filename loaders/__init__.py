@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import InputError, require_known
+from common.errors import InputError, require_known
 from loaders.dataset import Dataset
 from loaders.digits import load_digits_data
 from loaders.imagefolder import load_folder

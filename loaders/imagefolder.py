@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 from loaders.dataset import Dataset
 from loaders.imageset import FileImages
 from loaders.label_file import Labels, read_labels

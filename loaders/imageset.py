@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import InputError, progress
-from files import atomic_folder, locked
+from common.console import progress
+from common.errors import InputError
+from common.files import atomic_folder, locked
 from loaders.transforms import Preprocess, as_rgb, augment_small, image_transform
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels that are kept instead of decoded anew

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 
 HEADERS = {"imageid", "image_id", "image", "filename", "file", "name"}
 ILSVRC_CLASSES = 1000

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 from loaders.dataset import Dataset
 from loaders.imageset import ImageSet
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import InputError, import_torchvision
+from common.errors import InputError
+from common.torch_setup import import_torchvision
 from loaders.dataset import Dataset
 from loaders.imageset import MemoryImages
 from loaders.transforms import Preprocess

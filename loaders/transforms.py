@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import import_torchvision
+from common.torch_setup import import_torchvision
 
 
 @dataclass(frozen=True)

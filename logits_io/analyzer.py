@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
+from common.remote import Remote, is_url
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.duck import write_database
 from logits_io.formats import decode, require_formats
@@ -25,7 +26,6 @@ from logits_io.naming import TARGETS, find_stems, metadata_file, owner, require_
 from logits_io.records import FileRecord, read_file_records
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
-from remote import Remote, is_url
 
 DEFAULT_CHUNK_SIZE = 1000
 RESERVED = {"stem", "samples", "classes", "chunked", "kinds", "formats", "run", "folder"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 from logits_io.formats import decode, encode, read_text
 from logits_io.naming import TARGETS, chunk_metadata_file, find_stems, metadata_file, owner
 from logits_io.records import FileRecord, damaged_row, read_file_records, row_sums

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
+from evaluation.metrics import ECE_BINS, SampleFigures, Scorer, confidence_bins
 from logits_io.naming import FULL_PRECISION
-from metrics import ECE_BINS, SampleFigures, Scorer, confidence_bins
 
 if TYPE_CHECKING:
     import pandas as pd

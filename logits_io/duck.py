@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
-from files import atomic_file, require_writable
+from common.errors import InputError
+from common.files import atomic_file, require_writable
 from logits_io.naming import CORRECTED, TARGETS, find_stems, metadata_file
 from logits_io.records import read_file_records
 from logits_io.tables import read_records

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common import InputError
-from files import sha256_file
+from common.errors import InputError
+from common.files import sha256_file
 
 FORMATS = ("csv", "parquet", "npz")
 COMPRESSIONS = ("none", "gzip", "zstd")

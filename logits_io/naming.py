@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from common import InputError
+from common.errors import InputError
 
 QUANTIZED = "quantized"
 FULL_PRECISION = "fullprecision"

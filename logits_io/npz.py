@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
-from files import atomic_file, sha256_file
+from common.errors import InputError
+from common.files import atomic_file, sha256_file
 
 SIDE_FORMAT_VERSION = 1
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 from logits_io.naming import chunk_metadata_file, metadata_file
 from logits_io.tables import read_records
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from common import InputError
+from common.errors import InputError
 
 SEAL = "sha256_of_this_file"
 BLANK = "0" * 64

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from common import InputError
-from files import atomic_folder
+from common.errors import InputError
+from common.files import atomic_folder
 from logits_io.formats import ending, write_array
 from logits_io.naming import (
     TARGETS,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from common import InputError, require_known
+from common.errors import InputError, require_known
 from loaders.transforms import Preprocess
 from models import brecq
 from models.checkpoints import build_for, load_strictly, read_state_dict, state_digest

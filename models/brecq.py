@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from common import InputError, require_known
+from common.errors import InputError, require_known
 
 FORMAT = "brecq"
 ARCHS = {  # their name -> ours

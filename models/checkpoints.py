@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import InputError
-from files import read_torch_file
+from common.errors import InputError
+from common.files import read_torch_file
 from models.entries import ModelEntry
 
 WRAPPERS = ("model_state_dict", "state_dict", "model", "net")

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import InputError, import_torchvision, require_known
-from files import read_torch_file
+from common.errors import InputError, require_known
+from common.files import read_torch_file
+from common.torch_setup import import_torchvision
 from loaders.transforms import Preprocess
 from models.cifar_resnet import WIDTHS
 from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelEntry

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from common import InputError, import_torchvision
+from common.errors import InputError
+from common.torch_setup import import_torchvision
 from loaders.transforms import Preprocess
 from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 

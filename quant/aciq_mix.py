@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from common import InputError
+from common.errors import InputError
 from quant.allocation import MAX_BITS, allocate_bits
 from quant.base import BaseQuantizationMethod
 from quant.chain import Task, UnitData, walk_chain

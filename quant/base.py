@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common import RunError, require_known
+from common.errors import RunError, require_known
 from quant.chain import Task, collect_calibration
 from quant.model import FLOAT_SPEC, QuantModel
 from quant.settings import MethodSettings, ShortForms, spelled_out

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import InputError
+from common.errors import InputError
 from quant.layers import ActivationQuantizer
 from quant.model import QuantModel, activation_quantizers, quant_layers
 from quant.ranges import activation_qparams

@@ -31,8 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import InputError, RunError, progress
-from files import locked, read_torch_file, write_torch_file
+from common.console import progress
+from common.errors import InputError, RunError
+from common.files import locked, read_torch_file, write_torch_file
 from quant.model import UNFOLDED_SPEC, QuantModel
 
 EPS = 1e-6

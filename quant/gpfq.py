@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import InputError
+from common.errors import InputError
 from quant.alphabet import ALPHABETS, RADII, REGULARIZERS, Alphabet, Sparsity, make_alphabet, radius
 from quant.base import BaseQuantizationMethod
 from quant.chain import RANGE_SAMPLES, Task, UnitData, generator_for, quantizer_inputs, walk_chain

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from common import InputError
+from common.errors import InputError
 from quant.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear
 
 NOT_QUANTIZED = 32

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import InputError
+from common.errors import InputError
 from quant.base import BaseQuantizationMethod
 from quant.chain import Task
 from quant.graph import QuantSpec

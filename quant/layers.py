@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import InputError
+from common.errors import InputError
 from quant.primitives import code_dtype, dequantize, fake_quantize, quantize
 from quant.ranges import weight_qparams
 from quant.rounding import Rounding

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import InputError
-from files import read_torch_file, write_torch_file
+from common.errors import InputError
+from common.files import read_torch_file, write_torch_file
 from quant.graph import LAYERS, NOT_QUANTIZED, QuantSpec, insert_quantizers_, trace
 from quant.layers import ActivationQuantizer, QuantLayer
 from quant.packing import pack_state, unpack_state

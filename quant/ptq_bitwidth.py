@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from torch import Tensor, fx, nn
 
-from common import InputError
+from common.errors import InputError
 from quant.base import BaseQuantizationMethod
 from quant.bitwidth.layers import (
     quantized_layers,

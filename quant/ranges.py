@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import RunError
+from common.errors import RunError
 from quant.primitives import choose_qparams, quant_max
 
 RANGE_MODES = ("mse", "minmax", "minmax_scale")

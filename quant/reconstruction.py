@@ -18,7 +18,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from common import progress
+from common.console import progress
 from quant.base import BaseQuantizationMethod
 from quant.chain import Task, UnitData, generator_for, nearest, run_unit, walk_chain
 from quant.distribution import InputCorrection

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from common import InputError
+from common.errors import InputError
 from quant.distribution import CorrectionSchedule
 from quant.prediction import PredictionSettings
 from quant.settings import RangeSettings, setting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import require_known
+from common.errors import require_known
 from quant.base import BaseQuantizationMethod
 
 _METHODS: dict[str, type[BaseQuantizationMethod]] = {}

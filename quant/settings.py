@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common import InputError
+from common.errors import InputError
 from quant.graph import NOT_QUANTIZED, QuantSpec
 from quant.ranges import RANGE_MODES
 

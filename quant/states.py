@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from common import InputError
-from files import read_torch_file, write_json, write_torch_file
+from common.errors import InputError
+from common.files import read_torch_file, write_json, write_torch_file
 from quant.model import set_state
 
 SETTINGS_FILE = "settings.json"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import RunError
+from common.errors import RunError
 from quant.adam import FusedAdam
 from quant.chain import UnitData, reconstruction_loss
 from quant.execution import Compiled, Graphs

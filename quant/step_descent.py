@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common import progress
+from common.console import progress
 from quant.adam import FusedAdam
 from quant.calibration_loss import Criterion
 from quant.layers import ActivationQuantizer, QuantLayer

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import InputError, RunError, progress
+from common.console import progress
+from common.errors import InputError, RunError
 from quant.calibration_loss import (
     CalibrationLoss,
     Criterion,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from common import InputError
+from common.errors import InputError
 from quant.graph import LAYERS, is_layer, is_pooling_or_shape
 from quant.layers import QuantLayer
 

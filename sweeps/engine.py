@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from common import EXIT_OK, EXIT_UNSAVED
+from common.console import EXIT_OK, EXIT_UNSAVED
 from sweeps.spec import FAILURE, LOG, RunSpec
 
 MAIN_SCRIPT = Path(__file__).resolve().parent.parent / "main_imagenet.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plots import error_bar_figure
+from plots.sweep import error_bar_figure
 from sweeps.results import table_rows
 
 KINDS = {"quantized": "Top-1 (%)", "gain": "corrected - quantized, Top-1 (points)"}

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import EXIT_OK
-from plots import save_figure, sweep_figure
+from common.console import EXIT_OK
+from plots.axes import save_figure
+from plots.sweep import sweep_figure
 from quantization_log import Row, append_row, log_row, read_log
 from sweeps.engine import MAIN_SCRIPT
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import InputError
+from common.errors import InputError
 from sweeps.engine import MAIN_SCRIPT, OnDone, execute
 from sweeps.spec import RunSpec
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from files import atomic_file
+from common.files import atomic_file
 from sweeps.results import SUMMARY_COLUMNS, TABLE_COLUMNS, show, table_rows
 from sweeps.spec import RunSpec
 

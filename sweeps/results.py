@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from files import atomic_file
+from common.files import atomic_file
 from sweeps.spec import RunSpec
 
 SUMMARY_FILE, TABLE_FILE = "sweep_summary.csv", "sweep_table"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import InputError
-from files import write_json
+from common.errors import InputError
+from common.files import write_json
 
 RECORD = "run.json"
 FAILURE = "failed.json"

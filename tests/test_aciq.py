@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
 from quant import QuantizationManager, QuantModel, read_quantized_file, restore_quantized
 from quant.aciq_mix import clipped_qparams
 from quant.clipping import clip_factor

@@ -19,7 +19,7 @@ from any_precision import training
 from any_precision.config import Resolver
 from any_precision.run_folder import HISTORY_COLUMNS, HISTORY_FILE, RunFolder
 from any_precision.settings import Config, Optimizer, from_dict
-from common import InputError
+from common.errors import InputError
 from tests.conftest import PROJECT
 from train_any_precision import main
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
 from quant.anyprec.layers import LayerSpec, QuantConv2d, QuantLinear, SwitchableBatchNorm2d
 from quant.anyprec.networks import VARIANTS, AnyPrecisionResNet
 from quant.anyprec.quantizers import DoReFaActivation, DoReFaWeight, LsqQuantizer, PactActivation

@@ -13,7 +13,8 @@ import torch
 from matplotlib import pyplot
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
+from plots.bitwidth import plot_bitwidth_vs_accuracy
 from quant.anyprec.layers import LayerSpec, QuantConv2d
 from quant.anyprec.networks import AnyPrecisionResNet
 from quant.bitwidth import (
@@ -24,7 +25,6 @@ from quant.bitwidth import (
     get_average_bitwidth,
     interpretation,
     measure_macs,
-    plot_bitwidth_vs_accuracy,
     quantized_layers,
     validate_random_bitwidths,
 )

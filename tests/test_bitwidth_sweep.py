@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bitwidth_sweep import _Prefix
-from common import InputError
+from common.errors import InputError
 from main_imagenet import main
 from quant import QuantizationManager
 from quant.bitwidth.__main__ import main as replot

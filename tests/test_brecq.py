@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main_imagenet
-from common import InputError
+from common.errors import InputError
 from models import brecq, get_entry, load_model
 
 DATA = Path(__file__).parent / "data"

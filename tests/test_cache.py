@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import inference
-from evaluation import infer_logits
-from files import locked
+from common.files import locked
+from evaluation.inference import infer_logits
 from loaders import load_dataset
 from loaders.imageset import FileImages
 from loaders.transforms import Preprocess

@@ -13,29 +13,25 @@ from pathlib import Path
 import pytest
 import torch
 
-import common
-from common import (
+from common import provenance as provenance_module
+from common import torch_setup
+from common.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
-    InputError,
-    RunError,
-    SaveLog,
-    StageClock,
     log_to_file,
-    pick_device,
-    provenance,
-    require_known,
     run_main,
-    seed_all,
     setup_logging,
     write_stdout,
 )
-from files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
+from common.errors import InputError, RunError, require_known
+from common.files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
+from common.provenance import SaveLog, StageClock, provenance
+from common.torch_setup import pick_device, seed_all
 from tests.conftest import PROJECT
 
 
 def test_an_unwritable_stdout_is_said_in_one_line():
-    code = "import sys; from common import *; sys.exit(run_main(lambda: write_stdout('x') or 0))"
+    code = "import sys; from common.console import *; sys.exit(run_main(lambda: write_stdout('x') or 0))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -213,7 +209,7 @@ def test_provenance_names_command_commit_and_versions():
 
 
 def test_outside_a_repository_the_commit_is_unknown(monkeypatch, tmp_path):
-    monkeypatch.setattr(common, "__file__", str(tmp_path / "common.py"))
+    monkeypatch.setattr(provenance_module, "PROJECT", tmp_path)
     assert provenance([])["commit"] is None
 
 
@@ -230,7 +226,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(monkeypatch):
     with pytest.raises(
         InputError, match=r"built for the installed torch.*nms does not exist.*pip install"
     ):
-        common.import_torchvision()
+        torch_setup.import_torchvision()
 
 
 def test_stdout_shows_what_its_encoding_can(monkeypatch):

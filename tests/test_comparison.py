@@ -5,18 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common import InputError
+from common.errors import InputError
+from evaluation.metrics import agreement, expected_calibration_error, kl_divergence, topk_accuracy
 from logits_io import LogitsAnalyzer
 from logits_io.comparison import compare_logits
-from logits_plots import (
-    class_figure,
-    cluster_figure,
-    grid_figure,
-    reliability_figure,
-    scatter_figure,
-)
-from metrics import agreement, expected_calibration_error, kl_divergence, topk_accuracy
-from plots import save_figure
+from plots.axes import save_figure
+from plots.run import class_figure, cluster_figure, grid_figure, reliability_figure, scatter_figure
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, Ridge
 
-from common import InputError
+from common.errors import InputError
 from correction import (
     ClusterAffineCorrection,
     GridRequest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common import InputError
+from common.errors import InputError
 from experts.checkpoints import find_checkpoint, load_expert
 from models.expert import Expert
 from recompute_logits import main

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from common import InputError
+from common.errors import InputError
 from experts.calibration import calibrate, fit_temperature, negative_log_likelihood
 from experts.figures import class_groups, expert_figures
 from experts.losses import make_loss

@@ -15,8 +15,8 @@ import pytest
 
 import create_splits_fixed
 import verify_logits
+from common.files import sha256_file
 from experts.splits import list_digest
-from files import sha256_file
 from logits_io.npz import npz_path, read_npz, side_path, write_npz
 from tests.conftest import PROJECT
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
 from correction import ClusterAffineCorrection
 from export import tools
 from export.verification import LEVELS, OnnxNetwork, verify, wrong_integers

@@ -205,7 +205,7 @@ def test_an_older_file_of_the_folder_does_not_outlive_its_model(tmp_path):
 
 
 def test_a_network_that_cannot_be_exported_costs_the_file_alone(tmp_path, monkeypatch):
-    from common import InputError
+    from common.errors import InputError
 
     def refuse(*arguments, **options):
         raise InputError("network must be one that torch can export, got: something")

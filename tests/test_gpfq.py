@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
 from quant import QuantizationManager, QuantModel, read_quantized_file, restore_quantized
 from quant.alphabet import Sparsity, make_alphabet, radius
 from quant.layers import QuantConv2d, QuantLinear

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
 from models import get_entry
 from models.expert import Expert
 from models.zoo import list_zoo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common import InputError
+from common.errors import InputError
 from correction import (
     ClusterAffineCorrection,
     GridRequest,
@@ -15,7 +15,7 @@ from correction import (
     selection,
 )
 from correction.selection import GLOBAL_LINE
-from metrics import kl_divergence
+from evaluation.metrics import kl_divergence
 
 
 def test_the_selected_correction_by_itself_gives_the_same_logits(toy_logits):

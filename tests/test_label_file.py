@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import main_imagenet
-from common import InputError
+from common.errors import InputError
 from loaders import load_dataset
 from loaders.transforms import Preprocess
 from tests.conftest import PROJECT

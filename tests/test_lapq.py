@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import InputError, RunError
+from common.errors import InputError, RunError
 from quant import QuantizationManager, QuantModel, UnitStates, step_search
 from quant.calibration_loss import CalibrationLoss, cross_entropy, squared_error
 from quant.lapq import parabola_vertex

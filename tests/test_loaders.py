@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import loaders.imageset
-from common import InputError
+from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from loaders.imageset import FileImages, MemoryImages
 from loaders.plan import parse_source, read_id_list

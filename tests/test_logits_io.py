@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common import InputError
-from files import sha256_file
+from common.errors import InputError
+from common.files import sha256_file
 from logits_io import LogitsAnalyzer
 from logits_io.checks import verify_folder
 from logits_io.formats import COMPRESSIONS, FORMATS, decode, encode, ending

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from common import InputError
+from common.errors import InputError
 from logits_io import LogitsAnalyzer
 from logits_io.checks import verify_folder
 from tests.conftest import PROJECT

@@ -17,9 +17,9 @@ import yaml
 import inference
 import main_imagenet
 import verify_logits
+from common.files import sha256_file
 from correction import ClusterAffineCorrection
-from evaluation import infer_logits
-from files import sha256_file
+from evaluation.inference import infer_logits
 from loaders import load_dataset
 from logits_io import LogitsAnalyzer
 from main_imagenet import build_parser, main
@@ -241,7 +241,7 @@ def test_the_saved_model_gives_the_saved_logits_in_a_new_process(finished):
     code = f"""
 import numpy as np, torch
 from loaders import load_dataset
-from evaluation import infer_logits
+from evaluation.inference import infer_logits
 from logits_io import LogitsAnalyzer
 from models import get_entry, load_quantized
 torch.set_num_threads(1)

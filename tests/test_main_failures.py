@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import pipeline
-from common import InputError
+from common.errors import InputError
 from logits_io import LogitsAnalyzer, writer
 from main_imagenet import main
 from models import get_entry

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from common import InputError
+from common.errors import InputError
 from quant import (
     BaseQuantizationMethod,
     QuantizationManager,

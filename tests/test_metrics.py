@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metrics import (
+from evaluation.metrics import (
     Scorer,
     agreement,
     classes_ahead,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import models.zoo
-from common import InputError
+from common.errors import InputError
 from loaders.transforms import Preprocess
 from models import get_entry, list_archs, load_model, load_quantized
 from models.checkpoints import read_state_dict, state_digest

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from common import InputError
+from common.errors import InputError
 from quant import QuantizationManager, read_quantized_file, restore_quantized
 from quant.model import quant_layers
 from quant.packing import float_bytes, pack_codes, pack_state, theoretical_bytes, unpack_codes

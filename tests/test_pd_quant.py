@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import InputError, RunError
+from common.errors import InputError, RunError
 from quant import QuantizationManager
 from quant.distribution import (
     EPS,

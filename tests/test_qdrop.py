@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common import InputError
+from common.errors import InputError
 from quant import QuantizationManager
 from quant.chain import Task, UnitData, nearest, walk_chain
 from quant.graph import QuantSpec

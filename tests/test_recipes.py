@@ -8,7 +8,7 @@ import pytest
 
 import main_imagenet
 import recipes
-from common import InputError
+from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan
 from models import brecq
 from models.digits import DIGITS_ENTRY

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main_imagenet
-from evaluation import infer_logits
+from evaluation.inference import infer_logits
 from experts import recompute
 from experts.checkpoints import load_expert
 from logits_io import LogitsAnalyzer

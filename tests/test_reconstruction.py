@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import InputError
+from common.errors import InputError
 from quant import QuantizationManager
 from quant.chain import (
     Task,

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from common import InputError, RunError
+from common.errors import InputError, RunError
 from main_imagenet import main
 from quant import QuantizationManager, UnitStates
 from quant.chain import UnitData

@@ -10,9 +10,9 @@ from PIL import Image
 
 import main_imagenet
 import run_script
-from common import InputError
+from common.errors import InputError
 from models import get_entry, load_model, load_quantized
-from plots import sweep_figure
+from plots.sweep import sweep_figure
 from quant import zero_share
 from quantization_log import COLUMNS, append_row, read_log
 from sweeps import gpfq

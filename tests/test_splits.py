@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from common import InputError
+from common.errors import InputError
 from create_splits_fixed import main
 from experts.profile import draw_train, exponential_counts, split_pool
 from experts.splits import SplitRequest, draw_splits, list_digest

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import run_script
-from common import InputError
+from common.errors import InputError
 from sweeps import engine
 from sweeps.engine import LocalEngine, execute
 from sweeps.report import RUN_COLUMNS

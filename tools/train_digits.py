@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import EXIT_OK, run_main, seed_all, setup_logging
-from evaluation import infer_logits
-from files import atomic_file
+from common.console import EXIT_OK, run_main, setup_logging
+from common.files import atomic_file
+from common.torch_setup import seed_all
+from evaluation.inference import infer_logits
+from evaluation.metrics import topk_accuracy
 from loaders import load_dataset
 from loaders.imageset import MemoryImages
-from metrics import topk_accuracy
 from models.digits import DIGITS_ENTRY, DIGITS_WEIGHTS
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import require_known
+from common.errors import require_known
 from quant.anyprec.quantizers import DoReFaActivation, DoReFaWeight, LsqQuantizer, PactActivation
 from quant.bitwidth.layers import require_option, require_options
 

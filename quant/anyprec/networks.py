@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import require_known
+from common.errors import require_known
 from quant.anyprec.layers import LayerSpec, QuantConv2d, norm_for
 
 SMALL_WIDTHS, LARGE_WIDTHS = (16, 32, 64), (64, 128, 256, 512)

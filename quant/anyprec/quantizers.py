@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from common import require_known
+from common.errors import require_known
 from quant.primitives import fake_quantize, quant_max
 
 UNROUNDED = 32

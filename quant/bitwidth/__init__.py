@@ -1,6 +1,5 @@
-"""Bitwidths of layers: averages, random configurations, validation, knee, figure."""
+"""Bitwidths of layers: averages, random configurations, validation, knee."""
 
-from quant.bitwidth.figure import plot_bitwidth_vs_accuracy
 from quant.bitwidth.layers import (
     BitwidthControlled,
     cost_of_configuration,
@@ -22,7 +21,6 @@ __all__ = [
     "get_average_bitwidth",
     "interpretation",
     "measure_macs",
-    "plot_bitwidth_vs_accuracy",
     "quantized_layers",
     "validate_random_bitwidths",
 ]

@@ -9,10 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import FlagParser
-from common import EXIT_OK, InputError, run_main, write_stdout
+from common.console import EXIT_OK, run_main, write_stdout
+from common.errors import InputError
+from common.flags import FlagParser
+from plots.axes import save_figure
+from plots.bitwidth import sweep_figure
 from quant.bitwidth.layers import WEIGHTINGS
-from quant.bitwidth.report import known_about, read_table, sweep_statistics, write_sweep
+from quant.bitwidth.report import (
+    FIGURE_FILE,
+    known_about,
+    read_table,
+    sweep_statistics,
+    write_sweep,
+)
 from quant.bitwidth.statistics import DEFAULT_TOLERANCE
 
 
@@ -40,6 +49,7 @@ def _main(argv: Sequence[str]) -> int:
     title = options.title or known
     result = sweep_statistics(rows, options.weighting, options.tolerance)
     try:
+        save_figure(folder / FIGURE_FILE, sweep_figure(result, title))
         write_sweep(folder, rows, result, about, title)
     except OSError as error:
         raise InputError(f"out must be writable, got: {error}") from None

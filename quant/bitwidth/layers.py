@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import InputError, require_known
+from common.errors import InputError, require_known
 
 WEIGHTINGS = ("layers", "params", "macs")
 SAMPLINGS = ("uniform", "spread")

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import InputError
-from files import atomic_file, write_json
-from quant.bitwidth.figure import plot_bitwidth_vs_accuracy
+from common.errors import InputError
+from common.files import atomic_file, write_json
 from quant.bitwidth.layers import WEIGHTINGS
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
@@ -72,21 +71,6 @@ def sweep_statistics(
     return result
 
 
-def sweep_figure(result: Mapping[str, Any], title: str) -> Any:
-    """The figure of ``sweep_statistics``."""
-    return plot_bitwidth_vs_accuracy(
-        result["all_bitwidths"],
-        result["all_accuracies"],
-        None,
-        f"{title}: bitwidth vs accuracy",
-        anchors=[(a["bitwidth"], a["accuracy"]) for a in result["anchors"]],
-        knee=result["knee"],
-        weighting=result["weighting"],
-        reference=result["full_precision"],
-        y_label="Top-1 Accuracy",
-    )
-
-
 def write_sweep(
     folder: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -94,7 +78,7 @@ def write_sweep(
     about: Mapping[str, Any],
     title: str,
 ) -> None:
-    """Write table, figure and summary.
+    """Write table and summary; the figure is ``plots.bitwidth.sweep_figure``.
 
     Args:
         about: settings and whatever else the summary holds beside the statistics.
@@ -104,8 +88,6 @@ def write_sweep(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / TABLE_FILE, rows, COLUMNS)
-    with atomic_file(folder / FIGURE_FILE) as part:
-        sweep_figure(result, title).savefig(part, format="png", metadata={"Software": None})
     write_json(folder / SUMMARY_FILE, {"title": title, **about, "statistics": dict(result)})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import InputError
+from common.errors import InputError
 from quant.bitwidth.layers import (
     cost_of_configuration,
     draw_configurations,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metrics import Scorer
-from plots import new_figure
+from evaluation.metrics import Scorer
+from plots.axes import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

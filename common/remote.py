@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import InputError
+from common.errors import InputError
 
 LAST_NAMES = ("_metadata.csv", "run.json")  # what says that the others are there comes last
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from rowwise import map_blocks
+from evaluation.blocks import map_blocks
 
 ECE_BINS = 15  # of equal width
 

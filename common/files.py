@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import InputError
+from common.errors import InputError
 
 
 def read_torch_file(path: Path, remedy: str = "") -> Any:

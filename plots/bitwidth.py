@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from plots.axes import new_figure
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
     Bin,
@@ -41,10 +42,8 @@ def plot_bitwidth_vs_accuracy(
     Raises:
         ValueError: bitwidths and accuracies of different length.
     """
-    from matplotlib.figure import Figure
-
     pairs = finite_pairs(bitwidths, accuracies)
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = new_figure(10, 6)
     axes = figure.subplots()
     if not pairs:
         axes.text(
@@ -64,6 +63,21 @@ def plot_bitwidth_vs_accuracy(
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
     return figure
+
+
+def sweep_figure(result: Mapping[str, Any], title: str) -> Any:
+    """The figure of ``sweep_statistics``."""
+    return plot_bitwidth_vs_accuracy(
+        result["all_bitwidths"],
+        result["all_accuracies"],
+        None,
+        f"{title}: bitwidth vs accuracy",
+        anchors=[(a["bitwidth"], a["accuracy"]) for a in result["anchors"]],
+        knee=result["knee"],
+        weighting=result["weighting"],
+        reference=result["full_precision"],
+        y_label="Top-1 Accuracy",
+    )
 
 
 def _draw_bins(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin]) -> None:

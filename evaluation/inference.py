@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import progress
+from common.console import progress
 
 
 @dataclass(frozen=True)

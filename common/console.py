@@ -1,0 +1,121 @@
+"""What scripts say and how they end: exit statuses, the log, progress bars, stdout."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from common.errors import InputError, RunError
+
+T = TypeVar("T")
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNSAVED = 3
+EXIT_INTERRUPTED = 130
+
+UNUSABLE_PATH = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL),
+}
+
+logger = logging.getLogger(__name__)
+
+
+def run_main(body: Callable[[], int]) -> int:
+    """Run the body of a script; turn a foreseen error or Ctrl-C into one line and an exit
+    status.
+    """
+    try:
+        return body()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USAGE
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
+    except OSError as error:
+        sys.stderr.write(f"error: files and folders must be usable, got {error}\n")
+        return EXIT_USAGE if error.errno in UNUSABLE_PATH else EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; files already finished stay valid\n")
+        return EXIT_INTERRUPTED
+
+
+def write_stdout(text: str) -> None:
+    """Write ``text`` and a line end, at once.
+
+    Raises:
+        RunError: stdout cannot be written: its reader has gone, or the disk is full.
+    """
+    if sys.stdout is None:
+        raise RunError("stdout must be open to write to, got a closed one")
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stdout.write(f"{shown}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # else the interpreter tries, and complains, once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise RunError(f"stdout must be writable, got {error}") from error
+
+
+class _PlainFormatter(logging.Formatter):
+    """``warning: text``, as ``error: text`` of a script that ends; information as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def setup_logging(verbose: bool = False, quiet: bool = False, plain: bool = False) -> None:
+    """Send the log to stderr: INFO by default, DEBUG with ``verbose``, WARNING with ``quiet``.
+
+    ``plain``: lines without time.
+    """
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler(sys.stderr)
+    timed = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    handler.setFormatter(_PlainFormatter() if plain else timed)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that ends, with one line on stderr, when it can no longer be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self in logging.getLogger().handlers:
+            logging.getLogger().removeHandler(self)
+            logger.warning("%s ends here: %s", self.baseFilename, sys.exc_info()[1])
+
+
+@contextmanager
+def log_to_file(path: Path, append: bool = False) -> Iterator[None]:
+    """Copy the log into ``path`` while the block runs."""
+    handler = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """A progress bar on stderr; silent when stderr is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=description, total=total, disable=None, leave=False)

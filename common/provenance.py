@@ -1,0 +1,93 @@
+"""What a number needs to be traced: commit, versions, machine, seconds, and what could not be saved."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "polars")
+PROJECT = Path(__file__).resolve().parent.parent
+
+logger = logging.getLogger(__name__)
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command in this project's folder, empty when there is no repository."""
+    command = ["git", "-C", str(PROJECT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def current_commit() -> str | None:
+    """The commit of this project's code, None outside a repository."""
+    return _git("rev-parse", "HEAD") or None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """What a number needs to be traced: command, commit, versions, machine."""
+    return {
+        "argv": list(argv),
+        "commit": current_commit(),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": versions(),
+        "platform": platform.platform(),
+    }
+
+
+class StageClock:
+    """Wall-clock seconds per named stage, in the order in which the stages ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        logger.info("%s ...", stage)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            logger.info("%s: %.1f s", stage, self.seconds[stage])
+
+
+class SaveLog:
+    """Lets a run go on when something cannot be saved, and remembers what."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Log an ``OSError`` inside the block with its traceback instead of passing it on."""
+        try:
+            yield
+        except OSError:
+            logger.exception("could not save %s", what)
+            if what not in self.failures:
+                self.failures.append(what)

@@ -1,0 +1,79 @@
+"""Seeds, devices and torchvision: what scripts do with torch before they work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators, for library code without a generator argument; make CUDA repeatable.
+
+    TF32 is switched off: its 10-bit mantissa would blur the comparison with full precision.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def require_seed(seed: int) -> int:
+    """Return ``seed`` when every generator takes it.
+
+    Raises:
+        InputError: negative, or above 2^32 - 1.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed must be from 0 to {(1 << 32) - 1}, got {seed}")
+    return seed
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA when there is one, else the CPU.
+
+    Raises:
+        InputError: the name is no device, or a CUDA device that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError, OverflowError):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name!r} must be one of the {torch.cuda.device_count()} CUDA devices of this machine"
+        )
+    return device
+
+
+def import_torchvision() -> Any:
+    """torchvision, or one clear line when it is missing or does not match the installed torch.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision must be installed and built for the installed torch, got: {error}; "
+            "install both from the same place: pip install torch torchvision"
+        ) from error
+    return torchvision

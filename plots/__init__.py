@@ -1,0 +1,1 @@
+"""Every drawing, from arrays, without a screen."""
