@@ -9,10 +9,10 @@ from typing import Any
 
 from common.errors import InputError
 from common.flags import FlagParser
-from quant.bitwidth.layers import SAMPLINGS, WEIGHTINGS
+from quant.arithmetic.spec import NOT_QUANTIZED
+from quant.bitwidth.assignments import SAMPLINGS, WEIGHTINGS
+from quant.bitwidth.banks import ACT_RULES, BANKS, sweep_options
 from quant.bitwidth.statistics import DEFAULT_TOLERANCE
-from quant.graph import NOT_QUANTIZED
-from quant.ptq_bitwidth import ACT_RULES, BANKS, sweep_options
 
 
 @dataclass(frozen=True)

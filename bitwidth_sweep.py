@@ -22,7 +22,7 @@ from loaders import ImageSet
 from plots.axes import save_figure
 from plots.bitwidth import sweep_figure
 from quant import BaseQuantizationMethod, QuantModel
-from quant.bitwidth.layers import (
+from quant.bitwidth.assignments import (
     PTQ,
     WEIGHTINGS,
     cost_of_configuration,
@@ -35,17 +35,7 @@ from quant.bitwidth.layers import (
     stream,
     weighted_average,
 )
-from quant.bitwidth.report import (
-    ANCHOR,
-    FIGURE_FILE,
-    RANDOM,
-    REFERENCE,
-    sweep_statistics,
-    write_sweep,
-    write_table,
-)
-from quant.bitwidth.statistics import statistics_lines
-from quant.ptq_bitwidth import (
+from quant.bitwidth.banks import (
     BankedLayer,
     BankRequest,
     SweepModel,
@@ -56,6 +46,16 @@ from quant.ptq_bitwidth import (
     method_runner,
     sizes_of,
 )
+from quant.bitwidth.report import (
+    ANCHOR,
+    FIGURE_FILE,
+    RANDOM,
+    REFERENCE,
+    sweep_statistics,
+    write_sweep,
+    write_table,
+)
+from quant.bitwidth.statistics import statistics_lines
 
 HEADING = "Random Bitwidths PTQ Statistics"
 DEFAULT_SAMPLES = 2048

@@ -36,7 +36,7 @@ from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
-from quant.packing import float_bytes, theoretical_bytes
+from quant.arithmetic.packing import float_bytes, theoretical_bytes
 from reporting import Row, RunBoard, as_records, mark, score, warning_signs
 from summary import Summary
 

@@ -34,7 +34,7 @@ from common.flags import FlagParser
 from common.provenance import utc_now, versions
 from common.torch_setup import pick_device, seed_all
 from models.checkpoints import state_digest
-from quant.bitwidth.layers import quantized_layers
+from quant.bitwidth.assignments import quantized_layers
 from quant.bitwidth.statistics import interpretation
 
 MODELS = ("ResNet",)

@@ -11,7 +11,7 @@ from typing import Any
 from any_precision.settings import JOINT, RANDOM, Config, Optimizer, Validation, checked
 from common.errors import InputError, closest_names, require_known
 from common.flags import parse_yaml
-from quant.bitwidth.layers import require_options
+from quant.bitwidth.assignments import require_options
 
 ALIASES = {"number_of_configs": "num_bitwidths"}
 METHOD_KEYS = {

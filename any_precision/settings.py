@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from any_precision.layers import LayerSpec
+from any_precision.quantizers import WEIGHT_SCALES
 from common.errors import InputError, require_known
-from quant.anyprec.layers import LayerSpec
-from quant.anyprec.quantizers import WEIGHT_SCALES
-from quant.bitwidth.layers import SAMPLINGS, WEIGHTINGS
+from quant.bitwidth.assignments import SAMPLINGS, WEIGHTINGS
 
 JOINT, VANILLA = "joint_quantization", "vanilla_single_precision_training"
 RANDOM, SIMPLE = "random_bitwidths", "simple_validation"

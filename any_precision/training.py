@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from any_precision.data import TrainingImages
+from any_precision.networks import AnyPrecisionResNet
 from any_precision.run_folder import (
     BEST_FILE,
     CONFIG_COLUMNS,
@@ -32,8 +33,7 @@ from common.files import read_torch_file, write_torch_file
 from loaders import ImageSet
 from models.checkpoints import load_strictly
 from plots.bitwidth import plot_bitwidth_vs_accuracy
-from quant.anyprec.networks import AnyPrecisionResNet
-from quant.bitwidth.layers import (
+from quant.bitwidth.assignments import (
     TEST,
     TRAINING,
     VALIDATION,

@@ -16,10 +16,10 @@ import torch
 from benchmarks.cifar_runs import table_head, table_line
 from common.console import EXIT_OK
 from common.torch_setup import import_torchvision, pick_device
-from quant.chain import Task, UnitData, nearest, walk_chain
-from quant.model import FLOAT_SPEC, QuantModel
-from quant.qdrop import QDropSettings
-from quant.reconstruction import reconstruct_unit
+from quant.methods.qdrop import QDropSettings
+from quant.network.chain import Task, UnitData, nearest, walk_chain
+from quant.network.model import FLOAT_SPEC, QuantModel
+from quant.reconstruction.engine import reconstruct_unit
 
 
 def step_milliseconds(options: argparse.Namespace, cuda_graph: bool) -> dict[str, float]:

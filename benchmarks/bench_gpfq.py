@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from benchmarks.cifar_runs import table_head, table_line
 from common.console import EXIT_OK
-from quant.alphabet import Alphabet, make_alphabet, radius
-from quant.layers import QuantLinear
-from quant.path_following import Grams, follow_path
+from quant.methods.gpfq.alphabet import Alphabet, make_alphabet, radius
+from quant.methods.gpfq.path_following import Grams, follow_path
+from quant.network.layers import QuantLinear
 
 HEADER = ("rows", "plain loop, s", "ours, s", "ratio", "levels that differ")
 

@@ -25,8 +25,8 @@ from common.errors import InputError
 from loaders import load_dataset
 from models import get_entry, load_model
 from quant import QuantizationManager
-from quant.calibration_loss import cross_entropy
-from quant.model import quant_layers
+from quant.methods.lapq.loss import cross_entropy
+from quant.network.model import quant_layers
 
 ARCH = "cifar_resnet20"
 IMAGES = 512

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from common.console import EXIT_OK
 from models.cifar_resnet import CifarResNet
 from quant import QuantizationManager
-from quant.chain import UnitData, nearest, reconstruction_loss
-from quant.layers import ActivationQuantizer, QuantLayer
-from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.primitives import quant_max
-from quant.qdrop import QDropSettings
-from quant.reconstruction import penalty_exponent
-from quant.rounding import GAMMA, ZETA, SoftRounding
+from quant.arithmetic.primitives import quant_max
+from quant.arithmetic.rounding import GAMMA, ZETA, SoftRounding
+from quant.methods.qdrop import QDropSettings
+from quant.network.chain import UnitData, nearest, reconstruction_loss
+from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.reconstruction.engine import penalty_exponent
 
 BATCH = 32
 

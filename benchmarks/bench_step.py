@@ -19,10 +19,10 @@ import torch
 
 from common.console import EXIT_OK
 from models.cifar_resnet import CifarResNet
-from quant.chain import Task, UnitData, nearest, walk_chain
-from quant.model import FLOAT_SPEC, QuantModel
-from quant.reconstruction import reconstruct_unit
-from quant.reconstruction_settings import ReconstructionSettings
+from quant.network.chain import Task, UnitData, nearest, walk_chain
+from quant.network.model import FLOAT_SPEC, QuantModel
+from quant.reconstruction.engine import reconstruct_unit
+from quant.reconstruction.settings import ReconstructionSettings
 
 PUBLISHED_MS = {"layer1.1": 45.0, "layer2.1": 24.0, "layer3.1": 19.3}
 IMAGES = 256

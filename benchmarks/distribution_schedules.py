@@ -17,9 +17,15 @@ import torch
 from common.console import EXIT_OK
 from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from models import load_model
-from quant.chain import run_unit
-from quant.distribution import BATCH, CorrectionSchedule, InputCorrection, correct_inputs, objective
-from quant.reconstruction_settings import FAST_CORRECTION, LAMB_C, PUBLISHED_CORRECTION
+from quant.network.chain import run_unit
+from quant.reconstruction.distribution import (
+    BATCH,
+    CorrectionSchedule,
+    InputCorrection,
+    correct_inputs,
+    objective,
+)
+from quant.reconstruction.settings import FAST_CORRECTION, LAMB_C, PUBLISHED_CORRECTION
 
 SEED = 1005
 HEADER = (

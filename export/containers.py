@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from quant.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, QuantLayer
 
 WEIGHT_WIDTHS = (4, 8, 16)  # ONNX has these signed integers; 2 where it is asked for
 INT2_WIDTH = 2

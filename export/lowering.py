@@ -22,7 +22,7 @@ from export.containers import (
 )
 from export.network import ACTIVATION, DOMAIN, NAME, WEIGHT
 from quant import QuantModel
-from quant.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, QuantLayer
 
 INT2_OPSET, INT2_IR_VERSION = 25, 13
 SIGNED: dict[int, Any] = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8, 16: np.int16}

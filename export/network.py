@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from correction import ClusterAffineCorrection
 from correction.lines import Lines, blended
 from quant import QuantModel
-from quant.layers import ActivationQuantizer, QuantConv2d, QuantLayer
+from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer
 
 DOMAIN = "ptq"
 WEIGHT, ACTIVATION, NAME = "Weight", "Activation", "name"

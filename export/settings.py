@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.flags import FlagParser
 from export.containers import MAX_ACTIVATION_BITS, too_many_bits
 from export.tools import require_export_tools
-from quant.graph import NOT_QUANTIZED
+from quant.arithmetic.spec import NOT_QUANTIZED
 
 ONNX_FLAG = "export_onnx"
 MAX_IMAGES = 1_000_000

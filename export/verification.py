@@ -18,8 +18,8 @@ from evaluation.metrics import agreement, topk_accuracy
 from export.containers import per_channel
 from export.writing import IMAGE
 from quant import QuantModel
-from quant.layers import ActivationQuantizer, QuantLayer
-from quant.packing import float_bytes, theoretical_bytes
+from quant.arithmetic.packing import float_bytes, theoretical_bytes
+from quant.network.layers import ActivationQuantizer, QuantLayer
 
 LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
 SIMULATION, REORDERED = "simulation", "reordered"

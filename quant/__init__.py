@@ -4,26 +4,20 @@ by name.
 Knows torch; knows nothing of files of logits, data sets or corrections.
 """
 
-from quant import (  # noqa: F401  (each registers its method)
-    aciq_mix,
-    adaround,
-    gpfq,
-    lapq,
-    pd_quant,
-    qdrop,
-    rtn,
-)
+from __future__ import annotations
+
+import quant.methods  # noqa: F401  (registers them)
 from quant.base import BaseQuantizationMethod
-from quant.model import (
+from quant.network.model import (
     QuantModel,
     bits_by_tensor,
     read_quantized_file,
     restore_quantized,
     zero_share,
 )
+from quant.network.states import UnitReport, UnitStates
 from quant.registry import QuantizationManager, register_method
 from quant.settings import MethodSettings
-from quant.states import UnitReport, UnitStates
 
 __all__ = [
     "BaseQuantizationMethod",

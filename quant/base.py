@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import RunError, require_known
-from quant.chain import Task, collect_calibration
-from quant.model import FLOAT_SPEC, QuantModel
+from quant.network.chain import Task, collect_calibration
+from quant.network.model import FLOAT_SPEC, QuantModel
+from quant.network.states import UnitReport, UnitStates
 from quant.settings import MethodSettings, ShortForms, spelled_out
-from quant.states import UnitReport, UnitStates
 
 logger = logging.getLogger(__name__)
 

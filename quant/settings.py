@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InputError
-from quant.graph import NOT_QUANTIZED, QuantSpec
-from quant.ranges import RANGE_MODES
+from quant.arithmetic.ranges import RANGE_MODES
+from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 
 OPTIONAL = " | None"
 

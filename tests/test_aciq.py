@@ -7,14 +7,13 @@ from torch import nn
 
 from common.errors import InputError
 from quant import QuantizationManager, QuantModel, read_quantized_file, restore_quantized
-from quant.aciq_mix import clipped_qparams
-from quant.clipping import clip_factor
-from quant.density import Density, find_sources, measure_densities
-from quant.graph import QuantSpec
-from quant.layers import QuantConv2d
-from quant.model import activation_quantizers, quant_layers
-from quant.primitives import constant_qparams, dequantize, fake_quantize, quantize
-from quant.weight_correction import match_moments
+from quant.arithmetic.primitives import constant_qparams, dequantize, fake_quantize, quantize
+from quant.arithmetic.spec import QuantSpec
+from quant.methods.aciq.clipping import clip_factor
+from quant.methods.aciq.density import Density, find_sources, measure_densities
+from quant.methods.aciq.method import clipped_qparams
+from quant.network.layers import QuantConv2d
+from quant.network.model import activation_quantizers, quant_layers
 from tests.conftest import TinyResNet
 
 
@@ -142,7 +141,7 @@ def test_corrected_weights_have_the_mean_and_the_spread_of_the_float_ones(tiny_n
         layer.quantize_to_nearest("minmax")
         codes = layer.codes.clone()
         before = layer.effective_weight()
-        match_moments(layer, mean=True, variance=variance)
+        layer.match_moments(mean=True, variance=variance)
         weight, after = layer.weight.flatten(1), layer.effective_weight().flatten(1)
         assert torch.equal(layer.codes, codes)
         assert (weight.mean(1) - before.flatten(1).mean(1)).abs().max() > 1e-4

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from quant.adam import FusedAdam
+from quant.arithmetic.optim import FusedAdam
 from tests.conftest import PROJECT
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from quant.allocation import MAX_BITS, allocate_bits, bin_shares
+from quant.methods.aciq.allocation import MAX_BITS, allocate_bits, bin_shares
 
 RATIOS = (0.0, 0.25, 0.5, 0.9, 1.0)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from any_precision.layers import LayerSpec, QuantConv2d, QuantLinear, SwitchableBatchNorm2d
+from any_precision.networks import VARIANTS, AnyPrecisionResNet
+from any_precision.quantizers import DoReFaActivation, DoReFaWeight, LsqQuantizer, PactActivation
 from common.errors import InputError
-from quant.anyprec.layers import LayerSpec, QuantConv2d, QuantLinear, SwitchableBatchNorm2d
-from quant.anyprec.networks import VARIANTS, AnyPrecisionResNet
-from quant.anyprec.quantizers import DoReFaActivation, DoReFaWeight, LsqQuantizer, PactActivation
 from quant.bitwidth import quantized_layers
-from quant.bitwidth.layers import set_configuration, stream
+from quant.bitwidth.assignments import set_configuration, stream
 
 
 def test_dorefa_weights_are_the_formula():

@@ -13,10 +13,10 @@ import torch
 from matplotlib import pyplot
 from torch import nn
 
+from any_precision.layers import LayerSpec, QuantConv2d
+from any_precision.networks import AnyPrecisionResNet
 from common.errors import InputError
 from plots.bitwidth import plot_bitwidth_vs_accuracy
-from quant.anyprec.layers import LayerSpec, QuantConv2d
-from quant.anyprec.networks import AnyPrecisionResNet
 from quant.bitwidth import (
     bin_statistics,
     cost_of_configuration,
@@ -28,7 +28,7 @@ from quant.bitwidth import (
     quantized_layers,
     validate_random_bitwidths,
 )
-from quant.bitwidth.layers import (
+from quant.bitwidth.assignments import (
     draw_configurations,
     get_configuration,
     require_options,

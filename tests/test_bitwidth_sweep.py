@@ -16,11 +16,13 @@ from common.errors import InputError
 from main_imagenet import main
 from quant import QuantizationManager
 from quant.bitwidth.__main__ import main as replot
-from quant.bitwidth.layers import get_average_bitwidth, quantized_layers, set_configuration, stream
-from quant.bitwidth.report import read_table
-from quant.bitwidth.statistics import find_knee
-from quant.model import activation_quantizers, quant_layers
-from quant.ptq_bitwidth import (
+from quant.bitwidth.assignments import (
+    get_average_bitwidth,
+    quantized_layers,
+    set_configuration,
+    stream,
+)
+from quant.bitwidth.banks import (
     BankRequest,
     build_sweep,
     choose_assignment,
@@ -29,6 +31,9 @@ from quant.ptq_bitwidth import (
     input_quantizers,
     method_runner,
 )
+from quant.bitwidth.report import read_table
+from quant.bitwidth.statistics import find_knee
+from quant.network.model import activation_quantizers, quant_layers
 from tests.conftest import QUICK, TAG, TinyResNet, settle_norms
 
 OPTIONS = (2, 4, 8)

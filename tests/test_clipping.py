@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from quant.clipping import PRIORS, clip_factor, exact_clip, expected_error, paper_clip
-from quant.primitives import choose_qparams, fake_quantize
+from quant.arithmetic.primitives import choose_qparams, fake_quantize
+from quant.methods.aciq.clipping import PRIORS, clip_factor, exact_clip, expected_error, paper_clip
 
 BITS = range(2, 9)
 

@@ -19,8 +19,8 @@ from export import tools
 from export.verification import LEVELS, OnnxNetwork, verify, wrong_integers
 from export.writing import write_onnx
 from quant import QuantizationManager, QuantModel
-from quant.graph import QuantSpec
-from quant.model import activation_quantizers, quant_layers
+from quant.arithmetic.spec import QuantSpec
+from quant.network.model import activation_quantizers, quant_layers
 from tests.conftest import TinyResNet
 
 onnx = pytest.importorskip("onnx")

@@ -8,10 +8,10 @@ from torch import nn
 
 from common.errors import InputError
 from quant import QuantizationManager, QuantModel, read_quantized_file, restore_quantized
-from quant.alphabet import Sparsity, make_alphabet, radius
-from quant.layers import QuantConv2d, QuantLinear
-from quant.model import activation_quantizers, quant_layers
-from quant.path_following import Grams, follow_path, patches
+from quant.methods.gpfq.alphabet import Sparsity, make_alphabet, radius
+from quant.methods.gpfq.path_following import Grams, follow_path, patches
+from quant.network.layers import QuantConv2d, QuantLinear
+from quant.network.model import activation_quantizers, quant_layers
 from tests.conftest import TinyResNet
 
 

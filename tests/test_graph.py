@@ -14,10 +14,12 @@ from common.errors import InputError
 from models import get_entry
 from models.expert import Expert
 from models.zoo import list_zoo
-from quant.graph import QuantSpec, insert_quantizers_, trace
-from quant.layers import ActivationQuantizer, QuantLayer
-from quant.model import QuantModel, activation_quantizers, quant_layers, set_state
-from quant.units import cut_into_units
+from quant.arithmetic.spec import QuantSpec
+from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.model import QuantModel, activation_quantizers, quant_layers, set_state
+from quant.network.passes import trace
+from quant.network.placement import insert_quantizers_
+from quant.network.units import cut_into_units
 from tests.conftest import settle_norms
 
 UNITS = {

@@ -9,13 +9,21 @@ import torch
 from torch import nn
 
 from common.errors import InputError, RunError
-from quant import QuantizationManager, QuantModel, UnitStates, step_search
-from quant.calibration_loss import CalibrationLoss, cross_entropy, squared_error
-from quant.lapq import parabola_vertex
-from quant.model import activation_quantizers, quant_layers
-from quant.powell import minimise
-from quant.ranges import Grid, Sample, full_qparams, histogram, quantization_error, search_qparams
-from quant.states import LossRecord
+from quant import QuantizationManager, QuantModel, UnitStates
+from quant.arithmetic.ranges import (
+    Grid,
+    Sample,
+    full_qparams,
+    histogram,
+    quantization_error,
+    search_qparams,
+)
+from quant.methods.lapq import search as step_search
+from quant.methods.lapq.loss import CalibrationLoss, cross_entropy, squared_error
+from quant.methods.lapq.method import parabola_vertex
+from quant.methods.lapq.powell import minimise
+from quant.network.model import activation_quantizers, quant_layers
+from quant.network.states import LossRecord
 
 QUICK = {"p_steps": 4, "powell_maxfev": 60, "gradient_steps": 5}
 

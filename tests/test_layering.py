@@ -23,6 +23,15 @@ FLOORS = (
     ("bitwidth_sweep", "summary"),
     ("any_precision", "experts", "pipeline", "sweeps"),
 )
+QUANT_FLOORS = (
+    ("arithmetic",),
+    ("settings",),
+    ("network",),
+    ("base",),
+    ("registry",),
+    ("bitwidth", "reconstruction"),
+    ("methods",),
+)
 ENTRY_POINTS = ("quant/bitwidth/__main__.py",)  # scripts that live in a package
 FORBIDDEN_LIBRARIES = {
     "common": {"torch", "numpy", "pandas"},
@@ -71,6 +80,38 @@ def test_a_file_imports_only_what_lies_below_it(path: Path):
         assert FLOOR.get(name, -1) < mine, f"{path.name} ({me}) must not import {name}"
     loaded = roots(imported(path, at_import=me == "common"))
     assert not loaded & FORBIDDEN_LIBRARIES.get(me, set())
+
+
+def quant_modules() -> list[Path]:
+    folder = PROJECT / "quant"
+    entries = {PROJECT / name for name in ENTRY_POINTS}
+    return [p for p in folder.rglob("*.py") if p not in entries and p != folder / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", quant_modules(), ids=lambda p: p.relative_to(PROJECT).as_posix())
+def test_inside_quant_a_file_imports_only_what_lies_below_it(path: Path):
+    floor = {room: number for number, rooms in enumerate(QUANT_FLOORS) for room in rooms}
+    me = path.relative_to(PROJECT / "quant").parts[0].removesuffix(".py")
+    parts = (name.split(".") for name in imported(path) if name.startswith("quant."))
+    for name in {part[1] for part in parts} - {me}:
+        assert name in floor, f"{path.name} must import from where a name is made, got quant.{name}"
+        assert floor[name] < floor[me], f"{path.name} ({me}) must not import {name}"
+
+
+def test_no_file_imports_itself_through_others():
+    files = {module_name(path): path for path in project_files()}
+    arrows = {name: imported(path) & set(files) - {name} for name, path in files.items()}
+    while True:
+        bottom = {name for name, above in arrows.items() if not above}
+        if not bottom:
+            break
+        arrows = {name: above - bottom for name, above in arrows.items() if name not in bottom}
+    assert not arrows, f"these import each other in a circle: {sorted(arrows)}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def test_logits_io_starts_without_torch_and_sklearn():

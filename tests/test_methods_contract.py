@@ -17,7 +17,7 @@ from quant import (
     register_method,
     restore_quantized,
 )
-from quant.model import activation_quantizers, quant_layers
+from quant.network.model import activation_quantizers, quant_layers
 from quant.settings import check_setting
 from tests.conftest import TinyResNet
 

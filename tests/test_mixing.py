@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant.mixing import RandomMasks
+from quant.reconstruction.mixing import RandomMasks
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,14 @@ import torch
 
 from common.errors import InputError
 from quant import QuantizationManager, read_quantized_file, restore_quantized
-from quant.model import quant_layers
-from quant.packing import float_bytes, pack_codes, pack_state, theoretical_bytes, unpack_codes
+from quant.arithmetic.packing import (
+    float_bytes,
+    pack_codes,
+    pack_state,
+    theoretical_bytes,
+    unpack_codes,
+)
+from quant.network.model import quant_layers
 from tests.conftest import TinyResNet
 
 

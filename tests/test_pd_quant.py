@@ -11,7 +11,9 @@ from torch import nn
 
 from common.errors import InputError, RunError
 from quant import QuantizationManager
-from quant.distribution import (
+from quant.methods.pd_quant import PDQuantSettings
+from quant.network.model import FLOAT_SPEC, UNFOLDED_SPEC, QuantModel
+from quant.reconstruction.distribution import (
     EPS,
     CorrectionSchedule,
     InputCorrection,
@@ -19,10 +21,8 @@ from quant.distribution import (
     correct_inputs,
     objective,
 )
-from quant.model import FLOAT_SPEC, UNFOLDED_SPEC, QuantModel
-from quant.pd_quant import PDQuantSettings
-from quant.prediction import PredictionDifference, PredictionSettings
-from quant.reconstruction_settings import ReconstructionSettings
+from quant.reconstruction.prediction import PredictionDifference, PredictionSettings
+from quant.reconstruction.settings import ReconstructionSettings
 
 QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
 SCHEDULE = CorrectionSchedule(lamb_c=0.02, steps=100, lr=5e-3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant.primitives import (
+from quant.arithmetic.primitives import (
     choose_qparams,
     code_dtype,
     dequantize,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant.primitives import choose_qparams, fake_quantize, quant_max
-from quant.ranges import NORM, activation_qparams, weight_qparams
+from quant.arithmetic.primitives import choose_qparams, fake_quantize, quant_max
+from quant.arithmetic.ranges import NORM, activation_qparams, weight_qparams
 
 
 def brute_force(row: torch.Tensor, bits: int) -> tuple[float, torch.Tensor, torch.Tensor]:

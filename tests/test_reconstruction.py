@@ -11,7 +11,8 @@ from torch import nn
 
 from common.errors import InputError
 from quant import QuantizationManager
-from quant.chain import (
+from quant.arithmetic.spec import QuantSpec
+from quant.network.chain import (
     Task,
     UnitData,
     collect_calibration,
@@ -21,10 +22,9 @@ from quant.chain import (
     run_unit,
     walk_chain,
 )
-from quant.graph import QuantSpec
-from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.reconstruction import penalty_exponent
-from quant.reconstruction_settings import ReconstructionSettings
+from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.reconstruction.engine import penalty_exponent
+from quant.reconstruction.settings import ReconstructionSettings
 
 QUICK = {"iters_w": 120, "lr_round": 3e-2, "batch_size_recon": 16}
 
@@ -176,7 +176,7 @@ def test_where_the_cache_lies_changes_nothing(tiny_network, tiny_images):
 
 def test_the_penalty_decides_the_roundings_by_the_end(tiny_network, tiny_images, monkeypatch):
     """With it, the soft weights are the hard ones when the optimisation ends."""
-    from quant.rounding import SoftRounding
+    from quant.arithmetic.rounding import SoftRounding
 
     undecided = []
     original = SoftRounding.hard_codes

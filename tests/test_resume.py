@@ -16,10 +16,10 @@ import torch
 from common.errors import InputError, RunError
 from main_imagenet import main
 from quant import QuantizationManager, UnitStates
-from quant.chain import UnitData
-from quant.reconstruction import reconstruct_unit
-from quant.reconstruction_settings import ReconstructionSettings
-from quant.step import UnitStep
+from quant.network.chain import UnitData
+from quant.reconstruction.engine import reconstruct_unit
+from quant.reconstruction.settings import ReconstructionSettings
+from quant.reconstruction.step import UnitStep
 from tests.conftest import PROJECT
 
 QUICK = {"iters_w": 40, "lr_round": 8e-2, "batch_size_recon": 16}
@@ -186,7 +186,7 @@ def test_a_failed_run_ends_in_status_1_with_one_line_and_keeps_the_finished_unit
 
 
 def test_out_of_gpu_memory_names_what_helps(tiny_network, tiny_images, monkeypatch, tmp_path):
-    from quant import reconstruction
+    from quant.reconstruction import engine as reconstruction
 
     def full(data, *arguments):
         if data.index == 2:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant.primitives import dequantize, quantize
-from quant.ranges import weight_qparams
-from quant.rounding import SoftRounding
+from quant.arithmetic.primitives import dequantize, quantize
+from quant.arithmetic.ranges import weight_qparams
+from quant.arithmetic.rounding import SoftRounding
 
 
 @pytest.fixture

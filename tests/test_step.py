@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from quant import QuantizationManager
-from quant.chain import Task, UnitData, nearest, walk_chain
-from quant.graph import QuantSpec
-from quant.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.prediction import PredictionDifference, PredictionSettings
-from quant.qdrop import QDropSettings
-from quant.reconstruction import _finish, _start
-from quant.step import StepInput, UnitStep, cosine
+from quant.arithmetic.spec import QuantSpec
+from quant.methods.qdrop import QDropSettings
+from quant.network.chain import Task, UnitData, nearest, walk_chain
+from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.reconstruction.engine import _finish, _start
+from quant.reconstruction.prediction import PredictionDifference, PredictionSettings
+from quant.reconstruction.step import StepInput, UnitStep, cosine
 from tests.test_primitives import reference as straight_through
 
 QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}

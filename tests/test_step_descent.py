@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from quant.calibration_loss import squared_error
-from quant.layers import ActivationQuantizer, QuantConv2d
-from quant.powell import LIMIT
-from quant.primitives import fake_quantize
-from quant.step_descent import DescentData, NearestRounding, descend
-from quant.weight_correction import match_moments
+from quant.arithmetic.primitives import fake_quantize
+from quant.methods.lapq.descent import DescentData, NearestRounding, descend
+from quant.methods.lapq.loss import squared_error
+from quant.methods.lapq.powell import LIMIT
+from quant.network.layers import ActivationQuantizer, QuantConv2d
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,7 +34,7 @@ def test_the_rounding_is_that_of_the_layer_with_the_scale(keep_mean, per_channel
     found = NearestRounding(layer, scale, keep_mean).weight()
     layer.round_to(scale, layer.zero_point)
     if keep_mean:
-        match_moments(layer, mean=True)
+        layer.match_moments(mean=True)
     torch.testing.assert_close(found, layer.effective_weight(), rtol=0, atol=1e-6)
 
 
@@ -88,7 +87,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.act = conv(4, per_channel=True), ActivationQuantizer(2)
-        match_moments(self.conv, mean=True)
+        self.conv.match_moments(mean=True)
         self.act.set_qparams(torch.tensor(0.3), torch.tensor(0.0))
 
     def forward(self, x):

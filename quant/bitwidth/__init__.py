@@ -1,6 +1,6 @@
 """Bitwidths of layers: averages, random configurations, validation, knee."""
 
-from quant.bitwidth.layers import (
+from quant.bitwidth.assignments import (
     BitwidthControlled,
     cost_of_configuration,
     draw_configuration,

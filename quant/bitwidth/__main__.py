@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.flags import FlagParser
 from plots.axes import save_figure
 from plots.bitwidth import sweep_figure
-from quant.bitwidth.layers import WEIGHTINGS
+from quant.bitwidth.assignments import WEIGHTINGS
 from quant.bitwidth.report import (
     FIGURE_FILE,
     known_about,

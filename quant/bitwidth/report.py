@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import atomic_file, write_json
-from quant.bitwidth.layers import WEIGHTINGS
+from quant.bitwidth.assignments import WEIGHTINGS
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
     DEFAULT_TOLERANCE,

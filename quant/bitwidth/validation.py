@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from quant.bitwidth.layers import (
+from quant.bitwidth.assignments import (
     cost_of_configuration,
     draw_configurations,
     get_average_bitwidth,

@@ -1,1 +1,0 @@
-"""Networks whose layers are trained to work at several bitwidths."""

@@ -1,0 +1,174 @@
+"""What the analytic methods know of an activation: its moments, taken before its ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quant.network.capture import called_module
+from quant.network.chain import FORWARD_BATCH
+from quant.network.layers import ActivationQuantizer
+from quant.network.placement import is_relu
+
+Batches = Iterator[dict[fx.Node, Tensor]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of an activation quantizer come from."""
+
+    quantizer: ActivationQuantizer
+    output: fx.Node  # what the quantizer reads
+    before: fx.Node  # what the ReLU reads that makes it; without a ReLU the same
+
+    @property
+    def has_relu(self) -> bool:
+        return self.before is not self.output
+
+
+@dataclass
+class Density:
+    """Moments of an activation over images and positions, float64: each () for the tensor or
+    (1, C, 1, ...) for its channels.
+
+    ``one_sided`` means that nothing is negative. Behind a ReLU the centre and the deviations are
+    those of what it reads; of other one-sided values they are those of the positive ones around 0.
+    """
+
+    one_sided: bool
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    centre: Tensor
+    mean_deviation: Tensor  # E |x - centre|: Laplace's b
+    deviation: Tensor  # standard deviation
+
+    def scale(self, prior: str) -> Tensor:
+        """What the clips of a prior (quant.clipping.PRIORS) are multiples of."""
+        return self.mean_deviation if prior == "laplace" else self.deviation
+
+
+def find_sources(unit: fx.GraphModule) -> list[Source]:
+    """The sources of all activation quantizers of a unit, in the order of the network."""
+    sources = []
+    for node in unit.graph.nodes:
+        quantizer = called_module(unit, node)
+        if isinstance(quantizer, ActivationQuantizer):
+            output = node.args[0]
+            before = output.args[0] if is_relu(unit, output) else output
+            sources.append(Source(quantizer, output, before))
+    return sources
+
+
+def watch(
+    unit: fx.GraphModule, sources: list[Source], inputs: Tensor, device: torch.device
+) -> Batches:
+    """Run the unit in batches; for each give what the sources' nodes computed."""
+    nodes = {node for source in sources for node in (source.output, source.before)}
+    for batch in inputs.split(FORWARD_BATCH):
+        watcher = _Watcher(unit, nodes)
+        with torch.no_grad():
+            watcher.run(batch.to(device))
+        yield watcher.seen
+
+
+class _Watcher(fx.Interpreter):
+    """Keeps the values of some nodes."""
+
+    def __init__(self, unit: fx.GraphModule, nodes: set[fx.Node]):
+        super().__init__(unit)
+        self.nodes = nodes
+        self.seen: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.nodes:
+            self.seen[n] = value
+        return value
+
+
+def measure_densities(
+    unit: fx.GraphModule, inputs: Tensor, device: torch.device, per_channel: bool
+) -> dict[ActivationQuantizer, Density]:
+    """Run the unit, in its present state, twice over (N, ...) inputs and measure what reaches each
+    quantizer.
+    """
+    sources = find_sources(unit)
+    densities: dict[ActivationQuantizer, Density] = {}
+    ends = {source: _Ends(per_channel) for source in sources}
+    for values in watch(unit, sources, inputs, device):
+        for source, found in ends.items():
+            found.add(values[source.output], values[source.before])
+    spreads = {source: _Spread(found, source.has_relu) for source, found in ends.items()}
+    for values in watch(unit, sources, inputs, device):
+        for source, spread in spreads.items():
+            spread.add(values[source.before])
+    for source, spread in spreads.items():
+        densities[source.quantizer] = spread.density()
+    return densities
+
+
+class _Ends:
+    """Ends and means, from sums over batches."""
+
+    def __init__(self, per_channel: bool):
+        self.per_channel = per_channel
+        self.batches: list[tuple[Tensor, ...]] = []
+        self.count = 0
+
+    def add(self, output: Tensor, before: Tensor) -> None:
+        where = reduced(output, self.per_channel)
+        sums = [x.sum(**where, dtype=torch.float64) for x in (output, before)]
+        self.batches.append((output.amin(**where), output.amax(**where), *sums))
+        self.count += output.numel() // sums[0].numel()
+
+    def low_high_means(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        lows, highs, sums, sums_before = map(torch.stack, zip(*self.batches, strict=True))
+        means = (sums.sum(0) / self.count, sums_before.sum(0) / self.count)
+        return lows.amin(0).double(), highs.amax(0).double(), *means
+
+
+class _Spread:
+    """Deviations from the centre, from sums over batches."""
+
+    def __init__(self, ends: _Ends, has_relu: bool):
+        self.per_channel = ends.per_channel
+        self.low, self.high, self.mean, self.centre = ends.low_high_means()
+        self.positive_only = not has_relu and bool((self.low >= 0).all())
+        self.one_sided = has_relu or self.positive_only
+        if self.positive_only:
+            self.centre = torch.zeros_like(self.centre)
+        self.count = torch.zeros_like(self.centre)
+        self.absolute = torch.zeros_like(self.centre)
+        self.squared = torch.zeros_like(self.centre)
+
+    def add(self, before: Tensor) -> None:
+        where = reduced(before, self.per_channel)
+        distance = before - self.centre.to(before.dtype)
+        counted = before > 0 if self.positive_only else torch.ones_like(before, dtype=torch.bool)
+        self.count += counted.sum(**where)
+        self.absolute += distance.abs().sum(**where, dtype=torch.float64)
+        self.squared += distance.square().sum(**where, dtype=torch.float64)
+
+    def density(self) -> Density:
+        count = self.count.clamp(min=1)
+        return Density(
+            self.one_sided,
+            self.low,
+            self.high,
+            self.mean,
+            self.centre,
+            mean_deviation=self.absolute / count,
+            deviation=(self.squared / count).sqrt(),
+        )
+
+
+def reduced(x: Tensor, per_channel: bool) -> dict[str, Any]:
+    """Arguments of a reduction of ``x`` to (), or to (1, C, 1, ...) per channel."""
+    if not per_channel:
+        return {"dim": tuple(range(x.dim())), "keepdim": False}
+    return {"dim": tuple(dim for dim in range(x.dim()) if dim != 1), "keepdim": True}

@@ -1,0 +1,239 @@
+"""ACIQ with bit allocation ("ACIQ-Mix"): Banner et al., "Post training 4-bit quantization of
+convolutional networks for rapid-deployment", NeurIPS 2019, arXiv:1810.05723.
+
+Activation ranges are clipped where a Laplace or Gauss density fitted to the float network's
+activations loses least (section 2), channels share the bits of their layer by their spread (section
+3), and the moments of the weights are corrected (section 4). Nothing is optimised.
+
+Departs from the published code: moments are taken over all calibration images at once instead of
+averaged over images, a channel with zero bits gives its mean instead of its lower end, the average
+bits are met exactly or from below, the output of the head is not quantized, and unless told
+otherwise biases take up the shift of the mean outputs on the calibration images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from common.errors import InputError
+from quant.arithmetic.primitives import choose_qparams, constant_qparams, fake_quantize
+from quant.arithmetic.ranges import RANGE_MODES, weight_qparams
+from quant.arithmetic.spec import ACT_POINTS, QuantSpec
+from quant.base import BaseQuantizationMethod
+from quant.methods.aciq.allocation import MAX_BITS, allocate_bits
+from quant.methods.aciq.clipping import PRIORS, TABLES, clip_factor
+from quant.methods.aciq.density import Density, find_sources, measure_densities, reduced, watch
+from quant.methods.aciq.output_correction import match_output_means
+from quant.network.chain import Task, UnitData, walk_chain
+from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.model import quant_layers, set_state
+from quant.registry import register_method
+from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting
+
+MIXED_BITS = 4  # bits up to which channels share bits, as in the published code
+ALL_BITS = range(1, 17)
+
+QParams = tuple[Tensor, Tensor]
+
+SHORT_FORMS: ShortForms = {"num_bits": same_bits}
+
+
+@dataclass(frozen=True)
+class AciqSettings(MethodSettings):
+    """Settings of ACIQ-Mix."""
+
+    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
+    aciq_method: str = setting(
+        "laplace",
+        "density that activation ranges are clipped for; auto: what fits best, none: no clipping",
+        choices=(*PRIORS, "auto", "none"),
+    )
+    clip_table: str = setting(
+        "exact", "clips for the grid in use, or those of the paper's model", choices=TABLES
+    )
+    mix_ratio: float = setting(
+        1.0, "how far channels differ in bits: 0 equal, 1 the published allocation", low=0, high=1
+    )
+    mix_weights: bool | None = setting(
+        None, "share the bits of a layer among its weights' channels; default: up to 4 bits"
+    )
+    mix_acts: bool | None = setting(
+        None, "share bits among activation channels; default: up to 4 bits with per_channel_act"
+    )
+    per_channel_act: bool = setting(
+        False, "a scale per activation channel (published; no integer GEMM can run it)"
+    )
+    act_points: str = setting(
+        "inputs",
+        "quantize what layers read, or what convolutions put out (published)",
+        choices=ACT_POINTS,
+    )
+    init_wmode: str = setting("minmax", "how weight ranges are chosen", choices=RANGE_MODES)
+    bias_correction: bool = setting(True, "give quantized weights the mean of the float ones")
+    output_correction: bool = setting(
+        True, "let the biases take up the shift of each layer's mean output (not published)"
+    )
+    variance_correction: bool = setting(
+        False, "give quantized weights the spread of the float ones"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, needed in (
+            ("mix_weights", "channel_wise"),
+            ("mix_acts", "per_channel_act"),
+            ("variance_correction", "channel_wise"),
+        ):
+            if getattr(self, name) and not getattr(self, needed):
+                raise InputError(f"{needed} must be on for {name}, got {needed} off")
+        for name, bits in (("mix_weights", self.n_bits_w), ("mix_acts", self.n_bits_a)):
+            if getattr(self, name) and bits > MIXED_BITS:
+                raise InputError(f"bits must be at most {MIXED_BITS} for {name}, got {bits}")
+
+    @property
+    def spec(self) -> QuantSpec:
+        return dataclasses.replace(super().spec, act_points=self.act_points)
+
+    def mixes_weights(self, bits: int) -> bool:
+        wanted = self.channel_wise if self.mix_weights is None else self.mix_weights
+        return wanted and bits <= MIXED_BITS
+
+    def mixes_acts(self, bits: int) -> bool:
+        wanted = self.per_channel_act if self.mix_acts is None else self.mix_acts
+        return wanted and bits <= MIXED_BITS
+
+
+@register_method
+class AciqMix(BaseQuantizationMethod):
+    """Analytic clipping, bit allocation and weight correction; no training."""
+
+    name = "aciq_mix"
+    summary = "analytic clipping, bits shared among channels, corrected weights; no training"
+    settings_class = AciqSettings
+    short_forms = SHORT_FORMS
+
+    def _quantize(self, task: Task) -> None:
+        walk_chain(task, self._initialise)
+
+    def _initialise(self, data: UnitData) -> None:
+        unit = data.unit
+        assert isinstance(unit, fx.GraphModule)
+        set_state(unit, weights=False, activations=False)
+        _clip_activations(unit, data.float_input, data.device, self.settings)
+        for layer in quant_layers(unit).values():
+            _quantize_weight(layer, self.settings)
+        if self.settings.output_correction:
+            match_output_means(data)
+
+
+def _quantize_weight(layer: QuantLayer, settings: AciqSettings) -> None:
+    bits = int(layer.bits.max())
+    if settings.mixes_weights(bits):
+        _round_mixed(layer, bits, settings)
+    else:
+        layer.quantize_to_nearest(settings.init_wmode)
+    if settings.bias_correction or settings.variance_correction:
+        layer.match_moments(mean=settings.bias_correction, variance=settings.variance_correction)
+
+
+def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
+    """Round each output channel to the bits that its standard deviation earns it."""
+    weight = layer.full_precision_weight()
+    rows = weight.flatten(1)
+    given = allocate_bits(rows.std(1, correction=0), bits, settings.mix_ratio)
+    scale, zero_point = constant_qparams(rows.mean(1, keepdim=True))
+    for number in range(1, MAX_BITS + 1):
+        chosen = (given == number).nonzero().flatten()
+        if len(chosen) > 0:
+            scale[chosen], zero_point[chosen] = weight_qparams(
+                rows[chosen], number, True, settings.init_wmode
+            )
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    layer.round_to(scale.reshape(shape), zero_point.reshape(shape), given.reshape(shape))
+
+
+def _clip_activations(
+    unit: fx.GraphModule, inputs: Tensor, device: torch.device, settings: AciqSettings
+) -> None:
+    """Choose bits and ranges of all quantizers of a unit in float state, and switch them on."""
+    densities = measure_densities(unit, inputs, device, settings.per_channel_act)
+    bits = {quantizer: _bits(quantizer, found, settings) for quantizer, found in densities.items()}
+    methods = (*PRIORS, "none") if settings.aciq_method == "auto" else (settings.aciq_method,)
+    candidates = {
+        quantizer: [
+            clipped_qparams(found, bits[quantizer], method, settings.clip_table)
+            for method in methods
+        ]
+        for quantizer, found in densities.items()
+    }
+    chosen = {quantizer: pairs[0] for quantizer, pairs in candidates.items()}
+    if len(methods) > 1:
+        chosen = _least_error(unit, inputs, device, candidates, bits)
+    for quantizer, (scale, zero_point) in chosen.items():
+        given = bits[quantizer]
+        quantizer.set_qparams(scale, zero_point, given if given.dim() else None)
+
+
+def _bits(quantizer: ActivationQuantizer, density: Density, settings: AciqSettings) -> Tensor:
+    """Bits of the tensor, (), or of its channels, (1, C, 1, ...)."""
+    spread = density.deviation
+    if not settings.mixes_acts(quantizer.num_bits):
+        return torch.tensor(quantizer.num_bits, device=spread.device)
+    given = allocate_bits(spread.flatten(), quantizer.num_bits, settings.mix_ratio)
+    return given.reshape(spread.shape)
+
+
+def clipped_qparams(density: Density, bits: Tensor, method: str, table: str) -> QParams:
+    """Scale and zero point, float32 of the density's shape, for the clipped range; without bits the
+    mean is given.
+
+    The range is centre +- clip within the ends, or 0 to max(centre, 0) + clip where one-sided
+    (published code); ``none`` takes the ends.
+    """
+    low, high = density.low.clamp(max=0.0), density.high
+    if method != "none":
+        factors = [clip_factor(method, number, density.one_sided, table) for number in ALL_BITS]
+        clip = density.scale(method) * density.scale(method).new_tensor(factors)[bits - 1]
+        if density.one_sided:
+            high = torch.minimum(high, density.centre.clamp(min=0.0) + clip)
+        else:
+            low = torch.maximum(density.low, density.centre - clip)
+            high = torch.minimum(high, low + 2 * clip)
+    scale, zero_point = choose_qparams(low.float(), high.float(), bits.clamp(min=1))
+    lone_scale, lone_zero = constant_qparams(density.mean.float())
+    return torch.where(bits > 0, scale, lone_scale), torch.where(bits > 0, zero_point, lone_zero)
+
+
+def _least_error(
+    unit: fx.GraphModule,
+    inputs: Tensor,
+    device: torch.device,
+    candidates: dict[ActivationQuantizer, list[QParams]],
+    bits: dict[ActivationQuantizer, Tensor],
+) -> dict[ActivationQuantizer, QParams]:
+    """For each quantizer, or each of its channels, the candidate with the least squared error."""
+    sources = find_sources(unit)
+    errors: dict[ActivationQuantizer, Tensor] = {}
+    for values in watch(unit, sources, inputs, device):
+        for source in sources:
+            x, key = values[source.output], source.quantizer
+            where = reduced(x, per_channel=candidates[key][0][0].dim() > 0)
+            error = torch.stack(
+                [
+                    (fake_quantize(x, *pair, bits[key]) - x).square().sum(**where)
+                    for pair in candidates[key]
+                ]
+            )
+            errors[key] = errors.get(key, 0.0) + error.double()
+    return {key: _pick(pairs, errors[key].argmin(0)) for key, pairs in candidates.items()}
+
+
+def _pick(pairs: list[QParams], best: Tensor) -> QParams:
+    """Element by element, the scale and zero point of the pair that ``best`` counts."""
+    scales, zero_points = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    index = best.unsqueeze(0)
+    return scales.gather(0, index)[0], zero_points.gather(0, index)[0]

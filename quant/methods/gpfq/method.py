@@ -1,0 +1,238 @@
+"""GPFQ: greedy path following, Lybrand & Saab, JMLR 22, 2021, arXiv:2010.15979; Zhang, Zhou & Saab,
+SIAM J. Math. Data Sci. 5(2), 2023, arXiv:2201.11113; stochastic rounding as in SPFQ, Zhang & Saab,
+2023, arXiv:2309.10975.
+
+Layer by layer each weight is rounded so that it undoes, along its own input column, the error that
+the network before it and the weights before it in the neuron have made.
+
+Departs from the published code: all patches of one calibration set at the layer's own stride instead
+of a fresh batch per layer, of which a quarter of the patches, cut at the kernel's stride; as many
+levels as fit the bits unless told otherwise; batch norms are folded first unless told otherwise;
+stem and head have 8 bits unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from quant.arithmetic.primitives import code_dtype
+from quant.arithmetic.ranges import RANGE_MODES, activation_qparams
+from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
+from quant.base import BaseQuantizationMethod
+from quant.methods.gpfq.alphabet import (
+    ALPHABETS,
+    RADII,
+    REGULARIZERS,
+    Alphabet,
+    Sparsity,
+    make_alphabet,
+    radius,
+)
+from quant.methods.gpfq.path_following import Grams, follow_path
+from quant.network.chain import (
+    RANGE_SAMPLES,
+    Task,
+    UnitData,
+    generator_for,
+    quantizer_inputs,
+    walk_chain,
+)
+from quant.network.layers import QuantConv2d, QuantLayer
+from quant.network.model import quant_layers
+from quant.registry import register_method
+from quant.settings import BITS, MethodSettings, ShortForms, setting
+
+GRAM_BATCH = 16  # images whose patches are in memory at a time
+LARGEST = 1e6
+ABOVE_ZERO: dict[str, Any] = {"low": 1e-9, "high": LARGEST, "must": "above 0 (1e-9..1e6)"}
+SHARE: dict[str, Any] = {"low": 1e-9, "high": 1, "must": "above 0 and at most 1"}
+SHORT_FORMS: ShortForms = {
+    "radius": lambda kind: {} if kind is None else {"channel_wise": kind == "per_channel"}
+}
+
+
+@dataclass(frozen=True)
+class GpfqSettings(MethodSettings):
+    """Settings of GPFQ."""
+
+    n_bits_a: int = setting(
+        NOT_QUANTIZED, "bits of the activations, 1..16, or 32 for float", **BITS
+    )
+    alphabet: str = setting(
+        "bits", "levels: as many as the bits hold, or 2^bits + 1", choices=ALPHABETS
+    )
+    scalar: float = setting(1.16, "reach of the alphabet, in multiples of its radius", **ABOVE_ZERO)
+    mlp_scalar: float | None = setting(None, "scalar of the linear layers alone", **ABOVE_ZERO)
+    cnn_scalar: float | None = setting(None, "scalar of the convolutions alone", **ABOVE_ZERO)
+    mlp_percentile: float = setting(1.0, "quantile of |w| for the radius of linear layers", **SHARE)
+    cnn_percentile: float = setting(1.0, "quantile of |w| for the radius of convolutions", **SHARE)
+    radius: str | None = setting(
+        None,
+        "mean or median of the neurons' maxima, or each its own; default: own, or with no-channel_wise the mean",
+        choices=RADII,
+    )
+    regularizer: str | None = setting(None, "makes small weights zero", choices=REGULARIZERS)
+    lambda_: float | None = setting(
+        None, "threshold of the regularizer, in units of the weights", low=0, high=LARGEST
+    )
+    stochastic_rounding: bool = setting(False, "round at random without bias (SPFQ)")
+    act_order: bool = setting(False, "start with the strongest input columns")
+    gpfq_bias_correction: bool = setting(
+        False, "let the bias take up the mean of what is left of the error"
+    )
+    fold_bn: bool = setting(
+        True, "fold the batch norms; off (published): they stay in float behind their layers"
+    )
+    init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.regularizer is None) != (self.lambda_ is None):
+            given = "regularizer" if self.lambda_ is None else "lambda"
+            raise InputError(f"regularizer and lambda must be given together, got {given} alone")
+        if self.regularizer == "L0" and self.alphabet == "bits" and self.n_bits_w == 1:
+            raise InputError("n_bits_w must be at least 2 with regularizer L0, got 1")
+
+    @property
+    def spec(self) -> QuantSpec:
+        return dataclasses.replace(super().spec, fold=self.fold_bn)
+
+    def reach(self, layer: QuantLayer, weight: Tensor) -> Tensor:
+        """Scalar times radius for the (N, d) weight, (N, 1) or (1, 1)."""
+        is_conv = isinstance(layer, QuantConv2d)
+        scalar = self.cnn_scalar if is_conv else self.mlp_scalar
+        percentile = self.cnn_percentile if is_conv else self.mlp_percentile
+        kind = self.radius or ("per_channel" if self.channel_wise else "mean_max")
+        return (scalar or self.scalar) * radius(weight, kind, percentile)
+
+
+@register_method
+class Gpfq(BaseQuantizationMethod):
+    """Greedy path following, layer by layer."""
+
+    name = "gpfq"
+    summary = (
+        "layer by layer, each weight rounded to undo the error made so far (greedy path following)"
+    )
+    settings_class = GpfqSettings
+    short_forms = SHORT_FORMS
+
+    def _quantize(self, task: Task) -> None:
+        walk_chain(task, _Unit(task, self.settings))
+
+
+class _Unit:
+    """Quantizes the units of a task, one per call."""
+
+    def __init__(self, task: Task, settings: GpfqSettings):
+        self.floats = list(task.reference.units)
+        self.settings = settings
+
+    def __call__(self, data: UnitData) -> None:
+        inputs = data.quant_input[:RANGE_SAMPLES]
+        for quantizer, batches in quantizer_inputs(data.unit, inputs, data.device):
+            pair = activation_qparams(batches, quantizer.num_bits, self.settings.init_amode)
+            quantizer.set_qparams(*pair)
+        generator = None
+        if self.settings.stochastic_rounding:
+            generator = generator_for(self.settings.seed, data.index, data.device)
+        for name, layer in quant_layers(data.unit).items():
+            partner = self.floats[data.index].get_submodule(name)
+            grams = _measure(data, self.floats[data.index], partner, layer)
+            _quantize_layer(name, layer, grams, self.settings, generator)
+
+
+class _Reached(Exception):
+    """The layer looked for has been reached; what follows it need not run."""
+
+
+def _measure(data: UnitData, float_unit: nn.Module, partner: nn.Module, layer: QuantLayer) -> Grams:
+    """Inner products of what the layer reads in the float and in the quantized network."""
+    grams = Grams.empty(layer)
+    for analog, quantized in zip(
+        data.float_input.split(GRAM_BATCH), data.quant_input.split(GRAM_BATCH), strict=True
+    ):
+        grams.add(
+            _input_of(partner, float_unit, analog.to(data.device)),
+            _input_of(layer, data.unit, quantized.to(data.device)),
+            layer,
+        )
+    return grams
+
+
+@torch.no_grad()
+def _input_of(layer: nn.Module, unit: nn.Module, inputs: Tensor) -> Tensor:
+    """What ``layer`` reads when its unit runs on ``inputs``."""
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0])
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(stop)
+    try:
+        unit(inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _quantize_layer(
+    name: str,
+    layer: QuantLayer,
+    grams: Grams,
+    settings: GpfqSettings,
+    generator: torch.Generator | None,
+) -> None:
+    weight = layer.full_precision_weight()
+    rows = weight.flatten(1).double()  # (O, d)
+    reach = settings.reach(layer, rows)
+    sparsity = None
+    if settings.regularizer is not None and settings.lambda_ is not None:
+        sparsity = Sparsity(settings.regularizer, settings.lambda_)
+        if settings.regularizer == "L0" and settings.lambda_ >= float(reach.min()):
+            raise InputError(
+                f"lambda must be below the reach of every alphabet, got {settings.lambda_:g} "
+                f"and {float(reach.min()):.3g} in {name}"
+            )
+    alphabet = make_alphabet(reach, int(layer.bits), settings.alphabet, sparsity, generator)
+    codes = torch.cat(
+        [
+            follow_path(part, grams.cross[group], grams.own[group], some, settings.act_order)
+            for group, (part, some) in enumerate(_groups(rows, alphabet, len(grams.own)))
+        ]
+    )
+    levels = alphabet.levels(codes)
+    _store(layer, codes, alphabet)
+    if settings.gpfq_bias_correction:
+        layer.shift_bias(grams.residual_mean(rows, levels).float())
+
+
+def _groups(rows: Tensor, alphabet: Alphabet, groups: int) -> list[tuple[Tensor, Alphabet]]:
+    """The neurons of each group with their alphabet."""
+    per_neuron = alphabet.step.shape[0] > 1
+    steps = alphabet.step.chunk(groups) if per_neuron else [alphabet.step] * groups
+    gaps = alphabet.gap.chunk(groups) if per_neuron else [alphabet.gap] * groups
+    parts = rows.chunk(groups)
+    return [
+        (part, alphabet.with_steps(step, gap))
+        for part, step, gap in zip(parts, steps, gaps, strict=True)
+    ]
+
+
+def _store(layer: QuantLayer, codes: Tensor, alphabet: Alphabet) -> None:
+    """Put the codes into the layer, as unsigned ones."""
+    bits = torch.tensor((alphabet.high - alphabet.low).bit_length(), device=codes.device)
+    shape = (-1,) + (1,) * (layer.codes.dim() - 1)
+    scale = alphabet.step.float().reshape(shape)
+    gap = alphabet.gap.float().reshape(shape) if bool(alphabet.gap.any()) else None
+    unsigned = (codes - alphabet.low).to(code_dtype(bits)).reshape(layer.codes.shape)
+    layer.set_codes(unsigned, scale, torch.full_like(scale, -alphabet.low), bits, gap)

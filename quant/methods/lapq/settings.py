@@ -1,0 +1,79 @@
+"""The settings of LAPQ."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from common.errors import InputError
+from quant.arithmetic.spec import QuantSpec
+from quant.methods.lapq.loss import LOSSES
+from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting
+
+FIRST_LAST = ("8bit", "fp32")
+
+SHORT_FORMS: ShortForms = {
+    "num_bits": same_bits,
+    "per_channel": lambda value: {} if value is None else {"channel_wise": value},
+    "calib_size": lambda value: {} if value is None else {"num_samples": value},
+}
+
+
+@dataclass(frozen=True)
+class LapqSettings(MethodSettings):
+    """Settings of LAPQ."""
+
+    num_samples: int = setting(512, "calibration images", low=1, high=10**9)
+    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
+    per_channel: bool | None = setting(None, "another name of channel_wise")
+    calib_size: int | None = setting(None, "another name of num_samples", low=1, high=10**9)
+    asymmetric: bool = setting(
+        True, "two-sided tensors get a searched zero point; off (published): the middle one"
+    )
+    p_min: float = setting(2.0, "least power of the error that a start minimises", low=0.5, high=50)
+    p_max: float = setting(4.0, "greatest power of the error", low=0.5, high=50)
+    p_steps: int = setting(10, "powers to try", low=1, high=1000)
+    powell_maxiter: int = setting(1, "rounds of the joint search; 0: none", low=0, high=1000)
+    powell_maxfev: int | None = setting(
+        None, "evaluations of the loss in the joint search, at most", low=1, high=10**9
+    )
+    lapq_loss: str = setting(
+        "ce",
+        "cross-entropy or squared error against the float network, or cross-entropy with labels (published)",
+        choices=tuple(LOSSES),
+    )
+    bias_correction: bool = setting(True, "give quantized weights the mean of the float ones")
+    first_last: str = setting(
+        "8bit",
+        "first and last layer: 8 bits, or float with all linear layers (published)",
+        choices=FIRST_LAST,
+    )
+
+    gradient_steps: int = setting(
+        200,
+        "steps of gradient descent before the joint search; 0 (published): none",
+        low=0,
+        high=10**6,
+    )
+    gradient_lr: float = setting(
+        0.02, "learning rate of that, in logarithms of the quantizers' steps", low=0, high=10
+    )
+    fold_bn: bool = setting(
+        True, "fold the batch norms; off (published): they stay in float behind their layers"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.p_max < self.p_min:
+            raise InputError(f"p_max must be at least p_min = {self.p_min:g}, got {self.p_max:g}")
+        if self.first_last == "fp32" and self.disable_8bit_head_stem:
+            raise InputError("disable_8bit_head_stem must be off with first_last fp32, got on")
+
+    @property
+    def uses_labels(self) -> bool:
+        return self.lapq_loss == "ce_labels"
+
+    @property
+    def spec(self) -> QuantSpec:
+        float_ends = self.first_last == "fp32"
+        return dataclasses.replace(super().spec, float_ends=float_ends, fold=self.fold_bn)

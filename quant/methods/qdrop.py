@@ -1,0 +1,61 @@
+"""QDrop: Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
+Quantization", ICLR 2022, arXiv:2203.05740.
+
+The reconstruction of ``adaround`` with two independent element-wise mixings, drawn anew in every
+step: the unit's input mixes quantized and float prefix, and each activation quantizer inside lets
+elements pass unquantized. Both are off in the finished model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quant.reconstruction.engine import ReconstructionMethod
+from quant.reconstruction.settings import ReconstructionSettings
+from quant.registry import register_method
+from quant.settings import BITS, ShortForms, same_bits, setting
+
+SHORT_FORMS: ShortForms = {
+    "num_bits": same_bits,
+    "dropout_rate": lambda rate: _keeping(None if rate is None else 1.0 - rate),
+    "stochastic": lambda mixing: _keeping(None if mixing else 1.0),
+}
+
+
+def _keeping(probability: float | None) -> dict[str, Any]:
+    return {} if probability is None else {"prob": probability, "input_prob": probability}
+
+
+@dataclass(frozen=True)
+class QDropSettings(ReconstructionSettings):
+    """Settings of QDrop.
+
+    ``dropout_rate`` is the probability that quantization is *dropped*; ``prob`` and ``input_prob``
+    of the published code are the probabilities that it is kept, one minus ``dropout_rate``.
+    """
+
+    prob: float = setting(
+        0.5, "probability that an element keeps its quantized value inside the unit", low=0, high=1
+    )
+    input_prob: float = setting(
+        0.5, "probability that an element of the unit's input is the quantized one", low=0, high=1
+    )
+    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
+    dropout_rate: float | None = setting(
+        None,
+        "probability that quantization is dropped: one minus prob and input_prob",
+        low=0,
+        high=1,
+    )
+    stochastic: bool = setting(True, "mix at all; off means prob and input_prob 1")
+
+
+@register_method
+class QDrop(ReconstructionMethod):
+    """AdaRound with randomly dropped activation quantization."""
+
+    name = "qdrop"
+    summary = "adaround with randomly dropped activation quantization"
+    settings_class = QDropSettings
+    short_forms = SHORT_FORMS

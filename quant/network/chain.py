@@ -1,0 +1,250 @@
+"""Walking the chain of units with cached activations: every unit is run once per visit, never its
+prefix.
+
+``N`` is the number of calibration images. The input of unit i + 1 is the output of unit i, so a
+whole calibration costs one float and one quantized forward of the network on top of what the
+visited method does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import InputError
+from quant.arithmetic.ranges import activation_qparams
+from quant.network.layers import ActivationQuantizer
+from quant.network.model import QuantModel, activation_quantizers, quant_layers
+from quant.network.states import UnitReport, UnitStates
+
+FORWARD_BATCH = 64
+RANGE_SAMPLES = 256  # images from which activation ranges are chosen, as in QDrop and PD-Quant
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class UnitData:
+    """One unit and its cached activations on the calibration images; tensors are (N, ...)
+    float32.
+    """
+
+    index: int
+    name: str
+    unit: nn.Module
+    float_input: Tensor  # output of the float prefix
+    quant_input: Tensor  # output of the quantized prefix
+    target: Tensor  # output of the float unit on the float input
+    device: torch.device  # where the unit computes; the tensors may be elsewhere
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method works on.
+
+    Attributes:
+        model: in full-precision state; quantized in place.
+        reference: the float network, cut in the same way.
+        network: the network that ``reference`` was made from, its batch norms unfolded.
+        images: (N, channels, height, width), where the activations shall be cached.
+        labels: (N,) int64, for a method whose settings ask for them; else None.
+        on_unit: told after each unit what came out.
+        on_scalar: told the name, value and step of what else is worth a curve.
+        states: where finished units are stored; None stores nothing.
+        cache_dir: for what depends on ``network`` and ``images`` alone; None keeps nothing.
+    """
+
+    model: QuantModel
+    reference: QuantModel
+    network: nn.Module
+    images: Tensor
+    labels: Tensor | None = None
+    on_unit: Callable[[UnitReport], None] | None = None
+    on_scalar: Callable[[str, float, int], None] | None = None
+    states: UnitStates | None = None
+    cache_dir: Path | None = None
+
+
+def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Tensor | None]:
+    """The first ``num_samples`` images of a loader of (images, labels, ...) batches or of image
+    tensors, and their labels where there are any.
+
+    Returns:
+        (N, channels, height, width) float tensor and (N,) int64 tensor or None; N is smaller when
+        the loader ends early, which is logged.
+
+    Raises:
+        InputError: the loader gives no image.
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    count = 0
+    for batch in loader:
+        is_pair = not isinstance(batch, Tensor)
+        images.append((batch[0] if is_pair else batch)[: num_samples - count])
+        if is_pair and len(batch) > 1:
+            labels.append(torch.as_tensor(batch[1])[: num_samples - count])
+        count += len(images[-1])
+        if count >= num_samples:
+            break
+    if count == 0:
+        raise InputError("calibration set must hold at least one image, got an empty loader")
+    if count < num_samples:
+        logger.info("calibration set: %d images, fewer than num_samples = %d", count, num_samples)
+    return torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None
+
+
+def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
+    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
+    itself.
+    """
+    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error summed over channels (dimension 1), averaged over images and positions."""
+    total = F.mse_loss(output, target, reduction="sum")
+    return total / (target.numel() // target.shape[1])
+
+
+@torch.no_grad()
+def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
+    """Output of a unit for (N, ...) inputs, in batches; it lies where ``inputs`` lie, pinned when
+    they are.
+    """
+    outputs = [unit(batch.to(device)).to(inputs.device) for batch in inputs.split(FORWARD_BATCH)]
+    whole = torch.cat(outputs)
+    return whole.pin_memory() if inputs.is_pinned() else whole
+
+
+def nearest(weight_mode: str, activation_mode: str) -> Callable[[UnitData], None]:
+    """A function that rounds the weights of a unit to nearest, then chooses each activation's range
+    with everything before it quantized.
+
+    The ranges come from the first ``RANGE_SAMPLES`` images, as in PD-Quant.
+
+    Args:
+        weight_mode, activation_mode: one of quant.ranges.RANGE_MODES.
+    """
+
+    def initialise(data: UnitData) -> None:
+        for layer in quant_layers(data.unit).values():
+            layer.quantize_to_nearest(weight_mode)
+        inputs = data.quant_input[:RANGE_SAMPLES]
+        for quantizer, batches in quantizer_inputs(data.unit, inputs, data.device):
+            quantizer.set_qparams(*activation_qparams(batches, quantizer.num_bits, activation_mode))
+
+    return initialise
+
+
+def quantizer_inputs(
+    unit: nn.Module, inputs: Tensor, device: torch.device
+) -> Iterator[tuple[ActivationQuantizer, list[Tensor]]]:
+    """Each activation quantizer with what reaches it when the unit runs on ``inputs``, a tensor per
+    batch; what was done to the earlier quantizers shows in it.
+    """
+    for quantizer in activation_quantizers(unit).values():
+        seen: list[Tensor] = []
+        handle = quantizer.register_forward_pre_hook(_keep_in(seen))
+        try:
+            run_unit(unit, inputs, device)
+        finally:
+            handle.remove()
+        yield quantizer, seen
+
+
+def _keep_in(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, arguments: seen.append(arguments[0])
+
+
+def walk_chain(
+    task: Task,
+    initialise: Callable[[UnitData], None],
+    refine: Callable[[UnitData], None] | None = None,
+) -> None:
+    """Quantize every unit in order: ``initialise``, then ``refine`` it. A unit that ``task.states``
+    holds is taken from there.
+
+    Args:
+        initialise: quantizes a unit in place, rounding to nearest (``nearest`` makes such a
+            function).
+        refine: improves the initialised unit in place.
+    """
+    if task.model.unit_names != task.reference.unit_names:
+        raise InputError("fp_model must have the same blocks as model, got another network")
+    device = task.model.device
+    float_input = quant_input = task.images
+    for index, (name, unit) in enumerate(task.model.named_units()):
+        target = run_unit(task.reference.units[index], float_input, device)
+        data = UnitData(index, name, unit, float_input, quant_input, target, device)
+        report = None if task.states is None else task.states.restore(index, unit)
+        if report is None:
+            report, quant_output = _quantize_unit(data, initialise, refine)
+            if task.states is not None:
+                task.states.save(report, unit)
+        else:
+            logger.info("unit %d %s: taken from the interrupted run", index, name)
+            quant_output = run_unit(unit, quant_input, device)
+        _log(report, refined=refine is not None)
+        if task.on_unit is not None:
+            task.on_unit(report)
+        float_input, quant_input = target, quant_output
+
+
+def _quantize_unit(
+    data: UnitData,
+    initialise: Callable[[UnitData], None],
+    refine: Callable[[UnitData], None] | None,
+) -> tuple[UnitReport, Tensor]:
+    """What the unit came to, and its output on the quantized inputs."""
+    start = time.perf_counter()
+    initialise(data)
+    output = run_unit(data.unit, data.quant_input, data.device)
+    nearest_loss = _loss(output, data.target)
+    nearest_codes = {key: layer.codes.clone() for key, layer in quant_layers(data.unit).items()}
+    if refine is not None:
+        refine(data)
+        output = run_unit(data.unit, data.quant_input, data.device)
+    report = UnitReport(
+        data.index,
+        data.name,
+        loss_nearest=nearest_loss,
+        loss=_loss(output, data.target),
+        flipped=_changed_share(data.unit, nearest_codes),
+        seconds=time.perf_counter() - start,
+    )
+    return report, output
+
+
+def _log(report: UnitReport, refined: bool) -> None:
+    gain = ""
+    if refined:
+        flipped = 100 * report.flipped
+        gain = (
+            f" (rounded to nearest {report.loss_nearest:.4g}, {flipped:.1f} % of roundings flipped)"
+        )
+    text = "unit %d %s: reconstruction loss %.4g%s, %.1f s"
+    logger.info(text, report.index, report.name, report.loss, gain, report.seconds)
+
+
+def _loss(output: Tensor, target: Tensor) -> float:
+    """``reconstruction_loss`` over all images, in batches so that no temporary is as large as the
+    cache.
+    """
+    pairs = zip(output.split(FORWARD_BATCH), target.split(FORWARD_BATCH), strict=True)
+    total = sum(float(reconstruction_loss(out, aim)) * len(out) for out, aim in pairs)
+    return total / len(output)
+
+
+def _changed_share(unit: nn.Module, codes: dict[str, Tensor]) -> float:
+    changed = sum(
+        int((layer.codes != codes[key]).sum()) for key, layer in quant_layers(unit).items()
+    )
+    return changed / max(1, sum(value.numel() for value in codes.values()))

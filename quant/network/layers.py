@@ -1,0 +1,212 @@
+"""Quantized layers; their whole quantized state is in buffers: codes, scale, zero_point, bits.
+
+Letters: O output channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import InputError
+from quant.arithmetic.moments import moment_correction
+from quant.arithmetic.primitives import code_dtype, dequantize, fake_quantize, quantize
+from quant.arithmetic.ranges import weight_qparams
+from quant.arithmetic.rounding import Rounding
+
+
+class QuantLayer(nn.Module):
+    """A convolution or linear layer whose weight is stored as integer codes.
+
+    ``quantized`` switches between the quantized and the full-precision weight. The latter exists
+    while a network is being quantized; it is no part of the ``state_dict``, and a loaded layer has
+    none. While ``rounding`` is set, the weight is what that makes of it.
+    """
+
+    codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
+    scale: Tensor  # (O, 1, ...) or (1, 1, ...), float32
+    zero_point: Tensor  # shape of scale, float32 with integer values
+    bits: Tensor  # scalar, or (O, 1, ...) where channels differ; int64
+    offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight; None: nothing is
+    gap: Tensor | None  # shape of scale; moves non-zero levels away from zero; None: nothing does
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool):
+        super().__init__()
+        weight = layer.weight.detach().clone()
+        channels = weight.shape[0] if per_channel else 1
+        shape = (channels,) + (1,) * (weight.dim() - 1)
+        self.per_channel = per_channel
+        self.quantized = False
+        self.rounding: Rounding | None = None
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        self.register_buffer("codes", torch.zeros_like(weight, dtype=code_dtype(bits)))
+        self.register_buffer("scale", weight.new_ones(shape))
+        self.register_buffer("zero_point", weight.new_zeros(shape))
+        self.register_buffer("bits", torch.tensor(bits))
+        self.register_buffer("offset", None)
+        self.register_buffer("gap", None)
+
+    def full_precision_weight(self) -> Tensor:
+        """The weight before quantization.
+
+        Raises:
+            InputError: the layer was loaded from a file, which holds codes only.
+        """
+        if self.weight is None:
+            raise InputError(
+                "a loaded quantized layer must stay quantized: its file holds no float weights"
+            )
+        return self.weight
+
+    def quantize_to_nearest(self, mode: str) -> None:
+        """Choose the range of the weight by ``mode`` (quant.ranges) and round to nearest."""
+        scale, zero_point = weight_qparams(
+            self.full_precision_weight(), int(self.bits), self.per_channel, mode
+        )
+        self.round_to(scale, zero_point)
+
+    def round_to(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
+        """Round the weight to nearest with this scale and zero point, without an offset.
+
+        Args:
+            scale, zero_point: (O, 1, ...) or (1, 1, ...).
+            bits: (O, 1, ...) int64 where channels differ; None keeps the present bits.
+        """
+        bits = self.bits if bits is None else bits
+        codes = quantize(self.full_precision_weight(), scale, zero_point, bits)
+        self.set_codes(codes, scale, zero_point, bits)
+
+    def set_codes(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: Tensor,
+        gap: Tensor | None = None,
+    ) -> None:
+        """Take over these codes, of the shape of the weight, without an offset."""
+        self.codes, self.scale, self.zero_point, self.bits = codes, scale, zero_point, bits
+        self.offset, self.gap = None, gap
+        self.quantized = True
+
+    def match_moments(self, *, mean: bool, variance: bool = False) -> None:
+        """Give each output channel the mean, and with ``variance`` the spread, of the float weight.
+
+        The codes stay. The shift becomes the offset: an integer implementation adds it times the sum
+        of the inputs. The stretch goes into the scale, which must be one per output channel.
+        """
+        rounded = dequantize(self.codes, self.scale, self.zero_point)
+        stretch, self.offset = moment_correction(
+            self.full_precision_weight(), rounded, mean=mean, variance=variance
+        )
+        if variance:
+            self.scale = self.scale * stretch
+
+    def shift_bias(self, shift: Tensor) -> None:
+        """Add ``shift``, (O,), to the bias."""
+        self.bias = shift if self.bias is None else self.bias + shift
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer computes with in its present state."""
+        if not self.quantized:
+            return self.full_precision_weight()
+        if self.rounding is not None:
+            return self.rounding.weight()
+        weight = dequantize(self.codes, self.scale, self.zero_point)
+        if self.gap is not None:
+            weight = weight + self.gap * weight.sign()
+        return weight if self.offset is None else weight + self.offset
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        rows = len(self.codes)
+        per_channel = (rows,) + (1,) * (self.codes.dim() - 1)
+        shapes = {
+            "bits": per_channel,
+            "offset": per_channel,
+            "bias": (rows,),
+            "gap": self.scale.shape,
+            "codes": self.codes.shape,
+        }
+        for name, shape in shapes.items():
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.shape == shape:
+                setattr(self, name, torch.empty_like(stored, device=self.codes.device))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class QuantConv2d(QuantLayer):
+    """``nn.Conv2d`` with a quantized weight."""
+
+    def __init__(self, layer: nn.Conv2d, bits: int, per_channel: bool):
+        super().__init__(layer, bits, per_channel)
+        self.stride = layer.stride
+        self.padding = layer.padding
+        self.dilation = layer.dilation
+        self.groups = layer.groups
+        self.padding_mode = layer.padding_mode
+        self.pad_sides = layer._reversed_padding_repeated_twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: str | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self.pad_sides, mode=self.padding_mode)
+            padding = (0, 0)
+        return F.conv2d(
+            x, self.effective_weight(), self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class QuantLinear(QuantLayer):
+    """``nn.Linear`` with a quantized weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantizes one tensor, with one scale and zero point or with one per channel; the identity
+    until ``quantized`` is set.
+
+    ``num_bits`` is the number of bits, the largest where channels differ. While ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022,
+    section 4.3); used during reconstruction only. The arithmetic is float32 under autocast too.
+    """
+
+    scale: Tensor  # scalar or (1, C, 1, ...), float32
+    zero_point: Tensor  # shape of scale, float32 with integer values
+    bits: Tensor  # scalar, or the shape of scale where channels differ; int64
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.num_bits = bits
+        self.quantized = False
+        self.mask: Tensor | None = None
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0.0))
+        self.register_buffer("bits", torch.tensor(bits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.quantized:
+            return x
+        if self.bits.dim():
+            return fake_quantize(x.float(), self.scale, self.zero_point, self.bits, self.mask)
+        return fake_quantize(x.float(), self.scale, self.zero_point, self.num_bits, self.mask)
+
+    def set_qparams(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
+        """Quantize with these from now on; ``bits`` None keeps the present ones."""
+        self.scale, self.zero_point = scale, zero_point
+        if bits is not None:
+            self.bits = bits
+            self.num_bits = int(bits.max())
+        self.quantized = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        for name in ("scale", "zero_point", "bits"):
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.dim() > 1 and stored.numel() == stored.shape[1]:
+                setattr(self, name, torch.empty_like(stored, device=self.scale.device))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.num_bits = int(self.bits.max())

@@ -1,0 +1,181 @@
+"""Where quantizers stand: ``insert_quantizers_`` replaces convolutions and linear layers and places the
+activation quantizers.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from common.errors import InputError
+from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
+from quant.network.capture import called_module, is_layer
+from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLinear
+
+POOLING_MODULES = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.ZeroPad2d,
+)
+POOLING_FUNCTIONS = {
+    operator.getitem,
+    torch.flatten,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.chunk,
+    torch.split,
+    torch.mean,
+    F.pad,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_max_pool2d,
+    torch.max_pool2d,
+}
+POOLING_METHODS = {
+    "view",
+    "reshape",
+    "flatten",
+    "permute",
+    "transpose",
+    "contiguous",
+    "squeeze",
+    "unsqueeze",
+    "chunk",
+    "split",
+    "mean",
+}
+RELU_TARGETS = {"relu", F.relu, torch.relu, F.relu6}
+
+
+def is_pooling_or_shape(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node only moves, selects or pools values, so that its input is quantized in its
+    stead.
+    """
+    if node.op == "call_module":
+        return isinstance(called_module(network, node), POOLING_MODULES)
+    if node.op == "call_method":
+        return node.target in POOLING_METHODS
+    return node.op == "call_function" and node.target in POOLING_FUNCTIONS
+
+
+def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
+    """Replace the layers by quantized ones and place the activation quantizers where ``spec`` says."""
+    layers = [node for node in network.graph.nodes if is_layer(network, node)]
+    if not layers:
+        raise InputError("network must have at least one Conv2d or Linear layer, got none")
+    weights = _weight_bits(network, layers, spec)
+    activations = _input_bits(network, layers, spec)
+    if spec.act_points == "outputs":
+        activations = _output_bits(network, layers, spec)
+    if spec.float_ends:
+        convolutions = [node for node in layers if _is_convolution(network, node)]
+        inner = set(convolutions[1:-1])
+        weights = {node: bits for node, bits in weights.items() if node in inner}
+        activations = dict(list(activations.items())[1:-1])
+    for node, bits in weights.items():
+        _replace_layer(network, node, bits, spec.channel_wise)
+    for node, bits in activations.items():
+        _insert_activation_quantizer(network, node, bits)
+    network.graph.lint()
+    network.recompile()
+
+
+def _weight_bits(
+    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
+) -> dict[fx.Node, int]:
+    """Bits of the layers whose weights are quantized."""
+    if spec.n_bits_w == NOT_QUANTIZED:
+        return {}
+    ends = {node for node in layers if _is_stem(network, node)} | {layers[-1]}
+    return {node: spec.weight_bits(node in ends) for node in layers}
+
+
+def _input_bits(
+    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
+) -> dict[fx.Node, int]:
+    """Bits of the nodes that compute what a layer reads, the image left out, in the order of the
+    layers.
+    """
+    bits: dict[fx.Node, int] = {}
+    if spec.n_bits_a == NOT_QUANTIZED:
+        return bits
+    for node in layers:
+        producer = _producer(network, node.all_input_nodes[0])
+        if producer.op != "placeholder":
+            bits[producer] = max(bits.get(producer, 0), spec.activation_bits(node is layers[-1]))
+    return bits
+
+
+def _output_bits(
+    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
+) -> dict[fx.Node, int]:
+    """Bits of the outputs of the convolutions, or of the ReLU that alone reads such an output."""
+    bits: dict[fx.Node, int] = {}
+    if spec.n_bits_a == NOT_QUANTIZED:
+        return bits
+    for node in layers:
+        if not _is_convolution(network, node):
+            continue
+        readers = list(node.users)
+        last = readers[0] if len(readers) == 1 and is_relu(network, readers[0]) else node
+        bits[last] = spec.activation_bits(_is_stem(network, node))
+    return bits
+
+
+def _is_stem(network: fx.GraphModule, layer: fx.Node) -> bool:
+    """Whether the layer reads the image."""
+    return _producer(network, layer.all_input_nodes[0]).op == "placeholder"
+
+
+def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(called_module(network, node), (nn.Conv2d, QuantConv2d))
+
+
+def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node is a ReLU, or a ReLU6 or another clamp at 0 from below."""
+    module = called_module(network, node)
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return module.min_val == 0
+    if module is not None:
+        return isinstance(module, nn.ReLU)
+    return node.target in RELU_TARGETS
+
+
+def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node that computes the values of ``node``, looking through shape-only operations and
+    pooling.
+    """
+    while is_pooling_or_shape(network, node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _replace_layer(network: fx.GraphModule, node: fx.Node, bits: int, per_channel: bool) -> None:
+    layer = called_module(network, node)
+    if isinstance(layer, nn.Conv2d):
+        network.set_submodule(str(node.target), QuantConv2d(layer, bits, per_channel))
+    elif isinstance(layer, nn.Linear):
+        network.set_submodule(str(node.target), QuantLinear(layer, bits, per_channel))
+
+
+def _insert_activation_quantizer(network: fx.GraphModule, producer: fx.Node, bits: int) -> None:
+    name = f"quantizer_{producer.name}"
+    network.add_submodule(name, ActivationQuantizer(bits))
+    with network.graph.inserting_after(producer):
+        quantizer = network.graph.call_module(name, (producer,))
+    quantizer.meta = dict(producer.meta)
+    producer.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)

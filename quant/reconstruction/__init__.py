@@ -1,0 +1,1 @@
+"""The engine that optimises a unit: what AdaRound, QDrop and PD-Quant share."""

@@ -1,0 +1,260 @@
+"""The distribution correction of PD-Quant: Liu et al., "PD-Quant: Post-Training Quantization based
+on Prediction Difference Metric", CVPR 2023, arXiv:2212.07048, section 3.3.
+
+The float inputs x of a unit are moved, by Adam, to where the inputs of its batch norms have the
+mean and the deviation that training stored, without leaving the first x0 by much:
+
+    sum over batch norms of  mean_b sum_c (mean_hw(in) - mu)^2
+                           + mean_b sum_c (sqrt(var_hw(in) + EPS) - sqrt(var + EPS))^2
+    + mean_bhw sum_c (x - x0)^2 / lamb_c
+
+The result depends on the float network and the calibration images alone, so it is kept in a folder
+and serves all bit settings. Compared with the published code: no gradient of the weights is
+computed, the anchor's gradient is written down instead of differentiated, and units without batch
+norm are passed over.
+
+Letters: N images, B images in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.console import progress
+from common.errors import InputError, RunError
+from common.files import locked, read_torch_file, write_torch_file
+from quant.network.model import UNFOLDED_SPEC, QuantModel
+
+EPS = 1e-6
+BATCH = 32
+PLATEAU_FACTOR = 0.1
+PLATEAU_THRESHOLD = 1e-4  # relative gain below which a step does not count as better
+MIN_LR = 1e-5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorrectionSchedule:
+    """How the inputs are optimised.
+
+    Attributes:
+        lamb_c: divisor of the anchor; small holds the inputs fast.
+        steps: of Adam, per batch.
+        lr: its first learning rate, divided by 10 after ``patience`` steps without gain.
+    """
+
+    lamb_c: float
+    steps: int
+    lr: float
+
+    @property
+    def patience(self) -> int:
+        return max(1, self.steps // 5)
+
+
+class InputCorrection:
+    """Corrected inputs of all units of one network on one set of calibration images.
+
+    Args:
+        network: the float network, its batch norms unfolded.
+        images: (N, channels, height, width) calibration images.
+        folder: where the corrected inputs are kept; None keeps nothing.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        schedule: CorrectionSchedule,
+        folder: Path | None,
+        device: torch.device,
+    ):
+        self.chain = QuantModel(network, UNFOLDED_SPEC).to(device)
+        self.schedule = schedule
+        self.folder = None
+        if folder is not None:
+            self.folder = folder / f"distribution_{_key(self.chain, images, schedule)}"
+
+    def unit(self, index: int, name: str) -> nn.Module | None:
+        """The float unit with its batch norms; None where it has none and nothing is corrected.
+
+        Raises:
+            InputError: the unfolded network falls into other units than the folded one.
+        """
+        if self.chain.unit_names[index : index + 1] != [name]:
+            raise InputError(
+                f"network must fall into the same units with and without batch norms for the distribution "
+                f"correction, got none named {name!r} at place {index}"
+            )
+        unit = self.chain.units[index]
+        return unit if _norms(unit) else None
+
+    def corrected(self, index: int, name: str, inputs: Tensor) -> Tensor:
+        """The corrected form of ``inputs`` (N, ...), the float inputs of the unit ``index``; from
+        the folder where it has been made before.
+
+        Raises:
+            RunError: the objective is not finite.
+        """
+        if self.folder is None:
+            return self._correct(index, name, inputs)
+        path = self.folder / f"unit_{index:03d}.pt"
+        with locked(path.with_suffix(".lock")):
+            if path.exists():
+                return read_torch_file(path).to(inputs.device)
+            found = self._correct(index, name, inputs)
+            _keep(path, found)
+        return found
+
+    def _correct(self, index: int, name: str, inputs: Tensor) -> Tensor:
+        start = time.perf_counter()
+        unit = self.chain.units[index]
+        try:
+            found = correct_inputs(unit, inputs, self.schedule, self.chain.device)
+        except RunError as error:
+            raise RunError(f"unit {index} {name}: {error}") from None
+        logger.info(
+            "unit %d: distribution correction moved its inputs by %.1f %%, %.1f s",
+            *(index, 100 * float((found - inputs).norm() / inputs.norm())),
+            time.perf_counter() - start,
+        )
+        return found
+
+
+def _keep(path: Path, inputs: Tensor) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_torch_file(path, inputs.cpu())
+    except OSError as error:
+        logger.warning("corrected inputs are not kept for other runs: %s", error)
+
+
+def _key(chain: QuantModel, images: Tensor, schedule: CorrectionSchedule) -> str:
+    """16 hex digits that change with the network, the images, the schedule and what decides the bits
+    of sums: device, version, threads.
+    """
+    machine = (chain.device.type, torch.__version__, torch.get_num_threads())
+    digest = hashlib.sha256(repr((schedule, machine)).encode())
+    for tensor in (*chain.state_dict().values(), images):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _norms(unit: nn.Module) -> list[nn.BatchNorm2d]:
+    return [
+        module
+        for module in unit.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    ]
+
+
+def correct_inputs(
+    unit: nn.Module, inputs: Tensor, schedule: CorrectionSchedule, device: torch.device
+) -> Tensor:
+    """Correct (N, ...) ``inputs`` of a float unit batch by batch; the result lies where they lie.
+
+    Raises:
+        RunError: the objective is not finite.
+    """
+    batches = inputs.split(BATCH)
+    bar = progress(batches, "distribution correction", len(batches))
+    return torch.cat([_correct_batch(unit, b.to(device), schedule).to(b.device) for b in bar])
+
+
+def _correct_batch(unit: nn.Module, first: Tensor, schedule: CorrectionSchedule) -> Tensor:
+    inputs = first.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([inputs], lr=schedule.lr, fused=True)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        factor=PLATEAU_FACTOR,
+        patience=schedule.patience,
+        threshold=PLATEAU_THRESHOLD,
+        min_lr=MIN_LR,
+    )
+    for step in range(schedule.steps):
+        value = float(_objective_and_gradient(unit, inputs, first, schedule.lamb_c))
+        if not math.isfinite(value):
+            raise RunError(
+                f"objective of the distribution correction must be finite, got {value} at "
+                f"iteration {step + 1}; a lower bn_lr may help"
+            )
+        optimizer.step()
+        plateau.step(value)
+    return inputs.detach()
+
+
+def objective(unit: nn.Module, inputs: Tensor, first: Tensor, lamb_c: float) -> float:
+    """What the correction lowers, at ``inputs``; ``first`` are the uncorrected ones."""
+    probe = inputs.clone().requires_grad_(True)
+    return float(_objective_and_gradient(unit, probe, first, lamb_c))
+
+
+def _objective_and_gradient(
+    unit: nn.Module, inputs: Tensor, first: Tensor, lamb_c: float
+) -> Tensor:
+    """Value of the objective; its gradient goes to ``inputs.grad``."""
+    inputs.grad = None
+    with torch.enable_grad(), _watch(unit) as distances:
+        unit(inputs)
+        distance = torch.stack(distances).sum()
+        distance.backward()
+    moved = inputs.detach() - first
+    positions = moved.numel() / moved.shape[1]
+    assert inputs.grad is not None
+    inputs.grad.add_(moved, alpha=2.0 / (lamb_c * positions))
+    return distance.detach() + moved.square().sum() / (lamb_c * positions)
+
+
+@contextmanager
+def _watch(unit: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the statistics distance at each batch norm while the unit runs."""
+    distances: list[Tensor] = []
+
+    def note(norm: Any, arguments: tuple[Tensor]) -> None:
+        deviation = (norm.running_var + EPS).sqrt()
+        distances.append(_StatisticsDistance.apply(arguments[0], norm.running_mean, deviation))
+
+    handles = [norm.register_forward_pre_hook(note) for norm in _norms(unit)]
+    try:
+        yield distances
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _StatisticsDistance(torch.autograd.Function):
+    """Squared distance of each image's channel means and deviations from the stored ones, summed
+    over channels, averaged over images; the gradient is one affine function of the input per image
+    and channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+        variances, means = torch.var_mean(x, (2, 3), correction=min(1, x[0, 0].numel() - 1))
+        deviations = (variances + EPS).sqrt()
+        ctx.save_for_backward(x, means, deviations, mean, deviation)
+        distance = (means - mean).square().sum() + (deviations - deviation).square().sum()
+        return distance / len(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, means, deviations, mean, deviation = ctx.saved_tensors
+        positions = x.shape[2] * x.shape[3]
+        factor = 2.0 * grad / len(x)
+        slope = factor * (deviations - deviation) / deviations / max(1, positions - 1)
+        offset = factor * (means - mean) / positions - slope * means
+        return x * slope[:, :, None, None] + offset[:, :, None, None], None, None

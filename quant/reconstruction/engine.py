@@ -1,0 +1,156 @@
+"""The engine that optimises a unit: learned rounding and learned activation steps, jointly.
+
+Published form: BRECQ (Li et al., ICLR 2021, arXiv:2102.05426, section 3.2) for the blocks, AdaRound
+for the rounding, LSQ (Esser et al., ICLR 2020, arXiv:1902.08153) for the steps, QDrop (Wei et al.,
+ICLR 2022, arXiv:2203.05740) for the joint loop and the mixing. Compared with the code of QDrop and
+PD-Quant; where it departs from them:
+
+* Inputs and targets are cached unit by unit, so no prefix is ever run again.
+* Scales of activations are kept positive after every step (as in QDrop, unlike PD-Quant).
+* A quantizer that sees no gradient has no trainable step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from common.console import progress
+from quant.arithmetic.rounding import SoftRounding
+from quant.base import BaseQuantizationMethod
+from quant.network.chain import Task, UnitData, generator_for, nearest, run_unit, walk_chain
+from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.model import activation_quantizers, quant_layers
+from quant.reconstruction.distribution import InputCorrection
+from quant.reconstruction.prediction import PredictionDifference
+from quant.reconstruction.settings import ReconstructionSettings
+from quant.reconstruction.step import StepInput, UnitStep, cosine
+
+CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps between looks at the loss; on a GPU each look waits
+
+
+class ReconstructionMethod(BaseQuantizationMethod):
+    """What the methods share that reconstruct unit by unit; they differ in their settings."""
+
+    settings_class = ReconstructionSettings
+
+    def _quantize(self, task: Task) -> None:
+        refiner = _Refiner(task, self.settings)
+        walk_chain(task, nearest(self.settings.init_wmode, self.settings.init_amode), refiner)
+
+
+class _Refiner:
+    """Reconstructs each unit of a task, with the terms of PD-Quant that the settings switch on."""
+
+    def __init__(self, task: Task, settings: ReconstructionSettings):
+        self.settings = settings
+        self.reference = task.reference
+        self.probabilities: Tensor | None = None
+        if settings.prediction is not None:
+            logits = run_unit(task.reference, task.images, task.model.device)
+            softened = logits.to(task.model.device) / settings.prediction.temperature
+            self.probabilities = torch.softmax(softened, 1).to(logits.device)
+        self.correction: InputCorrection | None = None
+        if settings.correction is not None:
+            self.correction = InputCorrection(
+                task.network,
+                task.images,
+                settings.correction,
+                task.cache_dir,
+                task.model.device,
+            )
+
+    def __call__(self, data: UnitData) -> None:
+        reconstruct_unit(self._corrected(data), self.settings, self._prediction(data.index))
+
+    def _corrected(self, data: UnitData) -> UnitData:
+        unit = None if self.correction is None else self.correction.unit(data.index, data.name)
+        if self.correction is None or unit is None:
+            return data
+        inputs = self.correction.corrected(data.index, data.name, data.float_input)
+        target = run_unit(unit, inputs, data.device)
+        return dataclasses.replace(data, float_input=inputs, target=target)
+
+    def _prediction(self, index: int) -> PredictionDifference | None:
+        if self.probabilities is None or self.settings.prediction is None:
+            return None
+        tail = list(self.reference.units)[index + 1 :]
+        return PredictionDifference(self.probabilities, tail, self.settings.prediction)
+
+
+def reconstruct_unit(
+    data: UnitData,
+    settings: ReconstructionSettings,
+    prediction: PredictionDifference | None = None,
+) -> None:
+    """Optimise the roundings and activation steps of a nearest-rounded unit in place, then round
+    hard.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    layers = list(quant_layers(data.unit).values())
+    quantizers = list(activation_quantizers(data.unit).values())
+    if settings.iters_w == 0 or not layers + quantizers:
+        return
+    _start(layers, quantizers)
+    try:
+        _optimise(data, settings, prediction)
+    finally:
+        _finish(layers, quantizers)
+
+
+def _start(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
+    for layer in layers:
+        weight = layer.full_precision_weight()
+        layer.rounding = SoftRounding(weight, layer.scale, layer.zero_point, int(layer.bits))
+    for quantizer in quantizers:
+        quantizer.scale.requires_grad_(True)
+
+
+def _finish(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
+    for layer in layers:
+        if isinstance(layer.rounding, SoftRounding):
+            layer.codes = layer.rounding.hard_codes()
+            layer.rounding = None
+    for quantizer in quantizers:
+        quantizer.scale = quantizer.scale.detach()
+        quantizer.mask = None
+
+
+@torch.enable_grad()
+def _optimise(
+    data: UnitData, settings: ReconstructionSettings, prediction: PredictionDifference | None
+) -> None:
+    steps = settings.iters_w
+    generator = generator_for(settings.seed, data.index, data.device)
+    picks = _draw_batches(data, settings, generator)
+    with closing(UnitStep(data, settings, generator, prediction)) as unit_step:
+        for step in progress(range(1, steps + 1), f"unit {data.index} {data.name}"):
+            penalised = step >= settings.warmup * steps and settings.weight > 0
+            exponent = penalty_exponent(step, settings) if penalised else None
+            unit_step.run(StepInput(picks[step - 1], exponent, cosine(step, steps, settings.lr)))
+            if step % CHECK_EVERY[data.device.type] == 0 or step == steps:
+                unit_step.check()
+
+
+def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:
+    """The exponent falls linearly from ``b_start`` at the end of the warm-up to ``b_end`` at the
+    last step.
+    """
+    start = settings.warmup * settings.iters_w
+    left = 1.0 - (step - start) / max(settings.iters_w - start, 1.0)
+    return settings.b_end + (settings.b_start - settings.b_end) * max(0.0, left)
+
+
+def _draw_batches(
+    data: UnitData, settings: ReconstructionSettings, generator: torch.Generator
+) -> Tensor:
+    """Image indices of every step, with replacement: (steps, batch), where the cache lies."""
+    shape = (settings.iters_w, settings.batch_size_recon)
+    count = len(data.quant_input)
+    picks = torch.randint(count, shape, generator=generator, device=data.device)
+    return picks.to(data.quant_input.device)
