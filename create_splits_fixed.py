@@ -24,7 +24,7 @@ from common.errors import InputError
 from common.files import require_writable
 from common.flags import FlagParser
 from common.torch_setup import require_seed
-from experts.sources import read_source_labels, resolve_source
+from experts.images import read_source_labels, resolve_source
 from experts.splits import SPLITS, SplitRequest, Splits, different_file, draw_splits, write_splits
 
 DEFAULT_SEED = 42

@@ -28,21 +28,21 @@ from typing import Any
 
 import yaml
 
-from bitwidth_settings import add_sweep_flags, sweep_settings
 from common.console import EXIT_FAILED, EXIT_OK, EXIT_UNSAVED, run_main, setup_logging, write_stdout
 from common.errors import InputError, require_known
 from common.flags import FlagParser
 from common.remote import is_url
 from export.settings import add_export_flags, optional_export_settings
-from job import Record, prepare
 from loaders import DATASETS, resolve_dataset
 from logits_io.formats import COMPRESSIONS, FORMATS
 from models import CHECKPOINT_FORMATS, PLAIN, brecq, get_entry
-from pipeline import Stages, run
+from pipeline.bitwidth_flags import add_sweep_flags, sweep_settings
+from pipeline.job import Record, prepare
+from pipeline.recipes import load_recipe
+from pipeline.results import format_table
+from pipeline.stages import Stages, run
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.settings import flag_name, setting_type
-from recipes import load_recipe
-from reporting import format_table
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_OUTPUT = "outputs"

@@ -37,6 +37,7 @@ from experts.checkpoints import (
     load_expert,
 )
 from experts.console import Console, add_console_flags, add_data_flags, console_of
+from experts.images import Choice, choose, default_backbone, network_input
 from experts.recompute import (
     Candidate,
     Images,
@@ -48,9 +49,8 @@ from experts.recompute import (
     require_same_slug,
 )
 from experts.schedules import EXPERTS, TWO_STAGES, Overrides, expert_names
-from experts.sources import Choice, choose, default_backbone, network_input
 from experts.splits import SPLITS
-from experts.stored import check_indices
+from experts.stored_splits import check_indices
 from experts.training import TrainingOptions, train_all
 from experts.training_data import read_training_data
 from logits_io.npz import npz_path

@@ -23,9 +23,9 @@ from common.files import require_writable
 from common.flags import FlagParser
 from common.torch_setup import pick_device, require_seed
 from experts.console import Console, add_console_flags, add_data_flags, console_of
+from experts.images import Choice, choose, default_backbone
 from experts.losses import DEFAULT_TAU
 from experts.schedules import EXPERTS, TWO_STAGES, Overrides, expert_names
-from experts.sources import Choice, choose, default_backbone
 from experts.training import TrainingOptions, finished, train_all
 from experts.training_data import read_training_data
 from models.expert import resolve_backbone

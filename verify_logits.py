@@ -25,10 +25,10 @@ from common.errors import InputError, RunError
 from common.files import require_writable, write_json
 from common.flags import FlagParser
 from experts.console import add_console_flags, add_data_flags, console_of
-from experts.figures import DEFAULT_THRESHOLD, GROUP_RULES, class_groups
+from experts.metrics import DEFAULT_THRESHOLD, GROUP_RULES, class_groups
 from experts.schedules import EXPERTS
 from experts.splits import SPLITS
-from experts.stored import StoredSplits, read_splits, splits_folder
+from experts.stored_splits import StoredSplits, read_splits, splits_folder
 from experts.verification import FAIL, METRICS, WARN, Rules, cross_checks, verify_file
 from experts.verification_report import (
     BAR_LABELS,
@@ -251,7 +251,7 @@ def read_labels(
     """
     if options.against_data == "no":
         return None
-    from experts.sources import read_source_labels
+    from experts.images import read_source_labels
 
     try:
         return read_source_labels(splits.dataset, options.data_root)

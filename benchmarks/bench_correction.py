@@ -29,7 +29,7 @@ from common.console import EXIT_OK
 from correction import GridRequest, Setting, fit_grid
 from evaluation.metrics import Scorer
 from logits_io.naming import FULL_PRECISION
-from reporting import score
+from pipeline.results import score
 
 ALPHAS, CLUSTERS, DIMS = (0.2, 0.6, 1.0), (8, 16, 64), (25, 50, 100)
 FIT = 10_000

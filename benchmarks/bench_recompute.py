@@ -25,9 +25,9 @@ from benchmarks.cifar_runs import table_head, table_line
 from common.console import EXIT_OK
 from common.torch_setup import seed_all
 from experts.checkpoints import Found
+from experts.images import Choice, Sources
 from experts.recompute import Images, Request, Source, compute_split, load_candidate
-from experts.sources import Choice, Sources
-from experts.stored import StoredSplits
+from experts.stored_splits import StoredSplits
 from loaders.imageset import MemoryImages
 from models.expert import BACKBONES, Expert
 

@@ -21,7 +21,7 @@ from common.files import sha256_file, write_json
 from common.provenance import utc_now
 from evaluation.inference import Inference, infer_logits
 from experts.checkpoints import Found, LoadedExpert, load_expert
-from experts.sources import Choice, Sources, network_input, open_sources
+from experts.images import Choice, Sources, network_input, open_sources
 from experts.splits import list_digest
 from loaders import ImageSet
 from loaders.transforms import Preprocess

@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import RunError
 from common.files import write_json
 from common.provenance import utc_now
-from experts.profile import draw_train, exponential_counts, split_pool
+from experts.class_counts import draw_train, exponential_counts, split_pool
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val", "tunev")

@@ -28,8 +28,8 @@ from common.torch_setup import seed_all
 from evaluation.inference import infer_logits
 from experts.calibration import calibrate
 from experts.checkpoints import CALIBRATED, checkpoint_path, load_expert, save_expert
-from experts.figures import class_groups, expert_figures
 from experts.losses import DEFAULT_TAU, make_loss
+from experts.metrics import class_groups, expert_figures
 from experts.schedules import EXPERTS, GAMMA, MOMENTUM, TWO_STAGES, Schedule
 from experts.training_data import TrainingData
 from loaders import ImageSet

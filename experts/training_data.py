@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from experts.sources import Choice, network_input, open_sources
+from experts.images import Choice, network_input, open_sources
 from experts.splits import list_digest
-from experts.stored import StoredSplits, check_indices
+from experts.stored_splits import StoredSplits, check_indices
 from loaders import ImageSet
 from loaders.transforms import Preprocess
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import sha256_file
-from experts.figures import ExpertFigures, expert_figures
+from experts.metrics import ExpertFigures, expert_figures
 from experts.splits import list_digest
-from experts.stored import StoredSplits
+from experts.stored_splits import StoredSplits
 from logits_io.npz import npz_path, read_npz, read_side, side_path
 
 PASS, FAIL, WARN, SKIPPED = "pass", "fail", "warn", "skipped"

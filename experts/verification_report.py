@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import atomic_file
 from experts.console import Console
-from experts.figures import GROUPS
+from experts.metrics import GROUPS
 from experts.verification import FAIL, SKIPPED, WARN, Check, FileResult
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Any
 from common.console import EXIT_OK
 from plots.axes import save_figure
 from plots.sweep import sweep_figure
-from quantization_log import Row, append_row, log_row, read_log
 from sweeps.engine import MAIN_SCRIPT
+from sweeps.gpfq_log import Row, append_row, log_row, read_log
 
 RECORD = "run.json"
 METHOD = "gpfq"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from bitwidth_sweep import _Prefix
 from common.errors import InputError
 from main_imagenet import main
+from pipeline.bitwidth_stage import _Prefix
 from quant import QuantizationManager
 from quant.bitwidth.__main__ import main as replot
 from quant.bitwidth.assignments import (

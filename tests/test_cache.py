@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-import inference
 from common.files import locked
 from evaluation.inference import infer_logits
 from loaders import load_dataset
 from loaders.imageset import FileImages
 from loaders.transforms import Preprocess
 from main_imagenet import main
+from pipeline import networks as inference
 from tests.conftest import QUICK
 
 PLAIN = Preprocess((0.5,) * 3, (0.25,) * 3)

@@ -12,9 +12,9 @@ from scipy.optimize import minimize_scalar
 
 from common.errors import InputError
 from experts.calibration import calibrate, fit_temperature, negative_log_likelihood
-from experts.figures import class_groups, expert_figures
+from experts.class_counts import exponential_counts
 from experts.losses import make_loss
-from experts.profile import exponential_counts
+from experts.metrics import class_groups, expert_figures
 from experts.schedules import Overrides, expert_names
 from experts.training import balanced_order
 from models.expert import Expert

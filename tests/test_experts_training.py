@@ -12,7 +12,7 @@ import torch
 import train_experts
 from experts import training
 from experts.checkpoints import load_expert
-from experts.stored import read_splits
+from experts.stored_splits import read_splits
 from tests.conftest import PROJECT
 
 BEST_KEYS = {

@@ -26,7 +26,7 @@ SPLITS = ("val", "test", "tunev")
 
 @pytest.fixture(scope="module")
 def digits_labels() -> np.ndarray:
-    from experts.sources import read_source_labels
+    from experts.images import read_source_labels
 
     return read_source_labels("digits", None)["test"]
 

@@ -18,9 +18,7 @@ FLOORS = (
     ("common",),
     ("evaluation",),
     ("correction", "loaders", "logits_io", "quant"),
-    ("quantization_log", "recipes", "export", "models", "plots"),
-    ("reporting", "job", "inference", "bitwidth_settings"),
-    ("bitwidth_sweep", "summary"),
+    ("export", "models", "plots"),
     ("any_precision", "experts", "pipeline", "sweeps"),
 )
 QUANT_FLOORS = (

@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 
-import inference
 import main_imagenet
 import verify_logits
 from common.files import sha256_file
@@ -24,6 +23,7 @@ from loaders import load_dataset
 from logits_io import LogitsAnalyzer
 from main_imagenet import build_parser, main
 from models import get_entry, load_model
+from pipeline import networks as inference
 from tests.conftest import GRID, PROJECT, QUICK, TAG, write_cifar10
 
 LAST = "alpha1.0_clusters4_pca5_digits_resnet_w4bit_a4bit"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import pipeline
 from common.errors import InputError
 from logits_io import LogitsAnalyzer, writer
 from main_imagenet import main
 from models import get_entry
 from models.cifar_resnet import CifarResNet
+from pipeline import stages as pipeline
 from tests.conftest import QUICK, TAG
 
 

@@ -7,12 +7,12 @@ import json
 import pytest
 
 import main_imagenet
-import recipes
 from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan
 from models import brecq
 from models.digits import DIGITS_ENTRY
-from recipes import Recipe, list_recipes, load_recipe
+from pipeline import recipes
+from pipeline.recipes import Recipe, list_recipes, load_recipe
 
 DIGITS = """source: a table that was made up
 settings: none

@@ -54,7 +54,7 @@ def test_every_expert_and_split_is_written(lab, logits):
 
 
 def test_logits_are_those_of_the_network(lab, logits):
-    from experts.sources import network_input, open_sources
+    from experts.images import network_input, open_sources
 
     sources = open_sources("digits", None, network_input("digits", "cifar_resnet32"), False, None)
     found = arrays(logits)

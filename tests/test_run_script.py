@@ -14,8 +14,8 @@ from common.errors import InputError
 from models import get_entry, load_model, load_quantized
 from plots.sweep import sweep_figure
 from quant import zero_share
-from quantization_log import COLUMNS, append_row, read_log
 from sweeps import gpfq
+from sweeps.gpfq_log import COLUMNS, append_row, read_log
 
 SPECIFIED = """Model Name, Dataset, Quantization Batch Size, Original Top1 Accuracy, Quantized Top1
 Accuracy, Original Top5 Accuracy, Quantized Top5 Accuracy, Bits, MLP_Alphabet_Scalar,

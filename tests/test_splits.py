@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import InputError
 from create_splits_fixed import main
-from experts.profile import draw_train, exponential_counts, split_pool
+from experts.class_counts import draw_train, exponential_counts, split_pool
 from experts.splits import SplitRequest, draw_splits, list_digest
 from tests.conftest import write_cifar10
 

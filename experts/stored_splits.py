@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from experts.profile import MAX_PER_CLASS
+from experts.class_counts import MAX_PER_CLASS
 from experts.splits import SplitRequest, list_digest
 
 SUFFIX = "_splits_fixed"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
-from experts.stored import StoredSplits, read_splits, splits_folder
+from experts.stored_splits import StoredSplits, read_splits, splits_folder
 from loaders import ImageSet, load_dataset, resolve_dataset
 from loaders.transforms import Preprocess
 from models.digits import DIGITS_ENTRY

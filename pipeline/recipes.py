@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import InputError, require_known
 from common.flags import parse_yaml
 
-FOLDER = Path(__file__).resolve().parent / "configs" / "recipes"
+FOLDER = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 FLOAT_TOLERANCE = 1.0  # points of Top-1
 
 

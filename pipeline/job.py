@@ -18,8 +18,8 @@ from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShap
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from logits_io import LogitsAnalyzer, RunName
 from models import LoadedModel, entry_for, load_model
+from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod
-from recipes import Recipe, load_recipe
 
 DEFAULT_SHRINKAGE = 10.0
 FITTING_FLAGS = (

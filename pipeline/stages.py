@@ -18,8 +18,6 @@ import torch
 import yaml
 from torch import nn
 
-from bitwidth_settings import SweepSettings
-from bitwidth_sweep import SweepJob, run_sweep
 from common.console import log_to_file, progress
 from common.errors import InputError, RunError
 from common.files import atomic_file, atomic_folder, write_json
@@ -31,14 +29,16 @@ from evaluation.inference import Inference
 from evaluation.metrics import Scorer, topk_accuracy
 from export.reporting import NOTES, ONNX_FILE, REPORT_FILE, ExportJob, export_and_verify
 from export.settings import ExportSettings
-from inference import NetworkPair
-from job import Job
 from loaders import ImageSet
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
+from pipeline.bitwidth_flags import SweepSettings
+from pipeline.bitwidth_stage import SweepJob, run_sweep
+from pipeline.job import Job
+from pipeline.networks import NetworkPair
+from pipeline.results import Row, RunBoard, as_records, mark, score, warning_signs
+from pipeline.summary import Summary
 from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
 from quant.arithmetic.packing import float_bytes, theoretical_bytes
-from reporting import Row, RunBoard, as_records, mark, score, warning_signs
-from summary import Summary
 
 MODEL_FILE = "quantized_model.pt"
 CORRECTION_FILE = "correction.npz"

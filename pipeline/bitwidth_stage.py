@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwidth_settings import SweepSettings
 from common.console import progress
 from evaluation.metrics import kl_divergence, log_softmax, topk_accuracy
 from loaders import ImageSet
+from pipeline.bitwidth_flags import SweepSettings
 from plots.axes import save_figure
 from plots.bitwidth import sweep_figure
 from quant import BaseQuantizationMethod, QuantModel

@@ -12,9 +12,9 @@ from evaluation.inference import Inference
 from logits_io.comparison import Comparison, compare_logits
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED
 from logits_io.tables import write_records
+from pipeline.results import Row, as_records
 from plots.axes import save_figure
 from plots.run import class_figure, cluster_figure, grid_figure, reliability_figure, scatter_figure
-from reporting import Row, as_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

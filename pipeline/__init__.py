@@ -1,0 +1,1 @@
+"""One run of main_imagenet.py: quantize, run both networks, correct, save."""
