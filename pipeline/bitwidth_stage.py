@@ -253,7 +253,7 @@ class _Sweep:
 
     def _layer_table(self) -> list[dict[str, Any]]:
         """Every layer; those fixed at their bits are not drawn and in no average."""
-        fixed = fixed_layers(self.job.quantized, self.job.network)
+        fixed = fixed_layers(self.job.quantized)
         table = [
             {"name": name, "weights": layer.num_weights, "macs": layer.macs, "fixed": False}
             for name, layer in self.layers

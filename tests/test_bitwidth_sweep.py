@@ -68,11 +68,11 @@ def sweep(network, calibration, bank="rtn", act="fixed", **settings):
 def test_stem_and_head_are_fixed(tiny, calibration):
     _, quantized = quantize(tiny, calibration, n_bits_w=4, n_bits_a=4)
     names = list(quant_layers(quantized))
-    assert fixed_layers(quantized, tiny) == {names[0], names[-1]}
+    assert fixed_layers(quantized) == {names[0], names[-1]}
     _, quantized = quantize(tiny, calibration, n_bits_w=8, n_bits_a=4)  # the number does not tell
-    assert fixed_layers(quantized, tiny) == {names[0], names[-1]}
+    assert fixed_layers(quantized) == {names[0], names[-1]}
     _, quantized = quantize(tiny, calibration, n_bits_w=4, disable_8bit_head_stem=True)
-    assert fixed_layers(quantized, tiny) == set()
+    assert fixed_layers(quantized) == set()
 
 
 @pytest.mark.parametrize("bank", ["rtn", "uniform_runs"])

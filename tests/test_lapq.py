@@ -124,6 +124,42 @@ def test_the_loss_from_a_changed_module_is_the_whole_loss(tiny_network):
         assert kept(first, [module for _, module in changed]) == anew(0)
 
 
+def scaled_modules(model: QuantModel) -> list:
+    return [*quant_layers(model).values(), *activation_quantizers(model).values()]
+
+
+@pytest.mark.parametrize(("n_bits_w", "n_bits_a"), [(8, 8), (8, 4), (4, 8), (4, 4)])
+def test_the_ends_keep_the_ranges_of_the_start_at_any_bits(
+    tiny_network, tiny_images, monkeypatch, n_bits_w, n_bits_a
+):
+    bits = {"n_bits_w": n_bits_w, "n_bits_a": n_bits_a}
+    start = quantized(tiny_network, [tiny_images], **bits, powell_maxiter=0, gradient_steps=0)
+    searches = []
+    powell = step_search.StepSearch.powell
+    monkeypatch.setattr(
+        step_search.StepSearch,
+        "powell",
+        lambda self, start: searches.append(self) or powell(self, start),
+    )
+    found = quantized(tiny_network, [tiny_images], **bits)
+    kept = [
+        torch.equal(before.scale, after.scale)
+        for before, after in zip(scaled_modules(start), scaled_modules(found), strict=True)
+        if after.is_end
+    ]
+    assert kept == [True, True, True]
+    tensors = searches[0].tensors.modules
+    searched = [tensors[index] for index in searches[0].free]
+    assert searched == [module for module in tensors if not module.is_end]
+
+
+def test_stem_head_and_what_feeds_the_head_are_the_ends(tiny_network, tiny_images):
+    model = quantized(tiny_network, [tiny_images], powell_maxiter=0, gradient_steps=0)
+    layers, quantizers = quant_layers(model), activation_quantizers(model)
+    assert [i for i, layer in enumerate(layers.values()) if layer.is_end] == [0, len(layers) - 1]
+    assert [q.is_end for q in quantizers.values()] == [False] * (len(quantizers) - 1) + [True]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

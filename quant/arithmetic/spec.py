@@ -36,14 +36,17 @@ class QuantSpec:
 
     def weight_bits(self, is_end: bool) -> int:
         """Bits of a weight; ``is_end``: it belongs to the stem or the head."""
-        return (
-            max(self.n_bits_w, HEAD_STEM_BITS) if is_end and self.head_stem_8bit else self.n_bits_w
-        )
+        return self._bits(self.n_bits_w, is_end)
 
     def activation_bits(self, is_end: bool) -> int:
         """Bits of an activation; ``is_end``: it feeds the head, or the stem made it where outputs
         are quantized.
         """
-        return (
-            max(self.n_bits_a, HEAD_STEM_BITS) if is_end and self.head_stem_8bit else self.n_bits_a
-        )
+        return self._bits(self.n_bits_a, is_end)
+
+    def is_fixed(self, is_end: bool) -> bool:
+        """Whether a tensor has bits of its own, which searches and bitwidth sweeps leave alone."""
+        return is_end and self.head_stem_8bit
+
+    def _bits(self, bits: int, is_end: bool) -> int:
+        return max(bits, HEAD_STEM_BITS) if self.is_fixed(is_end) else bits

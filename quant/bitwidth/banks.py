@@ -171,7 +171,7 @@ def build_sweep(quantized: QuantModel, request: BankRequest) -> SweepModel:
     Raises:
         InputError: no layer has weights that can change.
     """
-    fixed = fixed_layers(quantized, request.network)
+    fixed = fixed_layers(quantized)
     names = [name for name in quant_layers(quantized) if name not in fixed]
     if not names:
         raise InputError("bitwidth_sweep must have a layer whose bits may change, got none")
@@ -195,12 +195,10 @@ def build_sweep(quantized: QuantModel, request: BankRequest) -> SweepModel:
     return SweepModel(quantized, banks, request.act_rule, act_states)
 
 
-def fixed_layers(quantized: QuantModel, network: nn.Module) -> set[str]:
-    """The layers whose bits the setting of the weights does not change: stem and head at 8 bits."""
-    low, high = (
-        quant_layers(QuantModel(network, replace(quantized.spec, n_bits_w=bits))) for bits in (3, 4)
-    )
-    return {name for name in low if int(low[name].bits) == int(high[name].bits)}
+def fixed_layers(quantized: QuantModel) -> set[str]:
+    """The layers with bits of their own: stem and head, unless these take the bits of all."""
+    layers = quant_layers(quantized)
+    return {name for name, layer in layers.items() if quantized.spec.is_fixed(layer.is_end)}
 
 
 def _state(layer: QuantLayer) -> LayerState:

@@ -21,7 +21,8 @@ class QuantLayer(nn.Module):
 
     ``quantized`` switches between the quantized and the full-precision weight. The latter exists
     while a network is being quantized; it is no part of the ``state_dict``, and a loaded layer has
-    none. While ``rounding`` is set, the weight is what that makes of it.
+    none. While ``rounding`` is set, the weight is what that makes of it. ``is_end`` tells the stem and the
+    head from the layers between them.
     """
 
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
@@ -33,12 +34,15 @@ class QuantLayer(nn.Module):
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool):
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool, is_end: bool = False
+    ):
         super().__init__()
         weight = layer.weight.detach().clone()
         channels = weight.shape[0] if per_channel else 1
         shape = (channels,) + (1,) * (weight.dim() - 1)
         self.per_channel = per_channel
+        self.is_end = is_end
         self.quantized = False
         self.rounding: Rounding | None = None
         self.register_buffer("weight", weight, persistent=False)
@@ -141,8 +145,8 @@ class QuantLayer(nn.Module):
 class QuantConv2d(QuantLayer):
     """``nn.Conv2d`` with a quantized weight."""
 
-    def __init__(self, layer: nn.Conv2d, bits: int, per_channel: bool):
-        super().__init__(layer, bits, per_channel)
+    def __init__(self, layer: nn.Conv2d, bits: int, per_channel: bool, is_end: bool = False):
+        super().__init__(layer, bits, per_channel, is_end)
         self.stride = layer.stride
         self.padding = layer.padding
         self.dilation = layer.dilation
@@ -171,17 +175,20 @@ class ActivationQuantizer(nn.Module):
     """Fake-quantizes one tensor, with one scale and zero point or with one per channel; the identity
     until ``quantized`` is set.
 
-    ``num_bits`` is the number of bits, the largest where channels differ. While ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022,
-    section 4.3); used during reconstruction only. The arithmetic is float32 under autocast too.
+    ``num_bits`` is the number of bits, the largest where channels differ. ``is_end`` tells the tensor
+    that feeds the head (or that the stem puts out, where outputs are quantized) from the others. While
+    ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022, section 4.3);
+    used during reconstruction only. The arithmetic is float32 under autocast too.
     """
 
     scale: Tensor  # scalar or (1, C, 1, ...), float32
     zero_point: Tensor  # shape of scale, float32 with integer values
     bits: Tensor  # scalar, or the shape of scale where channels differ; int64
 
-    def __init__(self, bits: int):
+    def __init__(self, bits: int, is_end: bool = False):
         super().__init__()
         self.num_bits = bits
+        self.is_end = is_end
         self.quantized = False
         self.mask: Tensor | None = None
         self.register_buffer("scale", torch.tensor(1.0))

@@ -77,63 +77,51 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
     layers = [node for node in network.graph.nodes if is_layer(network, node)]
     if not layers:
         raise InputError("network must have at least one Conv2d or Linear layer, got none")
-    weights = _weight_bits(network, layers, spec)
-    activations = _input_bits(network, layers, spec)
-    if spec.act_points == "outputs":
-        activations = _output_bits(network, layers, spec)
+    weights = _weights(network, layers)
+    find = _layer_outputs if spec.act_points == "outputs" else _layer_inputs
+    activations = find(network, layers)
     if spec.float_ends:
         convolutions = [node for node in layers if _is_convolution(network, node)]
         inner = set(convolutions[1:-1])
-        weights = {node: bits for node, bits in weights.items() if node in inner}
+        weights = {node: is_end for node, is_end in weights.items() if node in inner}
         activations = dict(list(activations.items())[1:-1])
-    for node, bits in weights.items():
-        _replace_layer(network, node, bits, spec.channel_wise)
-    for node, bits in activations.items():
-        _insert_activation_quantizer(network, node, bits)
+    if spec.n_bits_w != NOT_QUANTIZED:
+        for node, is_end in weights.items():
+            _replace_layer(network, node, spec, is_end)
+    if spec.n_bits_a != NOT_QUANTIZED:
+        for node, is_end in activations.items():
+            _insert_activation_quantizer(network, node, spec, is_end)
     network.graph.lint()
     network.recompile()
 
 
-def _weight_bits(
-    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
-) -> dict[fx.Node, int]:
-    """Bits of the layers whose weights are quantized."""
-    if spec.n_bits_w == NOT_QUANTIZED:
-        return {}
-    ends = {node for node in layers if _is_stem(network, node)} | {layers[-1]}
-    return {node: spec.weight_bits(node in ends) for node in layers}
+def _weights(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
+    """Each layer, and whether it is an end: it reads the image, or is the last one."""
+    return {node: node is layers[-1] or _is_stem(network, node) for node in layers}
 
 
-def _input_bits(
-    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
-) -> dict[fx.Node, int]:
-    """Bits of the nodes that compute what a layer reads, the image left out, in the order of the
-    layers.
+def _layer_inputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
+    """Each node that computes what a layer reads, the image left out, in the order of the layers, and
+    whether it feeds the last layer.
     """
-    bits: dict[fx.Node, int] = {}
-    if spec.n_bits_a == NOT_QUANTIZED:
-        return bits
+    found: dict[fx.Node, bool] = {}
     for node in layers:
         producer = _producer(network, node.all_input_nodes[0])
         if producer.op != "placeholder":
-            bits[producer] = max(bits.get(producer, 0), spec.activation_bits(node is layers[-1]))
-    return bits
+            found[producer] = found.get(producer, False) or node is layers[-1]
+    return found
 
 
-def _output_bits(
-    network: fx.GraphModule, layers: list[fx.Node], spec: QuantSpec
-) -> dict[fx.Node, int]:
-    """Bits of the outputs of the convolutions, or of the ReLU that alone reads such an output."""
-    bits: dict[fx.Node, int] = {}
-    if spec.n_bits_a == NOT_QUANTIZED:
-        return bits
+def _layer_outputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
+    """Each convolution, or the ReLU that alone reads it, and whether the convolution reads the image."""
+    found: dict[fx.Node, bool] = {}
     for node in layers:
         if not _is_convolution(network, node):
             continue
         readers = list(node.users)
         last = readers[0] if len(readers) == 1 and is_relu(network, readers[0]) else node
-        bits[last] = spec.activation_bits(_is_stem(network, node))
-    return bits
+        found[last] = _is_stem(network, node)
+    return found
 
 
 def _is_stem(network: fx.GraphModule, layer: fx.Node) -> bool:
@@ -164,17 +152,20 @@ def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
     return node
 
 
-def _replace_layer(network: fx.GraphModule, node: fx.Node, bits: int, per_channel: bool) -> None:
+def _replace_layer(network: fx.GraphModule, node: fx.Node, spec: QuantSpec, is_end: bool) -> None:
     layer = called_module(network, node)
+    bits = spec.weight_bits(is_end)
     if isinstance(layer, nn.Conv2d):
-        network.set_submodule(str(node.target), QuantConv2d(layer, bits, per_channel))
+        network.set_submodule(str(node.target), QuantConv2d(layer, bits, spec.channel_wise, is_end))
     elif isinstance(layer, nn.Linear):
-        network.set_submodule(str(node.target), QuantLinear(layer, bits, per_channel))
+        network.set_submodule(str(node.target), QuantLinear(layer, bits, spec.channel_wise, is_end))
 
 
-def _insert_activation_quantizer(network: fx.GraphModule, producer: fx.Node, bits: int) -> None:
+def _insert_activation_quantizer(
+    network: fx.GraphModule, producer: fx.Node, spec: QuantSpec, is_end: bool
+) -> None:
     name = f"quantizer_{producer.name}"
-    network.add_submodule(name, ActivationQuantizer(bits))
+    network.add_submodule(name, ActivationQuantizer(spec.activation_bits(is_end), is_end))
     with network.graph.inserting_after(producer):
         quantizer = network.graph.call_module(name, (producer,))
     quantizer.meta = dict(producer.meta)

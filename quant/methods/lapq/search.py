@@ -65,13 +65,8 @@ class Tensors:
             module.match_moments(mean=True)
 
     def free(self, spec: QuantSpec) -> list[int]:
-        """The tensors whose steps are searched: those with the bits asked for, not the 8-bit ends."""
-        return [
-            index
-            for index, module in enumerate(self.modules)
-            if int(module.bits)
-            == (spec.n_bits_w if isinstance(module, QuantLayer) else spec.n_bits_a)
-        ]
+        """The tensors whose steps are searched: all but the ends that have bits of their own."""
+        return [i for i, module in enumerate(self.modules) if not spec.is_fixed(module.is_end)]
 
     def qparams(self) -> list[QParams]:
         return [(module.scale, module.zero_point) for module in self.modules]
