@@ -114,6 +114,31 @@ def log_to_file(path: Path, append: bool = False) -> Iterator[None]:
             handler.close()
 
 
+class _Collector(logging.Handler):
+    """Keeps the text of every warning and error, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """The texts of the warnings and errors that are logged while the block runs."""
+    collector = _Collector()
+    root = logging.getLogger()
+    root.addHandler(collector)
+    try:
+        yield collector.texts
+    finally:
+        root.removeHandler(collector)
+
+
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """A progress bar on stderr; silent when stderr is no terminal."""
     from tqdm import tqdm

@@ -86,14 +86,18 @@ class FlagParser(argparse.ArgumentParser):
         return parsed
 
     def _canonical(self, argument: str) -> str:
-        """``--n-bits-w=4`` as ``--n_bits_w=4``, where only the underscore form is a flag."""
+        """``--n-bits-w=4`` as ``--n_bits_w=4`` and ``--no_plots`` as ``--no-plots``, where only these
+        are flags.
+        """
         name, equals, value = argument.partition("=")
         if not name.startswith("--") or name in self._option_string_actions:
             return argument
-        body = name.removeprefix("--")
-        for prefix in ("", "no-"):
-            candidate = f"--{prefix}{body.removeprefix(prefix).replace('-', '_')}"
-            if body.startswith(prefix) and candidate in self._option_string_actions:
+        body = name.removeprefix("--").replace("-", "_")
+        candidates = [f"--{body}"]
+        if body.startswith("no_"):
+            candidates.append(f"--no-{body.removeprefix('no_')}")
+        for candidate in candidates:
+            if candidate in self._option_string_actions:
                 return candidate + equals + value
         return argument
 
@@ -125,6 +129,17 @@ class FlagParser(argparse.ArgumentParser):
             require_known(f"flag in {source}", str(key), known)
             arguments += _as_arguments(str(key), value, self.flags()[key])
         return arguments
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1, as the type of a flag.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def parse_yaml(text: str) -> Any:

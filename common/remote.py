@@ -8,8 +8,6 @@ from typing import Any
 
 from common.errors import InputError
 
-LAST_NAMES = ("_metadata.csv", "run.json")  # what says that the others are there comes last
-
 
 def is_url(text: str) -> bool:
     return "://" in text
@@ -36,26 +34,33 @@ class Remote:
             raise InputError(f"{url}: must be storage that fsspec reaches, got: {error}") from None
 
     def put_folder(
-        self, local: Path, name: str, replaced: Callable[[str], bool] = lambda name: False
+        self,
+        local: Path,
+        name: str,
+        last: tuple[str, ...],
+        replaced: Callable[[str], bool] = lambda name: False,
     ) -> None:
-        """Copy a local folder to the remote folder ``name``, metadata and records last.
+        """Copy a local folder to the remote folder ``name``.
 
         Args:
+            last: endings of the files that are copied last, since they say that the others are there.
             replaced: whether a file of that name, which is there but not here, goes.
 
         Raises:
             OSError: the storage cannot be written.
         """
         try:
-            self._put_folder(local, name, replaced)
+            self._put_folder(local, name, last, replaced)
         except OSError:
             raise
         except Exception as error:  # storages raise what they like
             raise OSError(f"{self.url} could not be written: {error}") from error
 
-    def _put_folder(self, local: Path, name: str, replaced: Callable[[str], bool]) -> None:
+    def _put_folder(
+        self, local: Path, name: str, last: tuple[str, ...], replaced: Callable[[str], bool]
+    ) -> None:
         files = [path for path in sorted(local.rglob("*")) if path.is_file()]
-        files.sort(key=lambda path: path.name.endswith(LAST_NAMES))
+        files.sort(key=lambda path: path.name.endswith(last))
         target = f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
         before = set(self.storage.find(target)) if self.storage.exists(target) else set()
         sent = set()

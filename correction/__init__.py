@@ -5,9 +5,10 @@ torch.
 from correction.baselines import RidgeMap
 from correction.checks import MAX_LOGIT
 from correction.cluster_affine import ClusterAffineCorrection
-from correction.loaded import LoadedCorrection
+from correction.loaded import LoadedCorrection, NoCorrection
 from correction.selection import (
     CorrectionGrid,
+    Corrections,
     GridRequest,
     GridShape,
     Setting,
@@ -20,9 +21,11 @@ __all__ = [
     "MAX_LOGIT",
     "ClusterAffineCorrection",
     "CorrectionGrid",
+    "Corrections",
     "GridRequest",
     "GridShape",
     "LoadedCorrection",
+    "NoCorrection",
     "RidgeMap",
     "Setting",
     "SettingResult",

@@ -1,4 +1,4 @@
-"""A correction from a file in the place of a fitted grid."""
+"""What stands in the place of a fitted grid: a correction from a file, or none."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 from correction.cluster_affine import ClusterAffineCorrection
 from correction.selection import Setting, SettingResult
 
+IDENTITY = SettingResult("identity", None, None)
+
 
 class LoadedCorrection:
-    """What ``CorrectionGrid`` is, for one correction that is not fitted here.
+    """One correction that is not fitted here, beside the logits as they are.
 
     Attributes:
         results: the identity, then the correction; nothing is held out, so neither has a KL divergence.
@@ -21,10 +23,7 @@ class LoadedCorrection:
     def __init__(self, correction: ClusterAffineCorrection):
         self.correction = correction
         setting = Setting(correction.alpha, correction.num_clusters, correction.pca_dim)
-        self.results = [
-            SettingResult("identity", None, None),
-            SettingResult("cluster_affine", setting, None),
-        ]
+        self.results = [IDENTITY, SettingResult("cluster_affine", setting, None)]
         self.selected = 1
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
@@ -35,3 +34,19 @@ class LoadedCorrection:
     def selected_correction(self) -> ClusterAffineCorrection:
         """The correction itself."""
         return self.correction
+
+
+class NoCorrection:
+    """The logits as they are, alone."""
+
+    def __init__(self) -> None:
+        self.results = [IDENTITY]
+        self.selected = 0
+
+    def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
+        """The logits as they are."""
+        yield IDENTITY, q_logits
+
+    def selected_correction(self) -> None:
+        """There is none."""
+        return

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -247,6 +248,24 @@ def _fit_ridge(q_logits: np.ndarray, fp_logits: np.ndarray) -> RidgeMap | None:
         )
         return None
     return RidgeMap().fit(q_logits, fp_logits)
+
+
+class Corrections(Protocol):
+    """Corrections to compare on the evaluation images: a fitted grid, one from a file, or none.
+
+    Attributes:
+        results: one per correction, in the order of ``corrected``; the identity comes first.
+        selected: index of the one to use.
+    """
+
+    results: list[SettingResult]
+    selected: int
+
+    def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
+        """Every correction with its (N, C) corrected logits, one after the other."""
+
+    def selected_correction(self) -> ClusterAffineCorrection | None:
+        """The one to use by itself; None where there is no correction."""
 
 
 class CorrectionGrid:

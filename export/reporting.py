@@ -19,10 +19,9 @@ from export.settings import ExportSettings
 from export.tools import PACKAGES
 from export.verification import REORDERED, uses_int2, verify
 from export.writing import write_onnx
+from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 from quant import QuantModel
 
-ONNX_FILE = "quantized_model.onnx"
-REPORT_FILE = "export_report.json"
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
 NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")  # of the model
 
@@ -60,7 +59,7 @@ def export_and_verify(
         OSError: a file cannot be written.
     """
     path = folder / name
-    (folder / REPORT_FILE).unlink(missing_ok=True)
+    (folder / EXPORT_REPORT_FILE).unlink(missing_ok=True)
     notes = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in job.notes.items()
@@ -90,7 +89,7 @@ def export_and_verify(
         **job.notes,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
-    write_json(folder / REPORT_FILE, report)
+    write_json(folder / EXPORT_REPORT_FILE, report)
     sizes = found["bytes"]
     logger.info(
         "%s: argmax agreement with the simulation %.4f (its own when it sums in another order %.4f) on %d images; "

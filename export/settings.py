@@ -47,6 +47,15 @@ class ExportSettings:
         if not 0 <= self.min_agreement <= 1:
             raise InputError(f"min_agreement must be from 0 to 1, got {self.min_agreement}")
 
+    def require_bits(self, n_bits_a: int) -> None:
+        """Check that ONNX has integers for the activations.
+
+        Raises:
+            InputError: they have too many bits.
+        """
+        if MAX_ACTIVATION_BITS < n_bits_a < NOT_QUANTIZED:
+            raise InputError(too_many_bits(n_bits_a))
+
     def choose(self, available: int) -> np.ndarray:
         """Indices of the images that the file is run on, spread over all of them, ascending."""
         count = min(self.export_images, available)
@@ -101,15 +110,13 @@ def export_settings(options: argparse.Namespace) -> ExportSettings:
     return settings
 
 
-def optional_export_settings(options: argparse.Namespace, n_bits_a: int) -> ExportSettings | None:
+def optional_export_settings(options: argparse.Namespace) -> ExportSettings | None:
     """The settings of an export; None where none is asked for by ``--export_onnx``.
 
     Raises:
-        InputError: as ``export_settings``, more bits than ONNX has, or a flag without ``--export_onnx``.
+        InputError: as ``export_settings``, or a flag without ``--export_onnx``.
     """
     if getattr(options, ONNX_FLAG, None):
-        if MAX_ACTIVATION_BITS < n_bits_a < NOT_QUANTIZED:
-            raise InputError(too_many_bits(n_bits_a))
         return export_settings(options)
     for name, value in _given(options).items():
         raise InputError(f"{name} must be with --{ONNX_FLAG}, got {value} alone")

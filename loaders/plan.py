@@ -31,6 +31,7 @@ class PlanRequest:
         augment_calibration: calibrate with a random training augmentation of the images.
         calibration_list: file of image ids, one a line or a JSON list.
         correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
+        fit_correction: choose images to fit a correction on at all.
     """
 
     seed: int
@@ -39,14 +40,20 @@ class PlanRequest:
     correction_samples: int | None = None
     correction_source: str | None = None
     augment_calibration: bool = False
+    fit_correction: bool = True
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The three image sets of a run; ``correction_source`` says where the second is from."""
+    """The image sets of a run.
+
+    Attributes:
+        correction: None where no correction is fitted.
+        correction_source: where the images of the correction are from.
+    """
 
     calibration: ImageSet
-    correction: ImageSet
+    correction: ImageSet | None
     evaluation: ImageSet
     correction_source: str
 
@@ -62,7 +69,7 @@ class DataPlan:
         """
         return DataPlan(
             self.calibration.loaded(cache),
-            self.correction.loaded(cache),
+            None if self.correction is None else self.correction.loaded(cache),
             self.evaluation.loaded(cache),
             self.correction_source,
         )
@@ -104,7 +111,9 @@ def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) 
     val_order = np.random.RandomState(request.seed).permutation(len(dataset.val))
     val_part = val_order[: round(fraction * len(dataset.val))]
     calibration, used_val = _choose_calibration(dataset, request, default_num_samples, val_part)
-    correction = _choose_correction(dataset, request, kind, len(calibration), val_part)
+    correction = None
+    if request.fit_correction:
+        correction = _choose_correction(dataset, request, kind, len(calibration), val_part)
     left = np.setdiff1d(np.arange(len(dataset.val)), np.union1d(val_part, used_val))
     if len(left) == 0:
         raise InputError(
@@ -118,7 +127,7 @@ def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) 
         )
     if request.augment_calibration:
         calibration = calibration.augmented(request.seed)
-    if kind == "train_aug":
+    if kind == "train_aug" and correction is not None:
         correction = correction.augmented(request.seed)
     return DataPlan(calibration, correction, dataset.val.subset(left), source)
 

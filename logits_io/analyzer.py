@@ -22,7 +22,7 @@ from common.remote import Remote, is_url
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.duck import write_database
 from logits_io.formats import decode, require_formats
-from logits_io.naming import TARGETS, find_stems, metadata_file, owner, require_folder
+from logits_io.naming import LAST_FILES, TARGETS, find_stems, metadata_file, owner, require_folder
 from logits_io.records import FileRecord, read_file_records
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
@@ -101,7 +101,7 @@ class LogitsAnalyzer:
             if remote is not None:
                 stems = {*find_stems(path), stem}
                 name = path.relative_to(root).as_posix()
-                remote.put_folder(path, name, lambda file: owner(file, stems) == stem)
+                remote.put_folder(path, name, LAST_FILES, lambda file: owner(file, stems) == stem)
 
         return LogitsWriter(self.root / folder, stem, self.style, metadata, source, copy)
 

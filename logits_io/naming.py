@@ -1,4 +1,4 @@
-"""Every folder and file name of a run, in one place."""
+"""Every folder and file name of a run, in one place (those of its units are in quant.network.states)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,29 @@ QUANTIZED = "quantized"
 FULL_PRECISION = "fullprecision"
 CORRECTED = "corrected"
 TARGETS = "targets"
-RUN_FILE = "run.json"
+
+METADATA_ENDING = "_metadata.csv"
+CHUNKED_ENDING = "_chunked_metadata.csv"
+
+# Below the root of a method, and in the folder of a run.
+RUN_FILE = "run.json"  # written last: it says that the run is complete
+
+# In the folder of a run.
+MODEL_FILE = "quantized_model.pt"
+CORRECTION_FILE = "correction.npz"
+ONNX_FILE = "quantized_model.onnx"
+EXPORT_REPORT_FILE = "export_report.json"
+CONFIG_FILE = "config.yaml"
+CALIBRATION_FILE = "calibration_ids.json"
+LOG_FILE = "run.log"
+STATE_FOLDER = "state"
+TENSORBOARD_FOLDER = "tensorboard"
+
+# Endings of what is copied last to a remote storage, since it says that the others are there.
+LAST_FILES = (METADATA_ENDING, RUN_FILE)
+
+# Below the output folder, for all methods.
+CACHE_FOLDER = "cache"
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,10 @@ class RunName:
     def results_folder(self, alpha: float, num_clusters: int, pca_dim: int) -> str:
         return f"results_alpha{alpha}_clusters{num_clusters}_pca{pca_dim}_{self.arch}_{self.bits}"
 
+    def sweep_folder(self, method: str) -> str:
+        """Holds the sweep over random bits, unless it is named otherwise."""
+        return f"bitwidth_sweep_{self.arch}_{method}_seed{self.seed}"
+
     @property
     def file_stem(self) -> str:
         """What the files of a logits folder begin with."""
@@ -65,19 +91,19 @@ def chunk_file(stem: str, kind: str, index: int, count: int, ending: str) -> str
 
 
 def metadata_file(stem: str) -> str:
-    return f"{stem}_metadata.csv"
+    return f"{stem}{METADATA_ENDING}"
 
 
 def chunk_metadata_file(stem: str) -> str:
-    return f"{stem}_chunked_metadata.csv"
+    return f"{stem}{CHUNKED_ENDING}"
 
 
 def find_stems(folder: Path) -> list[str]:
     """The stems of the files in a logits folder, read off their metadata files, sorted."""
     return sorted(
-        path.name.removesuffix("_metadata.csv")
-        for path in folder.glob("logits_*_metadata.csv")
-        if not path.name.endswith("_chunked_metadata.csv")
+        path.name.removesuffix(METADATA_ENDING)
+        for path in folder.glob(f"logits_*{METADATA_ENDING}")
+        if not path.name.endswith(CHUNKED_ENDING)
     )
 
 

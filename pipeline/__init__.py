@@ -1,1 +1,29 @@
-"""One run of main_imagenet.py: quantize, run both networks, correct, save."""
+"""One run: quantize a network, run it beside the float one, correct its logits, save everything.
+
+from pipeline import RunOptions, prepare, run
+outcome = run(prepare(RunOptions(quant_method="rtn", settings={"n_bits_w": 3})))
+"""
+
+from pipeline.job import Job, prepare
+from pipeline.options import (
+    CorrectionOptions,
+    DataOptions,
+    NetworkOptions,
+    OutputOptions,
+    RunOptions,
+)
+from pipeline.results import Results
+from pipeline.stages import Outcome, run
+
+__all__ = [
+    "CorrectionOptions",
+    "DataOptions",
+    "Job",
+    "NetworkOptions",
+    "Outcome",
+    "OutputOptions",
+    "Results",
+    "RunOptions",
+    "prepare",
+    "run",
+]

@@ -32,6 +32,15 @@ class SweepSettings:
     sensitivity: bool = False
     target_average: tuple[float, ...] = ()
 
+    def require_quantized(self, n_bits_w: int) -> None:
+        """Check that there are weights whose bits can vary.
+
+        Raises:
+            InputError: the weights stay in float.
+        """
+        if n_bits_w == NOT_QUANTIZED:
+            raise InputError(f"bitwidth_sweep must have quantized weights, got n_bits_w {n_bits_w}")
+
     def require_sane(self) -> None:
         """Check every number.
 
@@ -88,7 +97,7 @@ def add_sweep_flags(parser: FlagParser) -> None:
     )
 
 
-def sweep_settings(options: argparse.Namespace, n_bits_w: int) -> SweepSettings | None:
+def sweep_settings(options: argparse.Namespace) -> SweepSettings | None:
     """The settings of a sweep; None where none is asked for.
 
     Raises:
@@ -101,8 +110,6 @@ def sweep_settings(options: argparse.Namespace, n_bits_w: int) -> SweepSettings 
             name, value = next(iter(given.items()))
             raise InputError(f"bw_{name} must be with --bitwidth_sweep, got {value} alone")
         return None
-    if n_bits_w == NOT_QUANTIZED:
-        raise InputError(f"bitwidth_sweep must have quantized weights, got n_bits_w {n_bits_w}")
     if "options" in given:
         given["options"] = sweep_options(given["options"])
     given["target_average"] = tuple(given.get("target_average", ()))

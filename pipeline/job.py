@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,76 +17,93 @@ from common.torch_setup import pick_device
 from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShape, plan_grid
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from logits_io import LogitsAnalyzer, RunName
-from models import LoadedModel, entry_for, load_model
+from models import LoadedModel, brecq, entry_for, load_model
+from pipeline.method import configuration, make_method
+from pipeline.options import DEFAULT_SHRINKAGE, RunOptions
 from pipeline.recipes import Recipe, load_recipe
-from quant import BaseQuantizationMethod
-
-DEFAULT_SHRINKAGE = 10.0
-FITTING_FLAGS = (
-    *("alpha_list", "num_clusters_list", "pca_dim_list", "shrinkage", "correction_samples"),
-    "correction_source",
-)
+from quant import BaseQuantizationMethod, MethodSettings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was asked for, as it goes into run.json."""
-
-    argv: list[str]
-    config: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Job:
-    """A run with everything checked and nothing written."""
+    """A run with everything checked and nothing written.
 
-    options: argparse.Namespace
-    record: Record
+    Attributes:
+        argv: the command line, for the record.
+        config: every flag with the value in force.
+        shape: the grid of corrections; None where none is fitted.
+        correction: from a file; None: one is fitted, or there is none.
+        recipe: the published result that the run is compared with.
+    """
+
+    options: RunOptions
+    argv: tuple[str, ...]
+    config: dict[str, Any]
     method: BaseQuantizationMethod
     model: LoadedModel
     dataset: Dataset
     plan: DataPlan
     grid: GridRequest
-    shape: GridShape
-    correction: ClusterAffineCorrection | None  # from a file; None: one is fitted
+    shape: GridShape | None
+    correction: ClusterAffineCorrection | None
     device: torch.device
     name: RunName
-    recipe: Recipe | None  # the published result that the run is compared with
+    recipe: Recipe | None
 
     @property
     def root(self) -> Path:
-        return self.options.output_dir / self.method.name
+        """The folder of the method, which holds the folders of all its runs."""
+        return self.options.output.output_dir / self.method.name
 
     @property
     def folder(self) -> Path:
         """The run's own folder: model, configuration, log."""
         return self.root / self.name.run_folder
 
+    @property
+    def subject(self) -> str:
+        """Network, method, bits and seed in words."""
+        name = self.name
+        bits = f"W{name.n_bits_w}A{name.n_bits_a}"
+        return f"{name.arch} {self.method.name} {bits} seed {name.seed}"
+
     def describe(self) -> str:
         """The plan in words."""
-        settings = self.method.settings
-        images = f"{len(self.plan.calibration)} calibrate, {len(self.plan.correction)} fit the correction"
+        settings, plan, output = self.method.settings, self.plan, self.options.output
+        images = f"{len(plan.calibration)} calibrate, "
+        if plan.correction is not None:
+            images += f"{len(plan.correction)} fit the correction, "
+        images += f"{len(plan.evaluation)} evaluate"
         lines = {
-            "model": f"{self.name.arch}, {self.model.num_classes} classes, weights: {self.model.weights}",
-            "data": f"{self.dataset.name}: {images}, {len(self.plan.evaluation)} evaluate",
-            "method": f"{self.method.name} W{settings.n_bits_w}A{settings.n_bits_a}, seed {settings.seed}",
+            "model": f"{self.name.arch}, {self.model.num_classes} classes, "
+            f"weights: {self.model.weights}",
+            "data": f"{self.dataset.name}: {images}",
+            "method": f"{self.method.name} W{settings.n_bits_w}A{settings.n_bits_a}, "
+            f"seed {settings.seed}",
             "settings": ", ".join(
                 f"{key}={value}" for key, value in self.method.get_quantization_params().items()
             ),
             "correction": self._describe_correction(),
             "recipe": "none" if self.recipe is None else self.recipe.describe(),
             "device": str(self.device),
-            "writes to": self.options.output_url or str(self.root),
+            "writes to": output.output_url or str(self.root),
         }
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
 
+    def warn_of_recipe(self) -> None:
+        """Warn of every setting that is not the recipe's."""
+        if self.recipe is not None:
+            config = {**self.config, "arch": brecq.their_arch(self.name.arch)}
+            for change in self.recipe.changed(config):
+                logger.warning("recipe %s: %s", self.recipe.name, change)
+
     def analyzer(self) -> LogitsAnalyzer:
         """Writes the logits folders of the run."""
-        options = self.options
-        formats = tuple(dict.fromkeys(options.logits_format))
-        return LogitsAnalyzer(self.root, options.chunk_size, formats, options.compression)
+        output = self.options.output
+        formats = tuple(dict.fromkeys(output.logits_format))
+        return LogitsAnalyzer(self.root, output.chunk_size, formats, output.compression)
 
     def describe_fit(self) -> dict[str, Any]:
         """Where the lines of the corrections come from."""
@@ -97,96 +114,144 @@ class Job:
 
     def _describe_correction(self) -> str:
         if self.correction is not None:
-            return f"loaded from {self.options.load_correction}"
+            return f"loaded from {self.options.correction.load_correction}"
+        if self.shape is None:
+            return "none"
         return f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}"
 
 
-def prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record: Record) -> Job:
+def prepare(options: RunOptions, argv: Sequence[str] = ()) -> Job:
     """Load and check everything that a run needs; nothing is written.
+
+    Args:
+        argv: the command line that the options come from, for the record.
 
     Raises:
         InputError: anything of it is unusable.
     """
     try:
-        return _prepare(options, method, record)
+        return _prepare(options, make_method(options), tuple(argv))
     except OSError as error:
         raise InputError(f"files and folders must be readable, got {error}") from error
 
 
-def _prepare(options: argparse.Namespace, method: BaseQuantizationMethod, record: Record) -> Job:
+def _prepare(options: RunOptions, method: BaseQuantizationMethod, argv: tuple[str, ...]) -> Job:
     settings = method.settings
+    _check_stages(options, settings)
     device = pick_device(options.device)
     dataset = _open_dataset(options)
-    model = load_model(
-        options.arch,
-        options.checkpoint,
-        options.weights,
-        len(dataset.classes),
-        options.checkpoint_format,
-    )
-    if model.num_classes != len(dataset.classes):
-        origin = f" ({dataset.origin})" if dataset.origin else ""
-        raise InputError(
-            f"model and data must have the same number of classes, got {model.num_classes} in {options.arch} "
-            f"({model.weights}) and {len(dataset.classes)} in {dataset.name}{origin}"
-        )
-    request = PlanRequest(
-        seed=settings.seed,
-        num_samples=getattr(options, "num_samples", None),
-        calibration_list=options.calibration_list,
-        correction_samples=options.correction_samples,
-        correction_source=options.correction_source,
-        augment_calibration=bool(options.augment_calibration),
-    )
-    plan = make_plan(dataset, request, settings.num_samples)
-    grid = GridRequest(
-        options.alpha_list,
-        options.num_clusters_list,
-        options.pca_dim_list,
-        DEFAULT_SHRINKAGE if options.shrinkage is None else options.shrinkage,
-        settings.seed,
-    )
-    shape = plan_grid(grid, len(plan.correction), model.num_classes)
-    correction = _load_correction(options, model.num_classes)
-    name = RunName(options.arch, settings.n_bits_w, settings.n_bits_a, settings.seed)
-    recipe = None if options.recipe is None else load_recipe(options.recipe)
+    model = _open_model(options, dataset)
+    plan = _plan_images(options, method, dataset)
+    grid = _grid_request(options, settings.seed)
+    shape = None
+    if plan.correction is not None:
+        shape = plan_grid(grid, len(plan.correction), model.num_classes)
+    arch = options.network.arch
     job = Job(
         options=options,
-        record=record,
+        argv=argv,
+        config=configuration(options, method),
         method=method,
         model=model,
         dataset=dataset,
         plan=plan,
         grid=grid,
         shape=shape,
-        correction=correction,
+        correction=_load_correction(options, model.num_classes),
         device=device,
-        name=name,
-        recipe=recipe,
+        name=RunName(arch, settings.n_bits_w, settings.n_bits_a, settings.seed),
+        recipe=None if options.recipe is None else load_recipe(options.recipe),
     )
-    job.analyzer()
-    if options.output_url is not None:
-        Remote(options.output_url)
-    for folder in (job.root, options.log_dir):
-        if folder is not None:
-            require_writable(folder)
+    _check_output(job)
     _try_network(job)
     return job
 
 
-def _load_correction(
-    options: argparse.Namespace, num_classes: int
-) -> ClusterAffineCorrection | None:
-    if options.load_correction is None:
-        return None
-    for name in FITTING_FLAGS:
-        value = getattr(options, name)
-        if value is not None:
-            flag = name.removesuffix("_list")
-            raise InputError(
-                f"--{flag} must be left out with --load_correction, which fits nothing, got {value}"
-            )
-    return ClusterAffineCorrection.load(options.load_correction, num_classes)
+def _check_stages(options: RunOptions, settings: MethodSettings) -> None:
+    """Check the stages that a run has only when asked for.
+
+    Raises:
+        InputError: one cannot work with the bits of the run.
+    """
+    if options.bitwidth is not None:
+        options.bitwidth.require_quantized(settings.n_bits_w)
+    if options.export is not None:
+        options.export.require_bits(settings.n_bits_a)
+
+
+def _open_dataset(options: RunOptions) -> Dataset:
+    data, network = options.data, options.network
+    name, path, reason = resolve_dataset(data.dataset, data.data_path)
+    logger.info("dataset: %s (%s)", name, reason)
+    return load_dataset(
+        name,
+        path,
+        entry_for(network.arch, network.checkpoint).input_for(network.weights),
+        download=data.download,
+        skip_bad=data.skip_bad_images,
+        threads=data.workers,
+        val_labels=data.val_labels,
+    )
+
+
+def _open_model(options: RunOptions, dataset: Dataset) -> LoadedModel:
+    network = options.network
+    model = load_model(
+        network.arch,
+        network.checkpoint,
+        network.weights,
+        len(dataset.classes),
+        network.checkpoint_format,
+    )
+    if model.num_classes != len(dataset.classes):
+        origin = f" ({dataset.origin})" if dataset.origin else ""
+        raise InputError(
+            f"model and data must have the same number of classes, got {model.num_classes} in "
+            f"{network.arch} ({model.weights}) and {len(dataset.classes)} in {dataset.name}{origin}"
+        )
+    return model
+
+
+def _plan_images(options: RunOptions, method: BaseQuantizationMethod, dataset: Dataset) -> DataPlan:
+    settings, wanted = method.settings, options.correction
+    request = PlanRequest(
+        seed=settings.seed,
+        num_samples=settings.num_samples if "num_samples" in method.given else None,
+        calibration_list=options.data.calibration_list,
+        correction_samples=wanted.correction_samples,
+        correction_source=wanted.correction_source,
+        augment_calibration=options.data.augment_calibration,
+        fit_correction=wanted.is_fitted,
+    )
+    return make_plan(dataset, request, settings.num_samples)
+
+
+def _grid_request(options: RunOptions, seed: int) -> GridRequest:
+    wanted = options.correction
+    shrinkage = DEFAULT_SHRINKAGE if wanted.shrinkage is None else wanted.shrinkage
+    return GridRequest(
+        wanted.alpha_list, wanted.num_clusters_list, wanted.pca_dim_list, shrinkage, seed
+    )
+
+
+def _load_correction(options: RunOptions, num_classes: int) -> ClusterAffineCorrection | None:
+    path = options.correction.load_correction
+    return None if path is None else ClusterAffineCorrection.load(path, num_classes)
+
+
+def _check_output(job: Job) -> None:
+    """Check, writing nothing, that everything can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    output = job.options.output
+    job.analyzer()
+    if output.output_url is not None:
+        Remote(output.output_url)
+    for folder in (job.root, output.log_dir):
+        if folder is not None:
+            require_writable(folder)
 
 
 @torch.inference_mode()
@@ -210,21 +275,6 @@ def _try_network(job: Job) -> None:
         ) from None
     if not (logits.abs() <= MAX_LOGIT).all():
         raise InputError(
-            f"logits of {job.name.arch} ({job.model.weights}) must be finite and at most {MAX_LOGIT:g} in size, "
-            f"got {float(logits.abs().amax())}"
+            f"logits of {job.name.arch} ({job.model.weights}) must be finite and at most "
+            f"{MAX_LOGIT:g} in size, got {float(logits.abs().amax())}"
         )
-
-
-def _open_dataset(options: argparse.Namespace) -> Dataset:
-    name, path, reason = resolve_dataset(options.dataset, options.data_path)
-    logger.info("dataset: %s (%s)", name, reason)
-    preprocess = entry_for(options.arch, options.checkpoint).input_for(options.weights)
-    return load_dataset(
-        name,
-        path,
-        preprocess,
-        download=options.download,
-        skip_bad=options.skip_bad_images,
-        threads=options.workers,
-        val_labels=options.val_labels,
-    )

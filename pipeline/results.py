@@ -1,5 +1,4 @@
-"""The figures of a run from arrays: one row per correction, the table, the warning signs,
-TensorBoard.
+"""What a run came to: one row per kind of logits, and what the correction adds.
 
 Letters: N samples, C classes.
 """
@@ -8,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,36 +18,51 @@ from correction import Setting
 from evaluation.inference import Inference
 from evaluation.metrics import Scorer, agreement, mean_confidence
 from logits_io.naming import FULL_PRECISION, QUANTIZED
-from quant import UnitReport
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-MAX_GAP = 0.01  # difference of mean FP confidence above which the fitting images are called unlike the others
+MAX_GAP = 0.01  # of mean FP confidence, above which the fitting images are called unlike the others
+MAX_DOUBT = (
+    0.2  # of float accuracy below the float network's confidence, above which labels are doubted
+)
+DECIMALS = 6  # of figures in tables
+IDENTITY, RIDGE_MAP, CLUSTER_AFFINE = "identity", "ridge_map", "cluster_affine"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the summary: logits of one kind scored against the targets and the full-precision
-    logits.
+    """Logits of one kind scored against the targets and the full-precision logits.
+
+    Attributes:
+        logits: fullprecision, or the kind of correction; identity is the quantized model as it is.
+        agreement_pct: same prediction as full precision.
+        kl_to_fp: mean KL divergence from full precision, nats.
+        heldout_kl: on the held-out fitting images; what the selection looks at.
+        oracle: the best Top-1 on the evaluation images, which is known afterwards only.
     """
 
-    logits: (
-        str  # fullprecision, or the kind of correction; identity is the quantized model as it is
-    )
+    logits: str
     alpha: float | None
     num_clusters: int | None
     pca_dim: int | None
     top1_pct: float
     top5_pct: float
-    agreement_pct: float  # same prediction as full precision
-    kl_to_fp: float  # nats
+    agreement_pct: float
+    kl_to_fp: float
     mse_to_fp: float
-    heldout_kl: float | None  # on the held-out fitting images; what the selection looks at
+    heldout_kl: float | None
     selected: bool = False
-    oracle: bool = False  # best Top-1 on the evaluation images: known afterwards only
+    oracle: bool = False
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain values, rounded."""
+        values = dataclasses.asdict(self)
+        return {name: rounded(value) for name, value in values.items()}
+
+
+def rounded(value: Any) -> Any:
+    """A float without the digits that are noise of its representation; anything else as it is."""
+    return round(value, DECIMALS) if isinstance(value, float) else value
 
 
 def score(
@@ -75,57 +88,73 @@ def score(
     )
 
 
-def mark(rows: Sequence[Row], selected: int) -> list[Row]:
-    """The rows with the selected one and the oracle marked.
+@dataclass(frozen=True)
+class Results:
+    """The rows of a run.
 
-    The oracle has the best Top-1, then the lowest KL, on the evaluation images; it is sought where
-    the selection is, which leaves out the ridge map.
+    Attributes:
+        quantized: the quantized model as it is.
+        corrections: every correction, baselines first.
+        selected: the one to use, ``quantized`` where none is better or wanted.
+        oracle: the best Top-1 on the evaluation images, then the lowest KL; never the ridge map.
+        images: number of evaluation images.
     """
-    candidates = [
-        i for i, row in enumerate(rows) if row.logits not in (FULL_PRECISION, "ridge_map")
-    ]
-    oracle = max(candidates, key=lambda i: (rows[i].top1_pct, -rows[i].kl_to_fp))
-    return [
+
+    full_precision: Row
+    quantized: Row
+    corrections: tuple[Row, ...]
+    selected: Row
+    oracle: Row
+    images: int
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows in the order of the tables."""
+        return (self.full_precision, self.quantized, *self.corrections)
+
+    @property
+    def corrected(self) -> Row | None:
+        """The selected row; None where nothing was to be corrected."""
+        return self.selected if self.corrections else None
+
+    @property
+    def best_baseline(self) -> Row | None:
+        """Of the corrections without clusters, the one with the best Top-1; None where there is none."""
+        found = [row for row in self.corrections if row.logits != CLUSTER_AFFINE]
+        return max(found, key=_merit) if found else None
+
+    def as_records(self) -> list[dict[str, Any]]:
+        """The rows as plain values."""
+        return [row.as_record() for row in self.rows]
+
+
+def _merit(row: Row) -> tuple[float, float]:
+    return row.top1_pct, -row.kl_to_fp
+
+
+def collect(full_precision: Row, candidates: Sequence[Row], selected: int, images: int) -> Results:
+    """The results of a run.
+
+    Args:
+        candidates: the quantized model as it is, then every correction.
+        selected: index of the one to use.
+    """
+    eligible = [i for i, row in enumerate(candidates) if row.logits != RIDGE_MAP]
+    oracle = max(eligible, key=lambda i: _merit(candidates[i]))
+    marked = [
         dataclasses.replace(row, selected=i == selected, oracle=i == oracle)
-        for i, row in enumerate(rows)
+        for i, row in enumerate(candidates)
     ]
-
-
-def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(row) for row in rows]
-
-
-HEADER = (
-    *("logits", "alpha", "clusters", "pca", "Top-1 %", "Top-5 %", "agree %", "KL", "MSE"),
-    *("held-out KL", ""),
-)
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """The results table for people."""
-    lines = [HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    return "\n".join(_aligned(line, widths) for line in lines)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    numbers = (row.alpha, row.num_clusters, row.pca_dim)
-    shares = (row.top1_pct, row.top5_pct, row.agreement_pct)
-    return (
-        "quantized (identity)" if row.logits == "identity" else row.logits,
-        *("-" if value is None else f"{value:g}" for value in numbers),
-        *(f"{value:.2f}" for value in shares),
-        f"{row.kl_to_fp:.4f}",
-        f"{row.mse_to_fp:.3f}",
-        "-" if row.heldout_kl is None else f"{row.heldout_kl:.6f}",
-        " ".join(["selected"] * row.selected + ["oracle (best Top-1)"] * row.oracle),
+    quantized, *corrections = marked
+    return Results(
+        full_precision, quantized, tuple(corrections), marked[selected], marked[oracle], images
     )
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """The first and the last column to the left, the numbers to the right."""
-    numbers = [cell.rjust(width) for cell, width in zip(cells[1:-1], widths[1:-1], strict=True)]
-    return "  ".join([cells[0].ljust(widths[0]), *numbers, cells[-1]]).rstrip()
+def standard_error(percent: float, images: int) -> float:
+    """Standard error of a share in percent of so many images, in percent."""
+    share = percent / 100
+    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dict[str, float]:
@@ -133,65 +162,46 @@ def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dic
     applied to.
 
     A network that is surer of the fitting images has memorised them; a correction fitted there
-    learns to restore memories. Logs both figures and says when the gap makes the correction
-    untrustworthy.
+    learns to restore memories. The log has both figures, and a warning where the gap makes the
+    correction untrustworthy.
     """
     signs = {}
     for name, part in (("fitting", fitting), ("evaluation", evaluation)):
         signs[f"fp_confidence_{name}"] = mean_confidence(part.logits[FULL_PRECISION])
         signs[f"agreement_{name}"] = agreement(part.logits[QUANTIZED], part.logits[FULL_PRECISION])
     logger.info(
-        "correction fitted on %s: FP confidence %.3f there, %.3f on evaluation; agreement %.3f there, %.3f on evaluation",
+        "correction fitted on %s: mean FP confidence %.3f there, %.3f on the evaluation images; "
+        "agreement %.3f there, %.3f on the evaluation images",
         source,
         signs["fp_confidence_fitting"],
         signs["fp_confidence_evaluation"],
         signs["agreement_fitting"],
         signs["agreement_evaluation"],
     )
-    gap = signs["fp_confidence_fitting"] - signs["fp_confidence_evaluation"]
-    if gap > MAX_GAP and not source.startswith("val"):
-        logger.warning(
-            "the FP model is surer of the images that the correction was fitted on by %.3f (more than %g): it has seen "
-            "them in training, and the correction may not carry over; --correction_source val:0.3 avoids this",
-            gap,
-            MAX_GAP,
-        )
     return signs
 
 
-class RunBoard:
-    """The TensorBoard scalars of a run; the writer opens with the first scalar.
+def warn_of_memories(signs: dict[str, float], source: str, results: Results) -> None:
+    """Warn where the fitting images were seen in training, if anything is corrected at all."""
+    gap = signs["fp_confidence_fitting"] - signs["fp_confidence_evaluation"]
+    corrects = results.selected.logits != IDENTITY
+    if corrects and gap > MAX_GAP and not source.startswith("val"):
+        logger.warning(
+            "the float network is more confident on the images that the correction was fitted on, by "
+            "%.3f (more than %g): it has seen them in training, and the correction may not carry over "
+            "to other images; --correction_source val:0.3 avoids this",
+            gap,
+            MAX_GAP,
+        )
 
-    Args:
-        log_dir: folder of the event files.
-    """
 
-    def __init__(self, log_dir: Path):
-        self.log_dir = log_dir
-
-    @cached_property
-    def writer(self) -> SummaryWriter:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.log_dir))
-
-    def add_unit(self, report: UnitReport) -> None:
-        """Losses and seconds of a unit; the step is the unit's index."""
-        self.writer.add_scalar("reconstruction/loss", report.loss, report.index)
-        self.writer.add_scalar("reconstruction/loss_nearest", report.loss_nearest, report.index)
-        self.writer.add_scalar("reconstruction/flipped", report.flipped, report.index)
-        self.writer.add_scalar("reconstruction/seconds", report.seconds, report.index)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(name, value, step)
-
-    def add_results(self, rows: Sequence[Row]) -> None:
-        """Accuracies of the full-precision, quantized and corrected (selected) logits, and close
-        the writer.
-        """
-        named = {"fullprecision": rows[0], "quantized": rows[1]}
-        named["corrected"] = next(row for row in rows if row.selected)
-        for name, row in named.items():
-            self.writer.add_scalar(f"accuracy/top1_{name}", row.top1_pct, 0)
-            self.writer.add_scalar(f"accuracy/top5_{name}", row.top5_pct, 0)
-        self.writer.close()
+def warn_of_labels(evaluation: Inference, results: Results) -> None:
+    """Warn where the float network is far less accurate than it believes itself to be."""
+    confidence = mean_confidence(evaluation.logits[FULL_PRECISION])
+    if confidence - results.full_precision.top1_pct / 100 > MAX_DOUBT:
+        logger.warning(
+            "the float network's Top-1 is %.2f %%, its mean confidence %.2f %%: labels in another "
+            "order, another preprocessing or other images than it was trained for are likely",
+            results.full_precision.top1_pct,
+            100 * confidence,
+        )

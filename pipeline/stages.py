@@ -9,428 +9,242 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from torch import nn
 
 from common.console import log_to_file, progress
 from common.errors import InputError, RunError
 from common.files import atomic_file, atomic_folder, write_json
-from common.provenance import SaveLog, StageClock, current_commit, provenance, utc_now, versions
-from common.remote import Remote
+from common.provenance import SaveLog, StageClock, utc_now
 from common.torch_setup import seed_all
-from correction import CorrectionGrid, LoadedCorrection, Setting, fit_grid, plan_grid
+from correction import (
+    Corrections,
+    LoadedCorrection,
+    NoCorrection,
+    Setting,
+    fit_grid,
+    plan_grid,
+)
 from evaluation.inference import Inference
 from evaluation.metrics import Scorer, topk_accuracy
-from export.reporting import NOTES, ONNX_FILE, REPORT_FILE, ExportJob, export_and_verify
-from export.settings import ExportSettings
-from loaders import ImageSet
-from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED, RUN_FILE
-from pipeline.bitwidth_flags import SweepSettings
+from export.reporting import NOTES, ExportJob, export_and_verify
+from loaders import DataPlan
+from logits_io.naming import (
+    CACHE_FOLDER,
+    CALIBRATION_FILE,
+    CONFIG_FILE,
+    CORRECTED,
+    CORRECTION_FILE,
+    EXPORT_REPORT_FILE,
+    FULL_PRECISION,
+    LOG_FILE,
+    MODEL_FILE,
+    ONNX_FILE,
+    QUANTIZED,
+    RUN_FILE,
+    STATE_FOLDER,
+    TENSORBOARD_FOLDER,
+)
 from pipeline.bitwidth_stage import SweepJob, run_sweep
 from pipeline.job import Job
 from pipeline.networks import NetworkPair
-from pipeline.results import Row, RunBoard, as_records, mark, score, warning_signs
+from pipeline.record import (
+    Outline,
+    copy_to_url,
+    identity,
+    logits_metadata,
+    model_metadata,
+    run_record,
+    write_record,
+    zero_shares,
+)
+from pipeline.results import (
+    Results,
+    collect,
+    score,
+    warn_of_labels,
+    warn_of_memories,
+    warning_signs,
+)
 from pipeline.summary import Summary
-from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor, zero_share
+from pipeline.tensorboard import RunBoard
+from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor
 from quant.arithmetic.packing import float_bytes, theoretical_bytes
-
-MODEL_FILE = "quantized_model.pt"
-CORRECTION_FILE = "correction.npz"
-CONFIG_FILE = "config.yaml"
-CALIBRATION_FILE = "calibration_ids.json"
-LOG_FILE = "run.log"
-STATE_FOLDER = "state"
-CACHE_FOLDER = "cache"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to; ``unsaved`` names what could not be written, ``problems`` what a check found
-    wrong.
+    """What a run came to.
+
+    Attributes:
+        unsaved: what could not be written.
+        problems: what a check found wrong.
     """
 
-    rows: list[Row]
+    results: Results
     unsaved: list[str]
     problems: list[str]
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Stages that a run has only when asked for."""
+class Context:
+    """What every stage of a run works with.
 
-    sweep: SweepSettings | None = None
-    export: ExportSettings | None = None
+    Attributes:
+        plan: the images, in memory where they fit.
+        metadata: the row beside the logits.
+        float_logits: of the evaluation images, where they are known before the run begins.
+        written: folders below the root, in the order in which they were written.
+    """
+
+    job: Job
+    plan: DataPlan
+    networks: NetworkPair
+    metadata: dict[str, Any]
+    float_logits: np.ndarray | None
+    states: UnitStates
+    board: RunBoard
+    clock: StageClock
+    saves: SaveLog
+    started: str = field(default_factory=utc_now)
+    written: list[str] = field(default_factory=list)
 
 
-DEFAULT_STAGES = Stages()
-
-
-def run(job: Job, stages: Stages = DEFAULT_STAGES) -> Outcome:
+def run(job: Job) -> Outcome:
     """Run all stages; what was saved by a stage stays when a later one fails.
 
     Raises:
         InputError: an image cannot be read.
+        RunError: a stage cannot go on.
     """
-    return _Run(job, stages).all_stages()
-
-
-class _Run:
-    """A run under way."""
-
-    def __init__(self, job: Job, stages: Stages):
-        self.job = job
-        self.stages = stages
-        self.options = job.options
-        self.clock = StageClock()
-        self.saves = SaveLog()
-        self.saved_initial: str | None = None
-        self.written = [job.name.run_folder]  # folders below the root, in order
-        self.started = utc_now()
-        self.analyzer = job.analyzer()
-        self.network = job.model.network.to(job.device)
-        self.networks = NetworkPair(
-            network=self.network,
-            weights_digest=job.model.digest,
-            device=job.device,
-            batch_size=self.options.batch_size,
-            cache_dir=self.options.cache_dir,
-            saves=self.saves,
+    context = begin(job)
+    with log_to_file(job.folder / LOG_FILE):
+        quantized = quantize(context)
+        fitting, evaluation = run_networks(context, quantized)
+        corrections = choose_corrections(context, fitting)
+        results = correct(context, corrections, evaluation)
+        sweep_bits(context, quantized)
+        problems = export(context, quantized, corrections)
+        signs = {}
+        if fitting is not None:
+            source = context.plan.correction_source
+            signs = warning_signs(fitting, evaluation, source)
+            warn_of_memories(signs, source, results)
+        warn_of_labels(evaluation, results)
+        outline = Outline(
+            results, signs, zero_shares(context.networks.network, quantized), context.started
         )
+        save_summary(context, outline, corrections, evaluation, quantized)
+        finish(context, outline)
+    return Outcome(results, context.saves.failures, problems)
 
-    def all_stages(self) -> Outcome:
-        with self.clock("decode images"):
-            self.plan = self.job.plan.decoded(self.options.cache_dir)
-        plan_grid(self.job.grid, len(self.plan.correction), self.job.model.num_classes)
-        self.float_logits = self._check_recipe()
-        seed_all(self.job.method.settings.seed)
-        self.states = UnitStates(self.job.folder / STATE_FOLDER, self._identity())
-        if self.options.resume:
-            self.states.require_same_settings()
-        self._open_folder()
-        with log_to_file(self.job.folder / LOG_FILE):
-            quantized = self._quantize()
-            self.bits = bits_by_tensor(quantized)
-            networks = {FULL_PRECISION: self.network, QUANTIZED: quantized}
-            self.zero_share = {name: zero_share(network) for name, network in networks.items()}
-            self.metadata = self._metadata()
-            with self.clock("run networks and save logits"):
-                fitting = None
-                if self.job.correction is None:
-                    fitting = self.networks.infer_both(
-                        quantized, self.plan.correction, "correction images"
-                    )
-                evaluation = self._evaluate(quantized)
-            grid = self._fit_correction(fitting)
-            rows = self._correct(grid, evaluation)
-            self._sweep_bits(quantized)
-            problems = self._export(quantized, grid)
-            signs = {}
-            if fitting is not None:
-                signs = warning_signs(fitting, evaluation, self.plan.correction_source)
-            self._save_summary(rows, signs, grid, evaluation)
-            self._finish(rows, signs, len(evaluation.targets))
-        return Outcome(rows, self.saves.failures, problems)
 
-    def _check_recipe(self) -> np.ndarray | None:
-        """The float network's logits on the evaluation images, where a recipe says how accurate it is.
+def begin(job: Job) -> Context:
+    """Read the images, check what only they can tell, and make the folder of the run.
 
-        Raises:
-            InputError: it is not.
-        """
-        recipe = self.job.recipe
-        if recipe is None:
-            return None
-        with self.clock("float network"):
-            found = self.networks.infer_float(self.plan.evaluation)
-        logits = found.logits[FULL_PRECISION]
-        if not self.options.force:
-            recipe.require_float(100 * topk_accuracy(logits, found.targets), len(found.targets))
-        return logits
+    Raises:
+        InputError: an image cannot be read, the float network is not the recipe's, or the folder
+            cannot be written.
+    """
+    clock, saves = StageClock(), SaveLog()
+    options = job.options
+    with clock("decode images"):
+        plan = job.plan.decoded(options.output.cache_dir)
+    if plan.correction is not None:
+        plan_grid(job.grid, len(plan.correction), job.model.num_classes)
+    networks = NetworkPair(
+        network=job.model.network.to(job.device),
+        weights_digest=job.model.digest,
+        device=job.device,
+        batch_size=options.data.batch_size,
+        cache_dir=options.output.cache_dir,
+        saves=saves,
+    )
+    float_logits = _check_recipe(job, plan, networks, clock)
+    seed_all(job.method.settings.seed)
+    states = UnitStates(job.folder / STATE_FOLDER, identity(job, plan))
+    if options.resume:
+        states.require_same_settings()
+    board = RunBoard(options.output.log_dir or job.folder / TENSORBOARD_FOLDER)
+    metadata = logits_metadata(job, plan)
+    context = Context(job, plan, networks, metadata, float_logits, states, board, clock, saves)
+    try:
+        _open_folder(context)
+    except OSError as error:
+        raise InputError(f"output folder must be writable, got {error}") from error
+    return context
 
-    def _open_folder(self) -> None:
-        """Make the run's folder and withdraw the records that would call an unfinished run
-        complete.
 
-        Raises:
-            InputError: the folder cannot be written.
-        """
-        try:
-            self._begin_files()
-        except OSError as error:
-            raise InputError(f"output folder must be writable, got {error}") from error
+def _check_recipe(
+    job: Job, plan: DataPlan, networks: NetworkPair, clock: StageClock
+) -> np.ndarray | None:
+    """The float network's logits on the evaluation images, where a recipe says how accurate it is.
 
-    def _begin_files(self) -> None:
-        self.job.folder.mkdir(parents=True, exist_ok=True)
-        for folder in (self.job.root, self.job.folder):
-            (folder / RUN_FILE).unlink(missing_ok=True)
-        for name in (ONNX_FILE, REPORT_FILE):
-            (self.job.folder / name).unlink(missing_ok=True)
-        with atomic_file(self.job.folder / CONFIG_FILE) as part:
-            part.write_text(yaml.safe_dump(self.job.record.config), encoding="utf-8")
-        write_json(self.job.folder / CALIBRATION_FILE, self.plan.calibration.ids)
-        self.states.open(self.options.resume)
-        log_dir = self.options.log_dir or self.job.folder / "tensorboard"
-        if self.options.log_dir is None:
-            shutil.rmtree(log_dir, ignore_errors=True)
-        self.board = RunBoard(log_dir)
+    Raises:
+        InputError: it is not.
+    """
+    if job.recipe is None:
+        return None
+    with clock("float network"):
+        found = networks.infer_float(plan.evaluation)
+    logits = found.logits[FULL_PRECISION]
+    if not job.options.force:
+        job.recipe.require_float(100 * topk_accuracy(logits, found.targets), len(found.targets))
+    return logits
 
-    def _identity(self) -> dict[str, Any]:
-        """All that decides the quantized model to the bit; where the cache lies does not."""
-        settings = self.job.method.get_quantization_params()
-        del settings["keep_cpu"]
-        return {
-            "arch": self.job.name.arch,
-            "quant_method": self.job.method.name,
-            **settings,
-            "weights": self.job.model.digest,
-            "calibration images": self.plan.calibration.digest(),
-            "device": self.job.device.type,
-            "torch": torch.__version__,
-            "CPU threads": torch.get_num_threads(),
-        }
 
-    def _quantize(self) -> QuantModel:
-        calibration = self.plan.calibration.batches(self.options.batch_size)
-        with self.clock("quantize"):
-            quantized = self.job.method.quantize_model(
-                self.network,
-                None,
-                calibration,
-                on_unit=self._note_unit,
-                on_scalar=self._note_scalar,
-                states=self.states,
-                cache_dir=self.options.cache_dir or self.options.output_dir / CACHE_FOLDER,
-            )
-        with self.saves.attempt("the quantized model"):
-            path = self.job.folder / MODEL_FILE
-            quantized.save(path, self._model_metadata())
-            _log_sizes(path, quantized)
-        return quantized
+def _open_folder(context: Context) -> None:
+    """Make the run's folder and withdraw the records that would call an unfinished run complete."""
+    job = context.job
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (job.root, job.folder):
+        (folder / RUN_FILE).unlink(missing_ok=True)
+    for name in (ONNX_FILE, EXPORT_REPORT_FILE):
+        (job.folder / name).unlink(missing_ok=True)
+    with atomic_file(job.folder / CONFIG_FILE) as part:
+        part.write_text(yaml.safe_dump(job.config), encoding="utf-8")
+    write_json(job.folder / CALIBRATION_FILE, context.plan.calibration.ids)
+    context.states.open(job.options.resume)
+    if job.options.output.log_dir is None:
+        shutil.rmtree(context.board.log_dir, ignore_errors=True)
+    context.written.append(job.name.run_folder)
 
-    def _note_unit(self, report: UnitReport) -> None:
-        with self.saves.attempt("the TensorBoard losses"):
-            self.board.add_unit(report)
 
-    def _note_scalar(self, name: str, value: float, step: int) -> None:
-        with self.saves.attempt("the TensorBoard losses"):
-            self.board.add_scalar(name, value, step)
+def quantize(context: Context) -> QuantModel:
+    """The quantized model, which is saved."""
+    job, board, saves = context.job, context.board, context.saves
+    output = job.options.output
 
-    def _model_metadata(self) -> dict[str, Any]:
-        return {
-            "arch": self.job.model.entry.arch,
-            "num_classes": self.job.model.num_classes,
-            "image_shape": list(next(self.plan.calibration.batches(1))[0].shape[1:]),
-            "preprocess": dataclasses.asdict(self.job.model.entry.input_for(self.options.weights)),
-            "method": self.job.method.name,
-            "settings": self.job.method.get_quantization_params(),
-            "dataset": self.job.dataset.name,
-            "weights_digest": self.job.model.digest,
-        }
+    def note_unit(report: UnitReport) -> None:
+        with saves.attempt("the TensorBoard losses"):
+            board.add_unit(report)
 
-    def _evaluate(self, quantized: nn.Module) -> Inference:
-        """The logits on the evaluation images, written to disk while the networks run."""
-        name = self.job.name
-        evaluation: Inference | None = None
-        with self.saves.attempt("the initial logits"):
-            with self.analyzer.writer(name.initial_folder, name.file_stem, self.metadata) as writer:
-                images = self.plan.evaluation
-                evaluation = self.networks.infer_both(
-                    quantized, images, "evaluation images", writer.add, self.float_logits
-                )
-            self.saved_initial = name.initial_folder
-            self.written.append(name.initial_folder)
-        if evaluation is None:
-            raise RunError("evaluation images must be readable; the log tells what was not")
-        return evaluation
+    def note_scalar(name: str, value: float, step: int) -> None:
+        with saves.attempt("the TensorBoard losses"):
+            board.add_scalar(name, value, step)
 
-    def _metadata(self) -> dict[str, Any]:
-        """The row beside the logits: the same for the same command, so it holds no time; run.json
-        does.
-        """
-        settings = self.job.method.settings
-        return {
-            "arch": self.job.name.arch,
-            "method": self.job.method.name,
-            "n_bits_w": settings.n_bits_w,
-            "n_bits_a": settings.n_bits_a,
-            "seed": settings.seed,
-            "dataset": self.job.dataset.name,
-            "data_digest": self.plan.evaluation.digest(),
-            "weights_digest": self.job.model.digest,
-            "commit": current_commit() or "unknown",
-            "versions": " ".join(f"{name}={number}" for name, number in versions().items()),
-        }
-
-    def _fit_correction(self, fitting: Inference | None) -> CorrectionGrid | LoadedCorrection:
-        """The grid, or the correction from a file; the selected one is saved."""
-        grid: CorrectionGrid | LoadedCorrection
-        if self.job.correction is not None:
-            grid = LoadedCorrection(self.job.correction)
-        else:
-            assert fitting is not None
-            with self.clock("fit correction"):
-                logits = fitting.logits
-                grid = fit_grid(logits[QUANTIZED], logits[FULL_PRECISION], self.job.grid)
-        with self.saves.attempt("the correction"):
-            grid.selected_correction().save(self.job.folder / CORRECTION_FILE)
-        return grid
-
-    def _correct(self, grid: CorrectionGrid | LoadedCorrection, evaluation: Inference) -> list[Row]:
-        """Score every correction and save those asked for."""
-        scorer = Scorer(evaluation.logits[FULL_PRECISION], evaluation.targets)
-        rows = [score(FULL_PRECISION, evaluation.logits[FULL_PRECISION], scorer)]
-        with self.clock("apply and save corrections"):
-            corrected = grid.corrected(evaluation.logits[QUANTIZED])
-            bar = progress(corrected, "corrections", len(grid.results))
-            for index, (result, logits) in enumerate(bar):
-                rows.append(score(result.kind, logits, scorer, result.setting, result.heldout_kl))
-                wanted = self.options.save_results == "all" or index == grid.selected
-                if wanted and result.setting is not None:
-                    self._save_result(result.setting, logits, evaluation)
-        return mark(rows, grid.selected + 1)
-
-    def _sweep_bits(self, quantized: QuantModel) -> None:
-        """Random bits per layer, on a copy of the quantized model."""
-        if self.stages.sweep is None:
-            return
-        name, method = self.job.name, self.job.method
-        default = f"bitwidth_sweep_{name.arch}_{method.name}_seed{method.settings.seed}"
-        folder = self.stages.sweep.out or default
-        sweep = SweepJob(
-            settings=self.stages.sweep,
-            method=method,
-            network=self.network,
-            quantized=quantized,
-            calibration=self.plan.calibration,
-            evaluation=self.plan.evaluation,
-            dataset=self.job.dataset.name,
-            device=self.job.device,
-            batch_size=self.options.batch_size,
-            folder=self.job.root / folder,
-            title=f"{name.arch} {method.name}",
+    with context.clock("quantize"):
+        quantized = job.method.quantize_model(
+            context.networks.network,
+            None,
+            context.plan.calibration.batches(job.options.data.batch_size),
+            on_unit=note_unit,
+            on_scalar=note_scalar,
+            states=context.states,
+            cache_dir=output.cache_dir or output.output_dir / CACHE_FOLDER,
         )
-        with self.clock("bitwidth sweep"), self.saves.attempt(folder):
-            run_sweep(sweep)
-            self.written.append(folder)
-
-    def _export(self, quantized: QuantModel, grid: CorrectionGrid | LoadedCorrection) -> list[str]:
-        """The model as ONNX beside its own file; returns what the check of it found wrong."""
-        settings = self.stages.export
-        problems: list[str] = []
-        if settings is None:
-            return problems
-        images = self.plan.evaluation
-        images = images.subset(settings.choose(len(images)))
-        metadata = self._model_metadata()
-        job = ExportJob(
-            quantized=quantized,
-            correction=grid.selected_correction() if settings.with_correction else None,
-            image_shape=tuple(metadata["image_shape"]),
-            batches=images.batches(self.options.batch_size),
-            notes={key: metadata[key] for key in NOTES} | {"checked_on": "evaluation images"},
-        )
-        with self.clock("export to ONNX"), self.saves.attempt("the ONNX model"):
-            try:
-                problems = export_and_verify(job, settings, self.job.folder)
-            except InputError as error:  # the rest of the run is worth keeping
-                problems = [str(error)]
-        for problem in problems:
-            logger.error("%s: %s", ONNX_FILE, problem)
-        return problems
-
-    def _save_result(self, setting: Setting, logits: np.ndarray, evaluation: Inference) -> None:
-        name = self.job.name
-        kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
-        extra = {**dataclasses.asdict(setting), **self.job.describe_fit()}
-        folder = name.results_folder(setting.alpha, setting.num_clusters, setting.pca_dim)
-        with self.saves.attempt(folder):
-            self.analyzer.save_logits_to_csv(
-                folder,
-                name.file_stem,
-                {**kinds, CORRECTED: logits},
-                evaluation.targets,
-                {**self.metadata, **extra},
-                same_as=self.saved_initial,
-            )
-            self.written.append(folder)
-
-    def _save_summary(
-        self,
-        rows: list[Row],
-        signs: dict[str, float],
-        grid: CorrectionGrid | LoadedCorrection,
-        evaluation: Inference,
-    ) -> None:
-        """Tables and figures of the run."""
-        stem = self.job.name.summary_folder
-        correction = grid.selected_correction()
-        summary = Summary(rows, evaluation, correction, self.job.method.settings.seed)
-        with self.clock("save summary"):
-            with self.saves.attempt("the summary"), atomic_folder(self.job.root / stem) as part:
-                content = {"rows": as_records(rows), "warning_signs": signs, "bits": self.bits}
-                write_json(part / f"{stem}.json", content)
-                summary.write_tables(part, stem)
-                if self.options.plots:
-                    summary.draw(part)
-            self.written.append(stem)
-            with self.saves.attempt("the TensorBoard accuracies"):
-                self.board.add_results(rows)
-
-    def _finish(self, rows: list[Row], signs: dict[str, float], evaluated: int) -> None:
-        """Write the record of the run, last of all: it says that the run is complete."""
-        record = {
-            **provenance(self.job.record.argv),
-            "started": self.started,
-            "finished": utc_now(),
-            "config": self.job.record.config,
-            "device": str(self.job.device),
-            "model": {"weights": self.job.model.weights, "digest": self.job.model.digest},
-            "data": {
-                "dataset": self.job.dataset.name,
-                "calibration": _describe_images(self.plan.calibration, self.job.plan.calibration),
-                "correction": _describe_images(self.plan.correction, self.job.plan.correction),
-                "evaluation": _describe_images(self.plan.evaluation, self.job.plan.evaluation),
-                "evaluated": evaluated,
-            },
-            "figures": {
-                "fullprecision": dataclasses.asdict(rows[0]),
-                "quantized": dataclasses.asdict(rows[1]),
-                "corrected": dataclasses.asdict(next(row for row in rows if row.selected)),
-            },
-            "recipe": None if self.job.recipe is None else dataclasses.asdict(self.job.recipe),
-            "zero_share": self.zero_share,
-            "warning_signs": signs,
-            "seconds": self.clock.seconds,
-            "unsaved": self.saves.failures,
-        }
-        for folder in (self.job.folder, self.job.root):
-            with self.saves.attempt(RUN_FILE):
-                write_json(folder / RUN_FILE, record)
-        self._copy_to_url()
-        logger.info(
-            "seconds: %s",
-            ", ".join(f"{stage} {value:.1f}" for stage, value in self.clock.seconds.items()),
-        )
-        logger.info("written to %s", self.options.output_url or self.job.root)
-
-    def _copy_to_url(self) -> None:
-        """Copy what the run wrote to the storage that was asked for, its record last."""
-        url = self.options.output_url
-        if url is None:
-            return
-        with self.clock(f"copy to {url}"), self.saves.attempt(url):
-            remote = Remote(f"{url.rstrip('/')}/{self.job.method.name}")
-            for folder in self.written:
-                remote.put_folder(self.job.root / folder, folder)
-            remote.put_file(self.job.root / RUN_FILE)
+    with saves.attempt("the quantized model"):
+        path = job.folder / MODEL_FILE
+        quantized.save(path, model_metadata(job, context.plan))
+        _log_sizes(path, quantized)
+    return quantized
 
 
 def _log_sizes(path: Path, quantized: QuantModel) -> None:
@@ -445,5 +259,183 @@ def _log_sizes(path: Path, quantized: QuantModel) -> None:
     )
 
 
-def _describe_images(used: ImageSet, asked: ImageSet) -> dict[str, Any]:
-    return {"images": len(used), "skipped": len(asked) - len(used), "digest": used.digest()}
+def run_networks(context: Context, quantized: nn.Module) -> tuple[Inference | None, Inference]:
+    """The logits of both networks on the images that the correction is fitted on, if any, and on the
+    evaluation images; the latter are saved.
+    """
+    with context.clock("run networks and save logits"):
+        fitting = None
+        if context.plan.correction is not None:
+            fitting = context.networks.infer_both(
+                quantized, context.plan.correction, "correction images"
+            )
+        return fitting, _evaluate(context, quantized)
+
+
+def _evaluate(context: Context, quantized: nn.Module) -> Inference:
+    """The logits on the evaluation images, written to disk while the networks run."""
+    job, name = context.job, context.job.name
+    evaluation: Inference | None = None
+    with context.saves.attempt("the initial logits"):
+        with job.analyzer().writer(name.initial_folder, name.file_stem, context.metadata) as writer:
+            evaluation = context.networks.infer_both(
+                quantized,
+                context.plan.evaluation,
+                "evaluation images",
+                writer.add,
+                context.float_logits,
+            )
+        context.written.append(name.initial_folder)
+    if evaluation is None:
+        raise RunError("evaluation images must be readable; the log tells what was not")
+    return evaluation
+
+
+def choose_corrections(context: Context, fitting: Inference | None) -> Corrections:
+    """The grid, the correction from a file, or none; the selected one is saved."""
+    job = context.job
+    corrections: Corrections
+    if job.correction is not None:
+        corrections = LoadedCorrection(job.correction)
+    elif fitting is None:
+        corrections = NoCorrection()
+    else:
+        with context.clock("fit correction"):
+            logits = fitting.logits
+            corrections = fit_grid(logits[QUANTIZED], logits[FULL_PRECISION], job.grid)
+    selected = corrections.selected_correction()
+    with context.saves.attempt("the correction"):
+        if selected is None:
+            (job.folder / CORRECTION_FILE).unlink(missing_ok=True)
+        else:
+            selected.save(job.folder / CORRECTION_FILE)
+    return corrections
+
+
+def correct(context: Context, corrections: Corrections, evaluation: Inference) -> Results:
+    """Score every correction and save those asked for."""
+    reference = evaluation.logits[FULL_PRECISION]
+    scorer = Scorer(reference, evaluation.targets)
+    saves_all = context.job.options.output.save_results == "all"
+    rows = []
+    with context.clock("apply and save corrections"):
+        corrected = corrections.corrected(evaluation.logits[QUANTIZED])
+        bar = progress(corrected, "corrections", len(corrections.results))
+        for index, (result, logits) in enumerate(bar):
+            rows.append(score(result.kind, logits, scorer, result.setting, result.heldout_kl))
+            if result.setting is not None and (saves_all or index == corrections.selected):
+                _save_result(context, result.setting, logits, evaluation)
+    full_precision = score(FULL_PRECISION, reference, scorer)
+    return collect(full_precision, rows, corrections.selected, len(evaluation.targets))
+
+
+def _save_result(
+    context: Context, setting: Setting, logits: np.ndarray, evaluation: Inference
+) -> None:
+    job, name = context.job, context.job.name
+    kinds = {kind: evaluation.logits[kind] for kind in (QUANTIZED, FULL_PRECISION)}
+    folder = name.results_folder(setting.alpha, setting.num_clusters, setting.pca_dim)
+    has_initial = name.initial_folder in context.written
+    with context.saves.attempt(folder):
+        job.analyzer().save_logits_to_csv(
+            folder,
+            name.file_stem,
+            {**kinds, CORRECTED: logits},
+            evaluation.targets,
+            {**context.metadata, **dataclasses.asdict(setting), **job.describe_fit()},
+            same_as=name.initial_folder if has_initial else None,
+        )
+        context.written.append(folder)
+
+
+def sweep_bits(context: Context, quantized: QuantModel) -> None:
+    """Random bits per layer, on a copy of the quantized model, where that is asked for."""
+    job, settings = context.job, context.job.options.bitwidth
+    if settings is None:
+        return
+    folder = settings.out or job.name.sweep_folder(job.method.name)
+    sweep = SweepJob(
+        settings=settings,
+        method=job.method,
+        network=context.networks.network,
+        quantized=quantized,
+        calibration=context.plan.calibration,
+        evaluation=context.plan.evaluation,
+        dataset=job.dataset.name,
+        device=job.device,
+        batch_size=job.options.data.batch_size,
+        folder=job.root / folder,
+        title=f"{job.name.arch} {job.method.name}",
+    )
+    with context.clock("bitwidth sweep"), context.saves.attempt(folder):
+        run_sweep(sweep)
+        context.written.append(folder)
+
+
+def export(context: Context, quantized: QuantModel, corrections: Corrections) -> list[str]:
+    """The model as ONNX beside its own file, where that is asked for.
+
+    Returns:
+        what the check of the file found wrong.
+    """
+    job, settings = context.job, context.job.options.export
+    problems: list[str] = []
+    if settings is None:
+        return problems
+    images = context.plan.evaluation
+    images = images.subset(settings.choose(len(images)))
+    metadata = model_metadata(job, context.plan)
+    export_job = ExportJob(
+        quantized=quantized,
+        correction=corrections.selected_correction() if settings.with_correction else None,
+        image_shape=tuple(metadata["image_shape"]),
+        batches=images.batches(job.options.data.batch_size),
+        notes={key: metadata[key] for key in NOTES} | {"checked_on": "evaluation images"},
+    )
+    with context.clock("export to ONNX"), context.saves.attempt("the ONNX model"):
+        try:
+            problems = export_and_verify(export_job, settings, job.folder)
+        except InputError as error:  # the rest of the run is worth keeping
+            problems = [str(error)]
+    for problem in problems:
+        logger.error("%s: %s", ONNX_FILE, problem)
+    return problems
+
+
+def save_summary(
+    context: Context,
+    outline: Outline,
+    corrections: Corrections,
+    evaluation: Inference,
+    quantized: QuantModel,
+) -> None:
+    """Tables and figures of the run."""
+    job, saves, results = context.job, context.saves, outline.results
+    stem = job.name.summary_folder
+    summary = Summary(
+        results, evaluation, corrections.selected_correction(), job.method.settings.seed
+    )
+    with context.clock("save summary"):
+        with saves.attempt("the summary"), atomic_folder(job.root / stem) as part:
+            content = {
+                "rows": results.as_records(),
+                "warning_signs": dict(outline.signs),
+                "bits": bits_by_tensor(quantized),
+            }
+            write_json(part / f"{stem}.json", content)
+            summary.write_tables(part, stem)
+            if job.options.output.plots:
+                summary.draw(part)
+        context.written.append(stem)
+        with saves.attempt("the TensorBoard accuracies"):
+            context.board.add_results(results)
+
+
+def finish(context: Context, outline: Outline) -> None:
+    """Write the record of the run, copy everything where it is wanted, and say where it is."""
+    job, clock, saves = context.job, context.clock, context.saves
+    write_record(job, run_record(job, context.plan, outline, clock, saves), saves)
+    copy_to_url(job, context.written, clock, saves)
+    stages = (f"{stage} {value:.1f}" for stage, value in clock.seconds.items())
+    logger.info("seconds: %s", ", ".join(stages))
+    logger.info("written to %s", job.options.output.output_url or job.root)

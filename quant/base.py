@@ -24,15 +24,22 @@ logger = logging.getLogger(__name__)
 class BaseQuantizationMethod(ABC):
     """One quantization method with its settings.
 
-    A new method is one file: a subclass with ``name``, ``summary`` and ``settings_class``,
-    ``_quantize``, and the ``register_method`` decorator; ``short_forms`` where a setting stands for
-    others.
+    A new method is one file in ``quant/methods``: a subclass with ``name``, ``summary`` and
+    ``settings_class``, ``_quantize``, and the ``register_method`` decorator (docs/extending.md).
+
+    Attributes:
+        short_forms: settings that stand for others.
+        beats_rtn: the claim, which the contract tests check, that the error on the calibration images
+            is not above that of ``rtn``.
+        settings: those in force.
+        given: names of those that were given, or that a short form among them stands for.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
     short_forms: ClassVar[ShortForms] = {}
+    beats_rtn: ClassVar[bool] = False
 
     def __init__(self, **settings: Any):
         known = [field.name for field in dataclasses.fields(self.settings_class)]
@@ -40,6 +47,7 @@ class BaseQuantizationMethod(ABC):
             require_known(f"setting of {self.name}", key, known)
         spelled = spelled_out(self.settings_class, self.short_forms, settings)
         self.settings: Any = self.settings_class(**spelled)
+        self.given = frozenset(spelled)
 
     def get_method_name(self) -> str:
         return self.name

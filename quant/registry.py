@@ -1,11 +1,17 @@
-"""The methods by name."""
+"""The methods by name, and the checks that let their settings share one command line.
+
+Every setting of a method is a flag of ``main_imagenet.py``, and two methods may share one. Therefore a
+setting of the same name must mean the same in both, and none may take the name of a flag of the script.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from common.errors import require_known
 from quant.base import BaseQuantizationMethod
+from quant.settings import RESERVED_NAMES, TYPES, flag_name, type_text
 
 _METHODS: dict[str, type[BaseQuantizationMethod]] = {}
 
@@ -14,12 +20,71 @@ def register_method(cls: type[BaseQuantizationMethod]) -> type[BaseQuantizationM
     """Class decorator: make a method known under its ``name``.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or a setting is unusable as a flag; the text names both.
     """
     if cls.name in _METHODS:
         raise ValueError(f"method name {cls.name!r} is taken by {_METHODS[cls.name].__name__}")
+    for field in dataclasses.fields(cls.settings_class):
+        _require_usable(cls.name, field)
+        for other, known in method_settings().get(field.name, {}).items():
+            _require_same_meaning(cls.name, field, other, known)
     _METHODS[cls.name] = cls
     return cls
+
+
+def _require_usable(method: str, field: dataclasses.Field) -> None:
+    """Check what a setting is by itself.
+
+    Raises:
+        ValueError: it is no flag, or its name is one of the script's.
+    """
+    where = f"setting {field.name!r} of method {method!r}"
+    if "help" not in field.metadata:
+        raise ValueError(f"{where} must be made by quant.settings.setting(default, help), got none")
+    if not isinstance(field.type, str):
+        raise ValueError(
+            f"{where} must have its type as text: begin the file with "
+            f"'from __future__ import annotations', got {field.type!r}"
+        )
+    if type_text(field) not in TYPES:
+        raise ValueError(
+            f"{where} must be of type {', '.join(TYPES)} or one of these with '| None', "
+            f"got {field.type!r}"
+        )
+    if flag_name(field.name) in RESERVED_NAMES:
+        raise ValueError(f"{where} must have a name that is no flag of main_imagenet.py, got one")
+
+
+def _require_same_meaning(
+    method: str, field: dataclasses.Field, other: str, known: dataclasses.Field
+) -> None:
+    """Check that two methods mean the same by a setting.
+
+    Raises:
+        ValueError: its type, choices or help text differ.
+    """
+    facts = {
+        "type": (type_text(field), type_text(known)),
+        "help text": (field.metadata["help"], known.metadata["help"]),
+    }
+    choices, others = (set(part.metadata["choices"] or ()) for part in (field, known))
+    if not (choices <= others or others <= choices):
+        facts["choices"] = (sorted(map(str, choices)), sorted(map(str, others)))
+    for what, (mine, theirs) in facts.items():
+        if mine != theirs:
+            raise ValueError(
+                f"setting {field.name!r} of method {method!r} must have the {what} that it has in "
+                f"{other!r}, {theirs!r}, got {mine!r}; another meaning needs another name"
+            )
+
+
+def method_settings() -> dict[str, dict[str, dataclasses.Field]]:
+    """Every setting of every method: name -> its field in each method that has it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(_METHODS):
+        for field in dataclasses.fields(_METHODS[name].settings_class):
+            found.setdefault(field.name, {})[name] = field
+    return found
 
 
 class QuantizationManager:

@@ -15,6 +15,20 @@ from quant.arithmetic.ranges import RANGE_MODES
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 
 OPTIONAL = " | None"
+TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+# The flags of main_imagenet.py itself, which no setting of a method may be named after.
+RESERVED_NAMES = frozenset(
+    """
+    alpha alpha_list arch augment_calibration batch_size bitwidth_sweep bw_act bw_bank bw_num_configs
+    bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity bw_target_average bw_tolerance
+    bw_weighting cache_dir calibration_list checkpoint checkpoint_format chunk_size compression config
+    correction correction_samples correction_source data_path dataset device download dry_run
+    export_images export_onnx force help int2 list_archs list_methods list_recipes load_correction
+    log_dir logits_format min_agreement num_clusters num_clusters_list output_dir pca_dim pca_dim_list
+    plots print_config quant_method quiet recipe resume save_results shrinkage skip_bad_images table
+    val_labels verbose weights with_correction workers
+    """.split()
+)
 
 
 def setting(
@@ -37,10 +51,14 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def type_text(field: dataclasses.Field) -> str:
+    """The type of a setting that is not None, as it is written in its annotation."""
+    return str(field.type).removesuffix(OPTIONAL)
+
+
 def setting_type(field: dataclasses.Field) -> type:
-    """The Python type of a setting that is not None; annotations are strings here."""
-    name = str(field.type).removesuffix(OPTIONAL)
-    return {"int": int, "float": float, "bool": bool, "str": str}[name]
+    """The Python type of a setting that is not None."""
+    return TYPES[type_text(field)]
 
 
 def flag_name(name: str) -> str:
@@ -77,6 +95,10 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
+ACTIVATION_BITS_HELP = "bits of the activations: 1 to 16, or 32 for float"
+NUM_BITS_HELP = "short for n_bits_w and n_bits_a with the same value"
+FOLD_HELP = "fold batch norms into the layers before them (off, published: they stay in float)"
+BIAS_CORRECTION_HELP = "give each quantized weight channel the mean of the float one"
 BITS: dict[str, Any] = {
     "choices": (*range(1, 17), NOT_QUANTIZED),
     "must": "between 1 and 16, or 32 (not quantized)",
@@ -92,16 +114,18 @@ class MethodSettings:
             requirement and value.
     """
 
-    n_bits_w: int = setting(4, "bits of the weights, 1..16, or 32 for float", **BITS)
-    n_bits_a: int = setting(4, "bits of the activations, 1..16, or 32 for float", **BITS)
+    n_bits_w: int = setting(4, "bits of the weights: 1 to 16, or 32 for float", **BITS)
+    n_bits_a: int = setting(4, ACTIVATION_BITS_HELP, **BITS)
     channel_wise: bool = setting(
-        True, "one weight scale per output channel instead of one per layer"
+        True, "use one weight scale per output channel (off: one per layer)"
     )
     disable_8bit_head_stem: bool = setting(
-        False, "first and last layer at n_bits_w and n_bits_a instead of 8"
+        False, "quantize the first and the last layer to n_bits_w and n_bits_a instead of 8 bits"
     )
-    num_samples: int = setting(1024, "calibration images", low=1, high=10**9)
-    keep_cpu: bool = setting(False, "keep cached activations in host memory instead of on the GPU")
+    num_samples: int = setting(1024, "number of calibration images", low=1, high=10**9)
+    keep_cpu: bool = setting(
+        False, "keep the cached activations in host memory instead of GPU memory"
+    )
     seed: int = setting(
         1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"
     )
@@ -159,8 +183,24 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class WeightOnlySettings(MethodSettings):
+    """Settings of a method that leaves the activations in float, and says so when asked for fewer bits."""
+
+    n_bits_a: int = setting(
+        NOT_QUANTIZED,
+        ACTIVATION_BITS_HELP,
+        choices=(NOT_QUANTIZED,),
+        must="32: this method leaves the activations in float",
+    )
+
+
+@dataclass(frozen=True)
 class RangeSettings(MethodSettings):
     """Settings of the methods that choose ranges by searching them or by min and max."""
 
-    init_wmode: str = setting("mse", "how weight ranges are chosen", choices=RANGE_MODES)
-    init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
+    init_wmode: str = setting(
+        "mse", "rule that chooses the ranges of the weights", choices=RANGE_MODES
+    )
+    init_amode: str = setting(
+        "mse", "rule that chooses the ranges of the activations", choices=RANGE_MODES
+    )

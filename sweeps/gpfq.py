@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from common.console import EXIT_OK
+from logits_io.naming import RUN_FILE
 from plots.axes import save_figure
 from plots.sweep import sweep_figure
 from sweeps.engine import MAIN_SCRIPT
 from sweeps.gpfq_log import Row, append_row, log_row, read_log
 
-RECORD = "run.json"
 METHOD = "gpfq"
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Point:
     def record(self) -> dict[str, Any] | None:
         """The record of the finished run with these flags, None where there is none."""
         try:
-            content = json.loads((self.folder / METHOD / RECORD).read_text(encoding="utf-8"))
+            content = json.loads((self.folder / METHOD / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return content if content["argv"] == self.flags else None

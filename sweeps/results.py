@@ -19,6 +19,7 @@ SUMMARY_COLUMNS = (
     *(f"{name}_{top}" for name in FIGURES for top in ("top1", "top5")),
     *("agreement", "corrected_agreement", "seconds_quantize", "seconds", "error"),
 )
+AGREEMENTS = {"quantized": "agreement", "corrected": "corrected_agreement"}
 TABLE_COLUMNS = ("arch", "method", "W/A", "n", "full precision", "quantized", "corrected", "gain")
 
 
@@ -31,9 +32,10 @@ def summary_row(spec: RunSpec) -> dict[str, Any]:
     if record is not None:
         for name in FIGURES:
             figures = record["figures"][name]
-            row[f"{name}_top1"], row[f"{name}_top5"] = figures["top1_pct"], figures["top5_pct"]
-        row["agreement"] = record["figures"]["quantized"]["agreement_pct"]
-        row["corrected_agreement"] = record["figures"]["corrected"]["agreement_pct"]
+            if figures is not None:  # a run without correction has no corrected ones
+                row[f"{name}_top1"], row[f"{name}_top5"] = figures["top1_pct"], figures["top5_pct"]
+                if name in AGREEMENTS:
+                    row[AGREEMENTS[name]] = figures["agreement_pct"]
         seconds = record["seconds"]
         row["seconds_quantize"] = round(seconds.get("quantize", 0.0), 2)
         row["seconds"] = round(sum(seconds.values()), 2)
@@ -59,16 +61,18 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for label, name in (("full precision", "fullprecision"), *((n, n) for n in FIGURES[1:])):
             found[label] = spread([row[f"{name}_top1"] for row in done])
-        found["gain"] = spread([row["corrected_top1"] - row["quantized_top1"] for row in done])
+        corrected = [row for row in done if row["corrected_top1"] is not None]
+        found["gain"] = spread([row["corrected_top1"] - row["quantized_top1"] for row in corrected])
         table.append(found)
     return table
 
 
-def spread(values: Sequence[float]) -> tuple[float, float] | None:
-    """Mean and standard deviation (n - 1; 0 of one value); None of none."""
-    if not values:
+def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean and standard deviation (n - 1; 0 of one value) of what is known; None of nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0
 
 
 def show(value: Any) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import write_json
+from logits_io.naming import RUN_FILE
 
-RECORD = "run.json"
 FAILURE = "failed.json"
 LOG = "log.txt"
 DEFAULT_METHODS = ("adaround",)
@@ -22,6 +22,7 @@ DEFAULT_GRID: Mapping[str, Sequence[float]] = {
     "num_clusters_list": (8, 16, 64),
     "pca_dim_list": (25, 50, 100),
 }
+NO_CORRECTION = "__no_correction"  # --no-correction with underscores
 EXAMPLE = "digits_resnet"
 FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")  # the main script's own grid fits them
 
@@ -63,7 +64,7 @@ class RunSpec:
 
     def record(self) -> dict[str, Any] | None:
         """The record of the finished run with these flags; None where there is none."""
-        content = _read(self.folder / self.method / RECORD)
+        content = _read(self.folder / self.method / RUN_FILE)
         return content if content is not None and content.get("argv") == self.flags else None
 
     def failure(self) -> dict[str, Any] | None:
@@ -105,15 +106,17 @@ class Grid:
         """Every run; seed by seed, so that every setting has a first result early."""
         cache = ("--cache_dir", str(root / "cache"))
         return [
-            RunSpec(root, arch, method, *bits, seed, (*self._options(arch), *cache, *extra))
+            RunSpec(root, arch, method, *bits, seed, (*self._options(arch, extra), *cache, *extra))
             for arch in self.archs
             for seed in self.seeds
             for method in self.methods
             for bits in self.bits
         ]
 
-    def _options(self, arch: str) -> list[str]:
+    def _options(self, arch: str, extra: Sequence[str]) -> list[str]:
         flags = ["--no-plots", "--save_results", "selected"]
+        if NO_CORRECTION in (flag.replace("-", "_") for flag in extra):
+            return flags
         for name, default in DEFAULT_GRID.items():
             given = (self.correction or {}).get(name)
             values = given or (None if arch.startswith(FEW_CLASSES) else default)

@@ -17,6 +17,7 @@ import main_imagenet
 from common.errors import InputError
 from loaders import load_dataset
 from loaders.transforms import Preprocess
+from models import get_entry
 from tests.conftest import PROJECT
 
 PLAIN = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -190,7 +191,7 @@ def test_the_file_with_class_folders_says_what_is_wrong(flat):
 
 
 def test_a_wrong_class_count_is_explained(flat, capsys, tmp_path):
-    torch.save(main_imagenet.get_entry("cifar_resnet20").build(10).state_dict(), tmp_path / "c.pt")
+    torch.save(get_entry("cifar_resnet20").build(10).state_dict(), tmp_path / "c.pt")
     file = tmp_path / "labels.txt"
     file.write_text(rows(LABELS))
     argv = ["--arch", "cifar_resnet20", "--checkpoint", str(tmp_path / "c.pt"), "--dry_run"]
@@ -214,7 +215,7 @@ def sample(shared, tmp_path_factory) -> Path:
 @pytest.mark.data
 @pytest.mark.slow
 def test_the_imagenet_sample_gives_the_same_logits_in_both_layouts(sample, tmp_path):
-    network = main_imagenet.get_entry("resnet18").build(1000)
+    network = get_entry("resnet18").build(1000)
     torch.save(network.state_dict(), tmp_path / "c.pt")
     files = sorted((sample / "val").glob("*/*.JPEG"))
     (tmp_path / "flat" / "val").mkdir(parents=True)

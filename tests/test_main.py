@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,18 @@ from correction import ClusterAffineCorrection
 from evaluation.inference import infer_logits
 from loaders import load_dataset
 from logits_io import LogitsAnalyzer
-from main_imagenet import build_parser, main
+from main_imagenet import main
 from models import get_entry, load_model
+from pipeline import RunOptions
 from pipeline import networks as inference
+from pipeline.command import read_command
+from pipeline.flags import build_parser
+from pipeline.method import make_method
+from quant import QuantizationManager
+from quant.registry import method_settings
 from tests.conftest import GRID, PROJECT, QUICK, TAG, write_cifar10
 
+METHODS = QuantizationManager().list_available_methods()
 LAST = "alpha1.0_clusters4_pca5_digits_resnet_w4bit_a4bit"
 
 
@@ -35,6 +43,10 @@ def files_below(root: Path) -> dict[str, str]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def read(argv: list[str]) -> RunOptions:
+    return read_command(build_parser(), argv).options
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +128,8 @@ def test_the_saved_correction_is_the_selected_one(finished, tmp_path, capsys):
     assert 100 * (corrected.argmax(1) == saved.targets).mean() == pytest.approx(record["top1_pct"])
     flags = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(tmp_path)]
     assert main([*flags, "--load_correction", str(path)]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table[1:]] == [
-        "fullprecision",
-        "quantized",
-        "cluster_affine",
-    ]
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in table] == ["logits", "full", "quantized", "cluster_affine"]
     again = json.loads((tmp_path / "rtn" / "run.json").read_text())
     assert again["figures"]["corrected"]["top1_pct"] == pytest.approx(record["top1_pct"])
     assert again["warning_signs"] == {}
@@ -192,13 +200,77 @@ def test_the_record_traces_every_number(finished):
     assert record["model"]["digest"] == load_model("digits_resnet").digest
 
 
-def test_stdout_holds_the_table_and_nothing_else(finished):
-    _, text = finished
-    lines = text.strip().split("\n")
+def test_stdout_says_what_came_out_in_parts(finished):
+    root, text = finished
+    first, table, files, steps = text.strip().split("\n\n")
+    record = json.loads((root / "run.json").read_text())["figures"]
+    top1 = {name: row["top1_pct"] for name, row in record.items()}
+    error = 100 * math.sqrt(top1["quantized"] / 100 * (1 - top1["quantized"] / 100) / 500)
+    assert first.startswith(
+        f"digits_resnet rtn W4A4 seed 1005: Top-1 float {top1['fullprecision']:.2f} %, quantized "
+        f"{top1['quantized']:.2f} ± {error:.2f} % ({top1['quantized'] - top1['fullprecision']:+.2f})"
+    )
+    lines = table.split("\n")
     assert lines[0].split()[:4] == ["logits", "alpha", "clusters", "pca"]
-    assert len(lines) == 9
-    assert sum("selected" in line for line in lines) == 1
-    assert sum("oracle (best Top-1)" in line for line in lines) == 1
+    assert sum("selected" in line.replace("never selected", "") for line in lines) == 1
+    assert sum("oracle (best Top-1, known afterwards)" in line for line in lines) == 1
+    assert sum("best baseline" in line for line in lines) == 1
+    shown = len(lines) - 2
+    assert lines[-1] == f"({8 - shown} more corrections: --table full, or the summary below)"
+    paths = [Path(line.split(":", 1)[1].strip()) for line in files.split("\n")[1:]]
+    assert len(paths) == 3 and all(path.exists() for path in paths)
+    assert steps.startswith("next:\n")
+
+
+def test_the_full_table_has_every_correction_and_a_warning_is_said_again(tmp_path, capsys):
+    arch = ["--arch", "cifar_resnet20", "--dataset", "digits"]  # random weights
+    flags = [*QUICK, *arch, "--table", "full", "--output_dir", str(tmp_path), "--no_plots"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    table = out.split("\n\n")[1].split("\n")
+    assert len(table) == 9
+    assert sum("for comparison, never selected" in line for line in table) == 1
+    warnings = out.split("warnings:\n")[1]
+    assert "RANDOM weights" in warnings
+
+
+def test_no_correction_is_one_run_of_both_networks(tmp_path, capsys):
+    flags = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(tmp_path)]
+    assert main([*flags, "--no_correction"]) == 0
+    out = capsys.readouterr().out
+    assert "corrected" not in out and "may not carry over" not in out
+    root = tmp_path / "rtn"
+    record = json.loads((root / "run.json").read_text())
+    assert record["figures"]["corrected"] is None and record["data"]["correction"] is None
+    assert (
+        not list(root.glob("results_*")) and not (root / f"run_{TAG}" / "correction.npz").exists()
+    )
+    names = {path.name for path in (root / f"logits_summary_{TAG}").glob("*.png")}
+    assert names == {"logit_scatter.png", "per_class_change.png", "reliability.png"}
+    assert main([*flags, "--no-correction", "--alpha", "1"]) == 2
+    assert "alpha_list must be left out with --no-correction, got [1.0]" in capsys.readouterr().err
+
+
+def test_without_network_data_and_method_the_example_has_few_bits(capsys):
+    assert main(["--print_config", "--output_dir", "x"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["n_bits_w"], config["n_bits_a"]) == (2, 1)
+    assert main(["--print_config", "--quant_method", "adaround"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["n_bits_w"], config["n_bits_a"]) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("archs", "resnet18"),
+        ("methods", "rtn       round to nearest with searched ranges: the baseline"),
+        ("recipes", "resnet18_qdrop_w4a4, published Top-1 69.13, float 71.06"),
+    ],
+)
+def test_the_names_of_a_flag_can_be_listed(what, line, capsys):
+    assert main([f"--list_{what}"]) == 0
+    assert line in capsys.readouterr().out.split("\n")
 
 
 def test_tensorboard_holds_the_units_and_the_accuracies(finished):
@@ -220,7 +292,8 @@ def test_tensorboard_holds_the_units_and_the_accuracies(finished):
 def test_the_same_command_gives_the_same_csv_and_model_bytes(finished, tmp_path, capsys):
     root, text = finished
     assert main([*QUICK, "--output_dir", str(tmp_path), "--chunk_size", "200"]) == 0
-    assert capsys.readouterr().out == text
+    parts = zip(capsys.readouterr().out.split("\n\n"), text.split("\n\n"), strict=True)
+    assert [mine == theirs for mine, theirs in parts] == [True, True, False, False]  # paths differ
     first, second = files_below(root), files_below(tmp_path / "rtn")
     endings = (".csv", "model.pt", "ids.json")  # the stored units hold times
     repeatable = [name for name in first if name.endswith(endings)]
@@ -259,7 +332,7 @@ print(np.array_equal(result.logits["q"], saved), metadata["method"], metadata["s
 def test_adaround_runs_end_to_end(tmp_path, capsys):
     flags = ["--iters_w", "30", "--lr_round", "0.1", "--num_samples", "64", "--n_bits_w", "2"]
     assert main([*flags, *GRID, "--output_dir", str(tmp_path), "--save_results", "selected"]) == 0
-    assert "fullprecision" in capsys.readouterr().out
+    assert "full precision" in capsys.readouterr().out
     assert len(list((tmp_path / "adaround").glob("results_*"))) <= 1
 
 
@@ -345,10 +418,26 @@ def test_help_names_methods_and_defaults(capsys):
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "aciq_mix, adaround, gpfq, lapq, pd_quant, qdrop, rtn" in text
-    assert "optimisation steps per unit (default 20000: adaround, pd_quant, qdrop)" in text
-    assert (
-        "(default 1024: aciq_mix, adaround, gpfq, pd_quant, qdrop, rtn; default 512: lapq)" in text
-    )
+    assert "optimisation steps per unit (default 20000)" in text
+    assert "number of calibration images (default 1024; lapq: 512)" in text
+
+
+def test_the_first_screen_of_the_help_shows_the_first_flags(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0] == "usage: main_imagenet.py [flags]"
+    first = "\n".join(lines[:25])
+    needed = ("--data_path", "--arch", "--checkpoint", "--quant_method", "--n_bits_w")
+    assert all(f"\n  {flag}" in first for flag in needed)
+
+
+def test_every_flag_of_a_method_is_in_a_group_that_names_it(capsys):
+    groups = {group.title: group for group in build_parser()._action_groups}
+    for name, fields in method_settings().items():
+        users = ", ".join(fields)
+        title = "method" if len(fields) == len(METHODS) else f"method: {users}"
+        assert name in {action.dest for action in groups[title]._group_actions}
 
 
 @pytest.mark.parametrize(
@@ -363,8 +452,7 @@ def test_help_names_methods_and_defaults(capsys):
     ],
 )
 def test_terms_of_pd_quant_take_the_defaults_of_the_architecture(flags, expected):
-    options = main_imagenet.read_options([*flags, "--data_path", "."])
-    settings = main_imagenet.make_method(options).settings
+    settings = make_method(read([*flags, "--data_path", "."])).settings
     assert (settings.T, settings.lamb_r, settings.lamb_c) == expected
 
 
@@ -373,7 +461,7 @@ def test_first_lines_of_the_docstring_are_commands_that_parse():
     commands = [line.split()[2:] for line in lines if line.startswith("python main_imagenet.py")]
     assert len(commands) == 3
     for command in commands:
-        main_imagenet.read_options(command)
+        read(command)
 
 
 def test_correction_from_val_leaves_the_figures(tmp_path):

@@ -289,7 +289,8 @@ def test_a_full_disk_costs_the_files_and_not_the_run(tmp_path, capsys, monkeypat
     captured = capsys.readouterr()
     assert "could not save the quantized model" in captured.err
     assert "unit 0 is not stored, --resume will redo it" in captured.err
-    assert captured.out.startswith("logits ")
+    assert captured.out.startswith("digits_resnet rtn W4A4 seed 1005: ")
+    assert "  could not save the quantized model" in captured.out.split("warnings:\n")[1]
     record = json.loads((tmp_path / "rtn" / "run.json").read_text())
     assert record["unsaved"] == ["the quantized model"]
 
@@ -342,7 +343,7 @@ def test_what_cannot_be_saved_is_reported_and_the_run_goes_on(tmp_path, monkeypa
     captured = capsys.readouterr()
     assert "could not save results_alpha1.0_clusters4_pca5" in captured.err
     assert "Traceback" in captured.err
-    assert "fullprecision" in captured.out
+    assert "full precision" in captured.out
     record = json.loads((tmp_path / "rtn" / "run.json").read_text())
     assert len(record["unsaved"]) == 1
 

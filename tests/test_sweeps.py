@@ -19,7 +19,7 @@ from common.errors import InputError
 from sweeps import engine
 from sweeps.engine import LocalEngine, execute
 from sweeps.report import RUN_COLUMNS
-from sweeps.results import TABLE_COLUMNS, as_markdown, spread, table_rows
+from sweeps.results import TABLE_COLUMNS, as_markdown, spread, summary_row, table_rows
 from sweeps.spec import DEFAULT_SEEDS, Grid, RunSpec, parse_bits
 from tests.conftest import PROJECT
 
@@ -85,6 +85,23 @@ def test_the_defaults_are_those_of_the_published_scripts():
     given = Grid(("cifar_resnet20",), correction={"pca_dim_list": [2, 5]}).runs(Path("o"), ())[0]
     assert given.flags[given.flags.index("--pca_dim_list") + 1 :][:2] == ["2", "5"]
     assert len({run.folder for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("flag", ["--no-correction", "--no_correction"])
+def test_runs_without_correction_get_no_grid_of_corrections(flag):
+    run = Grid(("resnet18",)).runs(Path("o"), (flag,))[0]
+    assert not {"--alpha_list", "--num_clusters_list", "--pca_dim_list"} & set(run.flags)
+
+
+def test_runs_without_correction_have_rows_without_it(fake, monkeypatch):
+    spec = Grid(("a",), seeds=(1,), bits=((4, 4),)).runs(fake, ("--no-correction",))[0]
+    figures = {"top1_pct": 70.0, "top5_pct": 90.0, "agreement_pct": 80.0}
+    record = {"figures": {"fullprecision": figures, "quantized": figures, "corrected": None}}
+    monkeypatch.setattr(type(spec), "record", lambda self: {**record, "seconds": {}})
+    row = summary_row(spec)
+    assert (row["quantized_top1"], row["agreement"], row["corrected_top1"]) == (70.0, 80.0, None)
+    table = table_rows([row])[0]
+    assert (table["quantized"], table["corrected"], table["gain"]) == ((70.0, 0.0), None, None)
 
 
 def test_bits_are_pairs():

@@ -10,7 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quant.methods.qdrop import QDrop, QDropSettings
-from quant.reconstruction.settings import ABOVE_ZERO, LAMB_C, LAMB_R, TEMPERATURE
+from quant.reconstruction.settings import (
+    ABOVE_ZERO,
+    LAMB_C,
+    LAMB_C_HELP,
+    LAMB_R,
+    LAMB_R_HELP,
+    TEMPERATURE,
+    TEMPERATURE_HELP,
+)
 from quant.registry import register_method
 from quant.settings import setting
 
@@ -20,11 +28,9 @@ class PDQuantSettings(QDropSettings):
     """Settings of PD-Quant; defaults of the published command line for ResNets."""
 
     lr_round: float = setting(3e-3, "learning rate of the rounding variables", low=0, high=1000)
-    lamb_r: float | None = setting(LAMB_R, "divisor of the prediction difference", **ABOVE_ZERO)
-    T: float | None = setting(TEMPERATURE, "temperature of the prediction difference", **ABOVE_ZERO)
-    lamb_c: float | None = setting(
-        LAMB_C, "divisor of the distribution correction's anchor", **ABOVE_ZERO
-    )
+    lamb_r: float | None = setting(LAMB_R, LAMB_R_HELP, **ABOVE_ZERO)
+    T: float | None = setting(TEMPERATURE, TEMPERATURE_HELP, **ABOVE_ZERO)
+    lamb_c: float | None = setting(LAMB_C, LAMB_C_HELP, **ABOVE_ZERO)
 
 
 @register_method

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.reconstruction.engine import ReconstructionMethod
-from quant.reconstruction.settings import ReconstructionSettings
+from quant.reconstruction.settings import INPUT_PROB_HELP, PROB_HELP, ReconstructionSettings
 from quant.registry import register_method
-from quant.settings import BITS, ShortForms, same_bits, setting
+from quant.settings import BITS, NUM_BITS_HELP, ShortForms, same_bits, setting
 
 SHORT_FORMS: ShortForms = {
     "num_bits": same_bits,
@@ -35,20 +35,16 @@ class QDropSettings(ReconstructionSettings):
     of the published code are the probabilities that it is kept, one minus ``dropout_rate``.
     """
 
-    prob: float = setting(
-        0.5, "probability that an element keeps its quantized value inside the unit", low=0, high=1
-    )
-    input_prob: float = setting(
-        0.5, "probability that an element of the unit's input is the quantized one", low=0, high=1
-    )
-    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
+    prob: float = setting(0.5, PROB_HELP, low=0, high=1)
+    input_prob: float = setting(0.5, INPUT_PROB_HELP, low=0, high=1)
+    num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
     dropout_rate: float | None = setting(
         None,
-        "probability that quantization is dropped: one minus prob and input_prob",
+        "probability that quantization is dropped; sets prob and input_prob to one minus it",
         low=0,
         high=1,
     )
-    stochastic: bool = setting(True, "mix at all; off means prob and input_prob 1")
+    stochastic: bool = setting(True, "drop quantization at random (off: prob and input_prob are 1)")
 
 
 @register_method

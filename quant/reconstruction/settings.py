@@ -17,6 +17,11 @@ MIN_TRAVEL = (
 LAMB_R, TEMPERATURE, LAMB_C = 0.1, 4.0, 0.02  # of PD-Quant, where a term is on without them
 FAST_CORRECTION, PUBLISHED_CORRECTION = (100, 5e-3), (500, 1e-3)  # steps and learning rate
 ABOVE_ZERO: dict[str, Any] = {"low": 1e-9, "high": 1e9, "must": "above 0 (1e-9..1e9)"}
+PROB_HELP = "probability that an activation inside the unit is quantized in a step"
+INPUT_PROB_HELP = "probability that an element of the unit's input comes from the quantized network"
+LAMB_R_HELP = "prediction difference: divisor of the KL divergence; giving it turns the term on"
+TEMPERATURE_HELP = "prediction difference: temperature of the softmax; giving it turns the term on"
+LAMB_C_HELP = "distribution correction: divisor of the anchor; giving it turns the correction on"
 
 logger = logging.getLogger(__name__)
 
@@ -29,46 +34,45 @@ class ReconstructionSettings(RangeSettings):
 
     iters_w: int = setting(20000, "optimisation steps per unit", low=0, high=10**9)
     batch_size_recon: int = setting(32, "images per optimisation step", low=1, high=10**6)
-    weight: float = setting(0.01, "weight of the rounding penalty", low=0, high=10**6)
+    weight: float = setting(0.01, "weight of the rounding penalty in the loss", low=0, high=10**6)
     b_start: float = setting(
-        20.0, "exponent of the rounding penalty when it sets in", low=0, high=1000
+        20.0, "exponent of the rounding penalty right after the warm-up", low=0, high=1000
     )
-    b_end: float = setting(2.0, "exponent of the rounding penalty at the end", low=0, high=1000)
-    warmup: float = setting(0.2, "share of the steps without rounding penalty", low=0, high=1)
+    b_end: float = setting(
+        2.0, "exponent of the rounding penalty at the last step", low=0, high=1000
+    )
+    warmup: float = setting(
+        0.2, "fraction of the steps that run before the rounding penalty is added", low=0, high=1
+    )
     lr: float = setting(
-        4e-5, "learning rate of the activation steps (cosine to 0)", low=0, high=1000
+        4e-5,
+        "learning rate of the activation step sizes; it falls to 0 along half a cosine",
+        low=0,
+        high=1000,
     )
     lr_round: float = setting(1e-3, "learning rate of the rounding variables", low=0, high=1000)
-    prob: float = setting(
-        1.0, "probability that an element keeps its quantized value inside the unit", low=0, high=1
-    )
-    input_prob: float = setting(
-        1.0, "probability that an element of the unit's input is the quantized one", low=0, high=1
-    )
-    lamb_r: float | None = setting(
-        None, "divisor of the prediction difference; switches it on", **ABOVE_ZERO
-    )
-    T: float | None = setting(
-        None, "temperature of the prediction difference; switches it on", **ABOVE_ZERO
-    )
-    lamb_c: float | None = setting(
-        None, "divisor of the distribution correction's anchor; switches it on", **ABOVE_ZERO
-    )
+    prob: float = setting(1.0, PROB_HELP, low=0, high=1)
+    input_prob: float = setting(1.0, INPUT_PROB_HELP, low=0, high=1)
+    lamb_r: float | None = setting(None, LAMB_R_HELP, **ABOVE_ZERO)
+    T: float | None = setting(None, TEMPERATURE_HELP, **ABOVE_ZERO)
+    lamb_c: float | None = setting(None, LAMB_C_HELP, **ABOVE_ZERO)
     bn_lr: float | None = setting(
-        None, "learning rate of the distribution correction; switches it on", **ABOVE_ZERO
+        None,
+        "distribution correction: learning rate; giving it turns the correction on",
+        **ABOVE_ZERO,
     )
     dc_steps: int | None = setting(
-        None, "steps of the distribution correction per batch", low=1, high=10**9
+        None, "distribution correction: steps per batch", low=1, high=10**9
     )
     dc_fast: bool = setting(
         True,
-        "distribution correction in 100 steps at 5e-3 instead of 500 at 1e-3, unless dc_steps or bn_lr is given",
+        "distribution correction: 100 steps at learning rate 5e-3 instead of 500 at 1e-3 (published)",
     )
     amp: str = setting(
         "off", "precision of the units during reconstruction", choices=("off", "bf16")
     )
-    compile: bool = setting(False, "torch.compile the optimisation step")
-    cuda_graph: bool = setting(True, "replay the optimisation step as a CUDA graph, on a GPU")
+    compile: bool = setting(False, "compile the optimisation step with torch.compile")
+    cuda_graph: bool = setting(True, "replay the optimisation step as a CUDA graph (on a GPU)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

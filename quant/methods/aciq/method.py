@@ -32,7 +32,15 @@ from quant.network.chain import Task, UnitData, walk_chain
 from quant.network.layers import ActivationQuantizer, QuantLayer
 from quant.network.model import quant_layers, set_state
 from quant.registry import register_method
-from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting
+from quant.settings import (
+    BIAS_CORRECTION_HELP,
+    BITS,
+    NUM_BITS_HELP,
+    MethodSettings,
+    ShortForms,
+    same_bits,
+    setting,
+)
 
 MIXED_BITS = 4  # bits up to which channels share bits, as in the published code
 ALL_BITS = range(1, 17)
@@ -46,39 +54,47 @@ SHORT_FORMS: ShortForms = {"num_bits": same_bits}
 class AciqSettings(MethodSettings):
     """Settings of ACIQ-Mix."""
 
-    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
+    num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
     aciq_method: str = setting(
         "laplace",
-        "density that activation ranges are clipped for; auto: what fits best, none: no clipping",
+        "density that the activation ranges are clipped for (auto: the best fit, none: no clipping)",
         choices=(*PRIORS, "auto", "none"),
     )
     clip_table: str = setting(
-        "exact", "clips for the grid in use, or those of the paper's model", choices=TABLES
+        "exact",
+        "clipping values of the quantizer in use, or those of the paper's model",
+        choices=TABLES,
     )
     mix_ratio: float = setting(
-        1.0, "how far channels differ in bits: 0 equal, 1 the published allocation", low=0, high=1
+        1.0,
+        "how far the bits of channels may differ (0: equal bits, 1: the published allocation)",
+        low=0,
+        high=1,
     )
     mix_weights: bool | None = setting(
-        None, "share the bits of a layer among its weights' channels; default: up to 4 bits"
+        None, "allocate the bits of a layer among its weight channels (default: up to 4 bits)"
     )
     mix_acts: bool | None = setting(
-        None, "share bits among activation channels; default: up to 4 bits with per_channel_act"
+        None, "allocate bits among activation channels (default: up to 4 bits with per_channel_act)"
     )
     per_channel_act: bool = setting(
-        False, "a scale per activation channel (published; no integer GEMM can run it)"
+        False,
+        "use one scale per activation channel (published; no integer matrix product can run it)",
     )
     act_points: str = setting(
         "inputs",
-        "quantize what layers read, or what convolutions put out (published)",
+        "quantize the inputs of layers, or the outputs of convolutions (published)",
         choices=ACT_POINTS,
     )
-    init_wmode: str = setting("minmax", "how weight ranges are chosen", choices=RANGE_MODES)
-    bias_correction: bool = setting(True, "give quantized weights the mean of the float ones")
+    init_wmode: str = setting(
+        "minmax", "rule that chooses the ranges of the weights", choices=RANGE_MODES
+    )
+    bias_correction: bool = setting(True, BIAS_CORRECTION_HELP)
     output_correction: bool = setting(
-        True, "let the biases take up the shift of each layer's mean output (not published)"
+        True, "correct each bias by the shift of its layer's mean output (not published)"
     )
     variance_correction: bool = setting(
-        False, "give quantized weights the spread of the float ones"
+        False, "give each quantized weight channel the standard deviation of the float one"
     )
 
     def __post_init__(self) -> None:

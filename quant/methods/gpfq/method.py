@@ -46,7 +46,14 @@ from quant.network.chain import (
 from quant.network.layers import QuantConv2d, QuantLayer
 from quant.network.model import quant_layers
 from quant.registry import register_method
-from quant.settings import BITS, MethodSettings, ShortForms, setting
+from quant.settings import (
+    ACTIVATION_BITS_HELP,
+    BITS,
+    FOLD_HELP,
+    MethodSettings,
+    ShortForms,
+    setting,
+)
 
 GRAM_BATCH = 16  # images whose patches are in memory at a time
 LARGEST = 1e6
@@ -61,35 +68,39 @@ SHORT_FORMS: ShortForms = {
 class GpfqSettings(MethodSettings):
     """Settings of GPFQ."""
 
-    n_bits_a: int = setting(
-        NOT_QUANTIZED, "bits of the activations, 1..16, or 32 for float", **BITS
-    )
+    n_bits_a: int = setting(NOT_QUANTIZED, ACTIVATION_BITS_HELP, **BITS)
     alphabet: str = setting(
-        "bits", "levels: as many as the bits hold, or 2^bits + 1", choices=ALPHABETS
+        "bits", "levels of a weight: 2^bits, or 2^bits + 1 (published)", choices=ALPHABETS
     )
-    scalar: float = setting(1.16, "reach of the alphabet, in multiples of its radius", **ABOVE_ZERO)
-    mlp_scalar: float | None = setting(None, "scalar of the linear layers alone", **ABOVE_ZERO)
-    cnn_scalar: float | None = setting(None, "scalar of the convolutions alone", **ABOVE_ZERO)
+    scalar: float = setting(1.16, "reach of the alphabet in multiples of its radius", **ABOVE_ZERO)
+    mlp_scalar: float | None = setting(
+        None, "scalar of the linear layers (default: scalar)", **ABOVE_ZERO
+    )
+    cnn_scalar: float | None = setting(
+        None, "scalar of the convolutions (default: scalar)", **ABOVE_ZERO
+    )
     mlp_percentile: float = setting(1.0, "quantile of |w| for the radius of linear layers", **SHARE)
     cnn_percentile: float = setting(1.0, "quantile of |w| for the radius of convolutions", **SHARE)
     radius: str | None = setting(
         None,
-        "mean or median of the neurons' maxima, or each its own; default: own, or with no-channel_wise the mean",
+        "radius of the alphabet: mean or median of the maxima of all neurons, or each neuron's own (default: its own, or with no-channel_wise the mean)",
         choices=RADII,
     )
-    regularizer: str | None = setting(None, "makes small weights zero", choices=REGULARIZERS)
+    regularizer: str | None = setting(
+        None, "regularizer that sets small weights to zero", choices=REGULARIZERS
+    )
     lambda_: float | None = setting(
-        None, "threshold of the regularizer, in units of the weights", low=0, high=LARGEST
+        None, "threshold of the regularizer in units of the weights", low=0, high=LARGEST
     )
     stochastic_rounding: bool = setting(False, "round at random without bias (SPFQ)")
-    act_order: bool = setting(False, "start with the strongest input columns")
+    act_order: bool = setting(False, "quantize the input columns with the largest norm first")
     gpfq_bias_correction: bool = setting(
-        False, "let the bias take up the mean of what is left of the error"
+        False, "correct each bias by the mean of the remaining error"
     )
-    fold_bn: bool = setting(
-        True, "fold the batch norms; off (published): they stay in float behind their layers"
+    fold_bn: bool = setting(True, FOLD_HELP)
+    init_amode: str = setting(
+        "mse", "rule that chooses the ranges of the activations", choices=RANGE_MODES
     )
-    init_amode: str = setting("mse", "how activation ranges are chosen", choices=RANGE_MODES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from common.errors import InputError
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.lapq.loss import LOSSES
-from quant.settings import BITS, MethodSettings, ShortForms, same_bits, setting
+from quant.settings import (
+    BIAS_CORRECTION_HELP,
+    BITS,
+    FOLD_HELP,
+    NUM_BITS_HELP,
+    MethodSettings,
+    ShortForms,
+    same_bits,
+    setting,
+)
 
 FIRST_LAST = ("8bit", "fp32")
 
@@ -23,44 +32,48 @@ SHORT_FORMS: ShortForms = {
 class LapqSettings(MethodSettings):
     """Settings of LAPQ."""
 
-    num_samples: int = setting(512, "calibration images", low=1, high=10**9)
-    num_bits: int | None = setting(None, "n_bits_w and n_bits_a in one", **BITS)
+    num_samples: int = setting(512, "number of calibration images", low=1, high=10**9)
+    num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
     per_channel: bool | None = setting(None, "another name of channel_wise")
     calib_size: int | None = setting(None, "another name of num_samples", low=1, high=10**9)
     asymmetric: bool = setting(
-        True, "two-sided tensors get a searched zero point; off (published): the middle one"
+        True, "search the zero point of two-sided tensors (off, published: the middle code)"
     )
-    p_min: float = setting(2.0, "least power of the error that a start minimises", low=0.5, high=50)
-    p_max: float = setting(4.0, "greatest power of the error", low=0.5, high=50)
-    p_steps: int = setting(10, "powers to try", low=1, high=1000)
-    powell_maxiter: int = setting(1, "rounds of the joint search; 0: none", low=0, high=1000)
+    p_min: float = setting(
+        2.0, "smallest power p of the |error|^p that the starting points minimise", low=0.5, high=50
+    )
+    p_max: float = setting(
+        4.0, "largest power p of the |error|^p that the starting points minimise", low=0.5, high=50
+    )
+    p_steps: int = setting(10, "number of powers between p_min and p_max", low=1, high=1000)
+    powell_maxiter: int = setting(
+        1, "rounds of the joint search (Powell's method; 0: none)", low=0, high=1000
+    )
     powell_maxfev: int | None = setting(
-        None, "evaluations of the loss in the joint search, at most", low=1, high=10**9
+        None, "largest number of loss evaluations in the joint search", low=1, high=10**9
     )
     lapq_loss: str = setting(
         "ce",
-        "cross-entropy or squared error against the float network, or cross-entropy with labels (published)",
+        "loss of the search: cross-entropy or squared error to the float network, or cross-entropy to the labels (published)",
         choices=tuple(LOSSES),
     )
-    bias_correction: bool = setting(True, "give quantized weights the mean of the float ones")
+    bias_correction: bool = setting(True, BIAS_CORRECTION_HELP)
     first_last: str = setting(
         "8bit",
-        "first and last layer: 8 bits, or float with all linear layers (published)",
+        "keep the first and the last layer at 8 bits, or in float together with all linear layers (published)",
         choices=FIRST_LAST,
     )
 
     gradient_steps: int = setting(
         200,
-        "steps of gradient descent before the joint search; 0 (published): none",
+        "steps of gradient descent before the joint search (0, published: none)",
         low=0,
         high=10**6,
     )
     gradient_lr: float = setting(
-        0.02, "learning rate of that, in logarithms of the quantizers' steps", low=0, high=10
+        0.02, "learning rate of the gradient descent on log step sizes", low=0, high=10
     )
-    fold_bn: bool = setting(
-        True, "fold the batch norms; off (published): they stay in float behind their layers"
-    )
+    fold_bn: bool = setting(True, FOLD_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,304 @@
+"""The flags of ``main_imagenet.py``, in the groups that ``--help`` shows."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.flags import FlagParser, positive_int
+from export.settings import add_export_flags
+from loaders import DATASETS
+from logits_io.formats import COMPRESSIONS, FORMATS
+from models import CHECKPOINT_FORMATS, brecq
+from pipeline.bitwidth_flags import add_sweep_flags
+from pipeline.options import (
+    DEFAULT_ARCH,
+    DEFAULT_METHOD,
+    DEFAULT_SHRINKAGE,
+    CorrectionOptions,
+    DataOptions,
+    NetworkOptions,
+    OutputOptions,
+)
+from quant import QuantizationManager
+from quant.registry import method_settings
+from quant.settings import flag_name, setting_type
+
+SHORT_FLAGS = {"n_bits_w": ["-b"], "scalar": ["-s"]}  # of the GPFQ scripts
+TABLES = ("compact", "full")
+LISTS = ("list_archs", "list_methods", "list_recipes")
+
+
+def build_parser(description: str = "") -> FlagParser:
+    """All flags; those of the methods are made from the fields of their settings."""
+    parser = FlagParser(prog="main_imagenet.py", usage="%(prog)s [flags]", description=description)
+    _add_data_flags(parser)
+    _add_model_flags(parser)
+    _add_method_flags(parser)
+    _add_correction_flags(parser)
+    add_sweep_flags(parser)
+    _add_output_flags(parser)
+    add_export_flags(parser, with_switch=True)
+    _add_run_flags(parser)
+    return parser
+
+
+def _add_data_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "-ds",
+        "--dataset",
+        type=str.lower,
+        default=DataOptions.dataset,
+        help=f"kind of images: auto, {', '.join(DATASETS)} (default auto)",
+    )
+    add(
+        "--data_path",
+        type=Path,
+        help="folder of the images: train/<class>/* and val/<class>/*, CIFAR or MNIST",
+    )
+    add(
+        "--val_labels",
+        type=Path,
+        help="file with the labels of a val folder without class folders: NAME LABEL on each line, "
+        "or LABEL alone in the order of the names (class names, or numbers from 0)",
+    )
+    add("--download", action="store_true", help="download CIFAR or MNIST first")
+    add(
+        "--skip_bad_images",
+        action="store_true",
+        help="leave out image files that cannot be read, and count them",
+    )
+    add(
+        "-bs",
+        "--batch_size",
+        type=positive_int,
+        default=DataOptions.batch_size,
+        help="images per forward pass (default 64)",
+    )
+    add(
+        "--workers",
+        type=positive_int,
+        default=DataOptions.workers,
+        help="image files decoded in parallel (default 2)",
+    )
+    add(
+        "--calibration_list",
+        type=Path,
+        help="file with the ids of the images to calibrate with, in that order",
+    )
+    add(
+        "--augment_calibration",
+        action=argparse.BooleanOptionalAction,
+        default=DataOptions.augment_calibration,
+        help="apply a random training augmentation to the calibration images, as BRECQ, QDrop and "
+        "PD-Quant do (default off)",
+    )
+
+
+def _add_model_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "-model",
+        "--arch",
+        type=str.lower,
+        help=f"architecture (default {DEFAULT_ARCH}; --list_archs prints all)",
+    )
+    add("--checkpoint", type=Path, help="file with the trained weights, a state_dict")
+    add(
+        "--checkpoint_format",
+        choices=CHECKPOINT_FORMATS,
+        default=NetworkOptions.checkpoint_format,
+        help="tensor names in the checkpoint: those of this suite and torchvision (plain, the "
+        f"default), or those of BRECQ's release (brecq) of {', '.join(brecq.ARCHS)}",
+    )
+    add("--weights", help="DEFAULT: torchvision's published weights")
+
+
+def _add_method_flags(parser: FlagParser) -> None:
+    """A group for the settings of all methods, then one for each set of methods that share some."""
+    methods = tuple(QuantizationManager().list_available_methods())
+    groups: dict[tuple[str, ...], dict[str, dict[str, dataclasses.Field]]] = {}
+    for name, fields in method_settings().items():
+        groups.setdefault(tuple(fields), {})[name] = fields
+    common = parser.add_argument_group("method")
+    common.add_argument(
+        "--quant_method",
+        type=str.lower,
+        help=f"{', '.join(methods)} (default {DEFAULT_METHOD}; --list_methods explains them)",
+    )
+    for users in sorted(groups, key=lambda users: (-len(users), users)):
+        title = "" if users == methods else ", ".join(users)
+        group = parser.add_argument_group(f"method: {title}") if title else common
+        for name, fields in groups[users].items():
+            _add_setting(group, name, fields)
+
+
+def _add_setting(
+    group: argparse._ArgumentGroup, name: str, fields: Mapping[str, dataclasses.Field]
+) -> None:
+    field = max(fields.values(), key=lambda field: len(field.metadata["choices"] or ()))
+    kind = setting_type(field)
+    text = field.metadata["help"]
+    if kind is str:
+        text += f": {', '.join(field.metadata['choices'])}"
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    options["help"] = f"{text} ({_defaults(fields)})"
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options |= {"type": kind, "metavar": kind.__name__.upper()}
+    group.add_argument(*SHORT_FLAGS.get(name, []), f"--{flag_name(name)}", **options)
+
+
+def _defaults(fields: Mapping[str, dataclasses.Field]) -> str:
+    """The default that most methods share, then the others with their methods."""
+    users: dict[Any, list[str]] = {}
+    for method, field in fields.items():
+        users.setdefault(field.default, []).append(method)
+    usual, *others = sorted(users, key=lambda default: -len(users[default]))
+    return "; ".join(
+        [
+            f"default {_shown(usual)}",
+            *(f"{', '.join(users[default])}: {_shown(default)}" for default in others),
+        ]
+    )
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default is None else f"{default}"
+
+
+def _add_correction_flags(parser: FlagParser) -> None:
+    group = parser.add_argument_group("correction of the logits")
+    group.add_argument(
+        "--correction",
+        action=argparse.BooleanOptionalAction,
+        default=CorrectionOptions.correction,
+        help="correct the quantized logits (default on)",
+    )
+    for flag, kind, text in (
+        ("alpha", float, "strength of the correction, 0 to 1"),
+        ("num_clusters", int, "number of clusters of the projected logits"),
+        ("pca_dim", int, "dimensions of the projection, at most the number of classes"),
+    ):
+        either = group.add_mutually_exclusive_group()
+        many = f"{flag}_list"
+        either.add_argument(
+            f"--{many}", type=kind, nargs="+", help=f"{text}; all combinations are compared"
+        )
+        either.add_argument(
+            f"--{flag}", type=kind, nargs=1, dest=many, help=f"a single value of --{many}"
+        )
+    group.add_argument(
+        "--shrinkage",
+        type=float,
+        help="shrinkage of each cluster's line towards the line fitted on all samples (pseudo-count; "
+        f"0: none; default {DEFAULT_SHRINKAGE:g})",
+    )
+    group.add_argument(
+        "--correction_samples",
+        type=positive_int,
+        help="images that the correction is fitted on (default 10000, or all)",
+    )
+    group.add_argument(
+        "--correction_source",
+        help="where these images come from: train (default), train_aug (training images, augmented) "
+        "or val:FRACTION (that share of val, left out of every result)",
+    )
+    group.add_argument(
+        "--load_correction",
+        type=Path,
+        help="apply the correction.npz of an earlier run as it is; nothing is fitted",
+    )
+
+
+def _add_output_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--output_dir",
+        default=str(OutputOptions.output_dir),
+        help="root of everything written: a folder, or a URL for fsspec (default outputs)",
+    )
+    add(
+        "--save_results",
+        choices=("all", "selected"),
+        default=OutputOptions.save_results,
+        help="corrected logits to write: those of all corrections or of the selected one (default all)",
+    )
+    add(
+        "--chunk_size",
+        type=positive_int,
+        default=OutputOptions.chunk_size,
+        help="samples per file of logits (default 1000)",
+    )
+    add(
+        "--logits_format",
+        nargs="+",
+        choices=FORMATS,
+        default=list(OutputOptions.logits_format),
+        help=f"one or several of {', '.join(FORMATS)} (default csv)",
+    )
+    add(
+        "--compression",
+        choices=COMPRESSIONS,
+        default=OutputOptions.compression,
+        help="compression of the logits (default none)",
+    )
+    add(
+        "--plots",
+        action=argparse.BooleanOptionalAction,
+        default=OutputOptions.plots,
+        help="draw the figures of the summary (default on)",
+    )
+    add(
+        "--log_dir",
+        type=Path,
+        help="folder of the TensorBoard files (default: in the folder of the run)",
+    )
+    add(
+        "--cache_dir",
+        type=Path,
+        help="folder for what other runs need as well: decoded images, logits of the float network, "
+        "corrected inputs (default: the corrected inputs alone, in output_dir/cache)",
+    )
+
+
+def _add_run_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("run").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")
+    add(
+        "--recipe",
+        help="use the settings of a published result, {arch}_{method}_w{bits}a{bits}; flags on the "
+        "command line override them (--list_recipes prints all)",
+    )
+    add(
+        "--force",
+        action="store_const",
+        const=True,
+        help="continue even if the float network is not as accurate as the recipe's",
+    )
+    add("--config", type=Path, help="YAML file of flags; the command line overrides it")
+    add("--print_config", action="store_true", help="print all flags as YAML and stop")
+    add(
+        "--resume",
+        action="store_true",
+        help="resume an interrupted run after its last finished unit",
+    )
+    add("--dry_run", action="store_true", help="check everything, print the plan and stop")
+    add(
+        "--table",
+        choices=TABLES,
+        default=TABLES[0],
+        help="rows to print: the main ones, or every correction (default compact)",
+    )
+    add("--list_archs", action="store_true", help="print the architectures and stop")
+    add("--list_methods", action="store_true", help="print the methods and stop")
+    add("--list_recipes", action="store_true", help="print the published results and stop")
+    add("--verbose", action="store_true", help="log more")
+    add("--quiet", action="store_true", help="log warnings only")

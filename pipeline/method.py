@@ -1,0 +1,90 @@
+"""The method of a run, with the settings given, those of the architecture, and its own defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import InputError
+from models import get_entry
+from pipeline.options import RunOptions
+from quant import BaseQuantizationMethod, QuantizationManager
+from quant.registry import method_settings
+from quant.settings import flag_name
+
+TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}  # either switches the term of both on
+
+logger = logging.getLogger(__name__)
+
+
+def make_method(options: RunOptions) -> BaseQuantizationMethod:
+    """The method with the settings given, those of the architecture, and its own defaults, in this
+    order.
+
+    Raises:
+        InputError: unknown method, a setting that it does not use, or a value out of range.
+    """
+    cls = QuantizationManager().get_method_class(options.quant_method)
+    _refuse_unused(cls, options.settings)
+    arch = options.network.arch
+    defaults = _arch_defaults(cls, arch, options.settings)
+    for key in sorted(set(defaults) - set(options.settings)):
+        logger.info("%s = %s, the default for %s", key, defaults[key], arch)
+    return cls(**{**defaults, **options.settings})
+
+
+def _refuse_unused(cls: type[BaseQuantizationMethod], given: Mapping[str, Any]) -> None:
+    """Refuse settings that a method does not have; the text names those that it has instead.
+
+    Raises:
+        InputError: one is given.
+    """
+    own = {field.name for field in dataclasses.fields(cls.settings_class)}
+    unused = [name for name in given if name not in own]
+    if not unused:
+        return
+    name, value = unused[0], given[unused[0]]
+    flags = ", ".join(f"--{flag_name(key)}" for key in unused)
+    users = list(method_settings()[name])
+    hint = f"--{flag_name(name)} is a flag of {', '.join(users)}"
+    instead = [key for key in _stands_for(users[0], name, value) if key in own]
+    if instead:
+        hint += f"; {cls.name} takes {', '.join(f'--{flag_name(key)}' for key in instead)}"
+    raise InputError(
+        f"{flags} must be left out for {cls.name}, which does not use it, got {value} ({hint})"
+    )
+
+
+def _stands_for(method: str, name: str, value: Any) -> list[str]:
+    """The settings that a short form of a method sets; none where it is no short form."""
+    forms = QuantizationManager().get_method_class(method).short_forms
+    return list(forms[name](value)) if name in forms else []
+
+
+def _arch_defaults(
+    cls: type[BaseQuantizationMethod], arch: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The architecture's defaults of those settings that the method uses; they switch no optional
+    term on.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls.settings_class)}
+    return {
+        key: value
+        for key, value in get_entry(arch).method_defaults.items()
+        if key in fields and (fields[key].default is not None or TERM_PARTNERS.get(key) in given)
+    }
+
+
+def configuration(options: RunOptions, method: BaseQuantizationMethod) -> dict[str, Any]:
+    """Every flag with the value in force, sorted, as ``--config`` reads it.
+
+    A default that adapts to the data (``num_samples``) is left out: written down it would be a demand.
+    """
+    values = options.as_flags()
+    settings = method.get_quantization_params()
+    if "num_samples" not in method.given:
+        del settings["num_samples"]
+    values |= {flag_name(name): value for name, value in settings.items()}
+    return dict(sorted(values.items()))

@@ -1,0 +1,186 @@
+"""What a run is asked to do, as one value: made from the command line, or written down in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from export.settings import ONNX_FLAG, ExportSettings
+from models import PLAIN
+from pipeline.bitwidth_flags import SweepSettings
+
+DEFAULT_ARCH = "digits_resnet"
+DEFAULT_METHOD = "adaround"
+DEFAULT_SHRINKAGE = 10.0
+OF_FITTING = (
+    "alpha_list",
+    "num_clusters_list",
+    "pca_dim_list",
+    "shrinkage",
+    "correction_samples",
+    "correction_source",
+)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The float network.
+
+    Attributes:
+        checkpoint: file with a state_dict; None: the shipped weights, else random ones.
+        checkpoint_format: whose names the checkpoint has.
+        weights: "DEFAULT" for torchvision's published ones.
+    """
+
+    arch: str = DEFAULT_ARCH
+    checkpoint: Path | None = None
+    checkpoint_format: str = PLAIN
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The images.
+
+    Attributes:
+        batch_size: images per forward.
+        workers: image files decoded at once.
+        calibration_list: file of the ids of the images to calibrate with; None: drawn by the seed.
+    """
+
+    dataset: str = "auto"
+    data_path: Path | None = None
+    val_labels: Path | None = None
+    download: bool = False
+    skip_bad_images: bool = False
+    batch_size: int = 64
+    workers: int = 2
+    calibration_list: Path | None = None
+    augment_calibration: bool = False
+
+
+@dataclass(frozen=True)
+class CorrectionOptions:
+    """The correction of the logits; None stands for a default that adapts to the data.
+
+    Raises:
+        InputError: a value that does not apply to what is asked for.
+
+    Attributes:
+        correction: fit or load one at all.
+        shrinkage: pseudo-count that draws the line of a cluster to that of all samples.
+        correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
+        load_correction: file of an earlier run, applied as it is.
+    """
+
+    correction: bool = True
+    alpha_list: tuple[float, ...] | None = None
+    num_clusters_list: tuple[int, ...] | None = None
+    pca_dim_list: tuple[int, ...] | None = None
+    shrinkage: float | None = None
+    correction_samples: int | None = None
+    correction_source: str | None = None
+    load_correction: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.correction:
+            self._refuse((*OF_FITTING, "load_correction"), "with --no-correction")
+        elif self.load_correction is not None:
+            self._refuse(OF_FITTING, "with --load_correction, which fits nothing")
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                raise InputError(f"{name} must be left out {why}, got {_plain(value)}")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a correction is fitted in this run."""
+        return self.correction and self.load_correction is None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and where.
+
+    Attributes:
+        output_dir: root of everything written.
+        output_url: where the files are copied to at the end, for fsspec; None: nowhere.
+        save_results: write ``all`` corrected logits or those of the ``selected`` correction.
+        chunk_size: samples per file of logits.
+        log_dir: of TensorBoard; None: in the run's folder.
+        cache_dir: for what other runs need as well; None keeps less.
+    """
+
+    output_dir: Path = Path("outputs")
+    output_url: str | None = None
+    save_results: str = "all"
+    chunk_size: int = 1000
+    logits_format: tuple[str, ...] = ("csv",)
+    compression: str = "none"
+    plots: bool = True
+    log_dir: Path | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Everything that ``main_imagenet.py`` can be told; the defaults are the script's.
+
+    Attributes:
+        quant_method: name of the method.
+        settings: of the method: those that are given, by name; the others keep their defaults.
+        recipe: name of the published result to compare with.
+        force: go on where the float network is not as accurate as the recipe's.
+        resume: continue an interrupted run.
+        bitwidth: the sweep over random bits per layer; None: none.
+        export: the export to ONNX; None: none.
+    """
+
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    quant_method: str = DEFAULT_METHOD
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    correction: CorrectionOptions = field(default_factory=CorrectionOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    device: str = "auto"
+    recipe: str | None = None
+    force: bool = False
+    resume: bool = False
+    bitwidth: SweepSettings | None = None
+    export: ExportSettings | None = None
+
+    def __post_init__(self) -> None:
+        if (
+            self.export is not None
+            and self.export.with_correction
+            and not self.correction.correction
+        ):
+            raise InputError("with_correction must be left out with --no-correction, got True")
+
+    def as_flags(self) -> dict[str, Any]:
+        """Every flag but those of the method with the value in force, as plain values that ``--config``
+        reads; what is None is left out.
+        """
+        groups = (self.network, self.data, self.correction, self.output)
+        values = {name: value for group in groups for name, value in vars(group).items()}
+        url = values.pop("output_url")
+        values |= {"output_dir": url or values["output_dir"], "quant_method": self.quant_method}
+        values |= {"device": self.device, "recipe": self.recipe}
+        if self.bitwidth is not None:
+            values |= {f"bw_{name}": value for name, value in vars(self.bitwidth).items()}
+            values["bitwidth_sweep"] = True
+        if self.export is not None:
+            values |= {**dataclasses.asdict(self.export), ONNX_FLAG: True}
+        return {name: _plain(value) for name, value in values.items() if value not in (None, ())}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

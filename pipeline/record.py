@@ -1,0 +1,162 @@
+"""What is written down about a run beside its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.files import write_json
+from common.provenance import (
+    SaveLog,
+    StageClock,
+    current_commit,
+    provenance,
+    utc_now,
+    versions,
+)
+from common.remote import Remote
+from loaders import DataPlan, ImageSet
+from logits_io.naming import FULL_PRECISION, LAST_FILES, QUANTIZED, RUN_FILE
+from pipeline.job import Job
+from pipeline.results import Results
+from quant import QuantModel, zero_share
+
+logger = logging.getLogger(__name__)
+
+
+def identity(job: Job, plan: DataPlan) -> dict[str, Any]:
+    """Everything that decides the quantized model to the bit; where the cache lies does not."""
+    settings = job.method.get_quantization_params()
+    del settings["keep_cpu"]
+    return {
+        "arch": job.name.arch,
+        "quant_method": job.method.name,
+        **settings,
+        "weights": job.model.digest,
+        "calibration images": plan.calibration.digest(),
+        "device": job.device.type,
+        "torch": torch.__version__,
+        "CPU threads": torch.get_num_threads(),
+    }
+
+
+def model_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
+    """What the file of the quantized model says of itself."""
+    entry = job.model.entry
+    preprocess = entry.input_for(job.options.network.weights)
+    return {
+        "arch": entry.arch,
+        "num_classes": job.model.num_classes,
+        "image_shape": list(next(plan.calibration.batches(1))[0].shape[1:]),
+        "preprocess": dataclasses.asdict(preprocess),
+        "method": job.method.name,
+        "settings": job.method.get_quantization_params(),
+        "dataset": job.dataset.name,
+        "weights_digest": job.model.digest,
+    }
+
+
+def logits_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
+    """The row beside the logits: the same for the same command, so it holds no time; run.json does."""
+    settings = job.method.settings
+    return {
+        "arch": job.name.arch,
+        "method": job.method.name,
+        "n_bits_w": settings.n_bits_w,
+        "n_bits_a": settings.n_bits_a,
+        "seed": settings.seed,
+        "dataset": job.dataset.name,
+        "data_digest": plan.evaluation.digest(),
+        "weights_digest": job.model.digest,
+        "commit": current_commit() or "unknown",
+        "versions": " ".join(f"{name}={number}" for name, number in versions().items()),
+    }
+
+
+def zero_shares(float_network: nn.Module, quantized: QuantModel) -> dict[str, float]:
+    """Share of exact zeros among the weights and biases of both networks."""
+    networks = {FULL_PRECISION: float_network, QUANTIZED: quantized}
+    return {name: zero_share(network) for name, network in networks.items()}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run came to, as its record holds it.
+
+    Attributes:
+        signs: confidences and agreements on the fitting and the evaluation images.
+    """
+
+    results: Results
+    signs: Mapping[str, float]
+    zero_share: Mapping[str, float]
+    started: str
+
+
+def run_record(
+    job: Job, plan: DataPlan, outline: Outline, clock: StageClock, saves: SaveLog
+) -> dict[str, Any]:
+    """The content of run.json."""
+    corrected = outline.results.corrected
+    return {
+        **provenance(job.argv),
+        "started": outline.started,
+        "finished": utc_now(),
+        "config": job.config,
+        "device": str(job.device),
+        "model": {"weights": job.model.weights, "digest": job.model.digest},
+        "data": {
+            "dataset": job.dataset.name,
+            "calibration": _describe_images(plan.calibration, job.plan.calibration),
+            "correction": _describe_images(plan.correction, job.plan.correction),
+            "evaluation": _describe_images(plan.evaluation, job.plan.evaluation),
+            "evaluated": outline.results.images,
+        },
+        "figures": {
+            "fullprecision": outline.results.full_precision.as_record(),
+            "quantized": outline.results.quantized.as_record(),
+            "corrected": None if corrected is None else corrected.as_record(),
+        },
+        "recipe": None if job.recipe is None else dataclasses.asdict(job.recipe),
+        "zero_share": dict(outline.zero_share),
+        "warning_signs": dict(outline.signs),
+        "seconds": clock.seconds,
+        "unsaved": saves.failures,
+    }
+
+
+def _describe_images(used: ImageSet | None, asked: ImageSet | None) -> dict[str, Any] | None:
+    if used is None or asked is None:
+        return None
+    return {"images": len(used), "skipped": len(asked) - len(used), "digest": used.digest()}
+
+
+def write_record(job: Job, record: Mapping[str, Any], saves: SaveLog) -> None:
+    """Write run.json last of all, into the folder of the run and that of the method: it says that the
+    run is complete.
+    """
+    for folder in (job.folder, job.root):
+        with saves.attempt(RUN_FILE):
+            write_json(folder / RUN_FILE, record)
+
+
+def copy_to_url(job: Job, written: list[str], clock: StageClock, saves: SaveLog) -> None:
+    """Copy what the run wrote to the storage that was asked for, its record last.
+
+    Args:
+        written: folders below the root.
+    """
+    url = job.options.output.output_url
+    if url is None:
+        return
+    with clock(f"copy to {url}"), saves.attempt(url):
+        remote = Remote(f"{url.rstrip('/')}/{job.method.name}")
+        for folder in written:
+            remote.put_folder(job.root / folder, folder, LAST_FILES)
+        remote.put_file(job.root / RUN_FILE)
