@@ -17,8 +17,9 @@ import numpy as np
 from common.errors import InputError
 from common.files import atomic_file
 from correction.checks import MAX_LOGIT, check_alpha, check_logits, check_pair, check_shrinkage
-from correction.lines import Lines, Moments, apply_lines, blended
+from correction.lines import Lines, Moments, apply_lines
 from correction.partition import Partition, Projection, fit_partition
+from correction.tensors import TensorForm, corrected_tensor, tensor_form
 
 FORMAT = "cluster-affine correction 1"
 
@@ -147,9 +148,13 @@ class ClusterAffineCorrection:
             raise InputError(f"q_logits must be at most {MAX_LOGIT:g} in size, got {largest:g}")
         if self.alpha == 0:
             return q_logits.clone()
-        gain, offset = (q_logits.new_tensor(array) for array in blended(self._lines, self.alpha))
-        labels = self.partition_.assign_tensor(q_logits)
-        return gain[labels] * q_logits + offset[labels]
+        form = self.tensor_form()
+        return corrected_tensor(q_logits, TensorForm(*map(q_logits.new_tensor, form)))
+
+    def tensor_form(self) -> TensorForm:
+        """What ``transform`` multiplies and adds, for another program to run."""
+        self._require_fit("tensor_form")
+        return tensor_form(self.partition_, self._lines, self.alpha)
 
     def _require_classes(self, classes: int) -> None:
         known = self.partition_.projection.mean.shape[0]

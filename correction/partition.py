@@ -6,7 +6,6 @@ Letters: N samples, C classes, K clusters, D dimensions of the projection.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -43,15 +42,6 @@ class Partition:
         """The cluster of each of (N, D) projections, (N,) int64; the first of equally near ones."""
         sizes = np.square(self.centres).sum(axis=1)
         return (sizes - 2 * (projected @ self.centres.T)).argmin(axis=1)
-
-    def assign_tensor(self, logits: Any) -> Any:
-        """``assign`` for a torch tensor, on its device."""
-        mean, components, centres = (
-            logits.new_tensor(array)
-            for array in (self.projection.mean, self.projection.components, self.centres)
-        )
-        projected = logits @ components.T - mean @ components.T
-        return (centres.square().sum(1) - 2 * (projected @ centres.T)).argmin(1)
 
 
 def fit_projection(q_logits: np.ndarray, pca_dim: int) -> Projection:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from correction import ClusterAffineCorrection
-from correction.lines import Lines, blended
+from correction.tensors import TensorForm, corrected_tensor
 from quant import QuantModel
 from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer
 
@@ -109,34 +109,13 @@ class ExportableActivation(nn.Module):
 class CorrectionLayer(nn.Module):
     """A fitted cluster-affine correction: (N, C) logits in, (N, C) out."""
 
-    components: Tensor  # (C, D)
-    mean: Tensor  # (D,)
-    centres: Tensor  # (D, K)
-    sizes: Tensor  # (K,)
-    gain: Tensor  # (K, C)
-    offset: Tensor  # (K, C)
-
     def __init__(self, correction: ClusterAffineCorrection):
         super().__init__()
-        partition = correction.partition_
-        components = partition.projection.components
-        gain, offset = blended(Lines(correction.slope_, correction.shift_), correction.alpha)
-        constants = {
-            "components": components.T,
-            "mean": partition.projection.mean @ components.T,
-            "centres": partition.centres.T,
-            "sizes": (partition.centres**2).sum(1),
-            "gain": gain,
-            "offset": offset,
-        }
-        for name, values in constants.items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+        for name, values in correction.tensor_form()._asdict().items():
+            self.register_buffer(name, torch.tensor(values))
 
     def forward(self, logits: Tensor) -> Tensor:
-        projected = torch.matmul(logits, self.components) - self.mean
-        distances = self.sizes - 2 * torch.matmul(projected, self.centres)
-        cluster = distances.argmin(1)
-        return self.gain[cluster] * logits + self.offset[cluster]
+        return corrected_tensor(logits, TensorForm(**dict(self.named_buffers())))
 
 
 class _Corrected(nn.Module):
