@@ -6,7 +6,7 @@ A configuration is one bitwidth per quantized layer, in the order of ``quantized
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError, require_known
+from quant.network.observe import watch
 
 WEIGHTINGS = ("layers", "params", "macs")
 SAMPLINGS = ("uniform", "spread")
@@ -142,31 +143,23 @@ def measure_macs(model: nn.Module, sample: Tensor) -> None:
     Args:
         sample: (1, channels, H, W) input; the model's state is as before afterwards.
     """
-    handles = [
-        _module_of(layer).register_forward_hook(_counter(layer))
-        for _, layer in quantized_layers(model)
-    ]
+    owners = {_module_of(layer): layer for _, layer in quantized_layers(model)}
+
+    def count(module: nn.Module, output: Tensor) -> None:
+        positions = output[0].numel() // output.shape[1] if output.dim() == 4 else 1
+        owners[module].macs = owners[module].num_weights * positions
+
     training = model.training
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), watch(owners, count, outputs=True):
             model(sample)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
 
 
 def _module_of(layer: Any) -> nn.Module:
     return layer if isinstance(layer, nn.Module) else layer.module
-
-
-def _counter(layer: Any) -> Callable[..., None]:
-    def count(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        positions = output[0].numel() // output.shape[1] if output.dim() == 4 else 1
-        layer.macs = layer.num_weights * positions
-
-    return count
 
 
 def get_configuration(model: nn.Module) -> dict[str, int]:

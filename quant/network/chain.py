@@ -22,6 +22,7 @@ from common.errors import InputError
 from quant.arithmetic.ranges import activation_qparams
 from quant.network.layers import ActivationQuantizer
 from quant.network.model import QuantModel, activation_quantizers, quant_layers
+from quant.network.observe import input_of
 from quant.network.states import UnitReport, UnitStates
 
 FORWARD_BATCH = 64
@@ -151,17 +152,8 @@ def quantizer_inputs(
     batch; what was done to the earlier quantizers shows in it.
     """
     for quantizer in activation_quantizers(unit).values():
-        seen: list[Tensor] = []
-        handle = quantizer.register_forward_pre_hook(_keep_in(seen))
-        try:
-            run_unit(unit, inputs, device)
-        finally:
-            handle.remove()
-        yield quantizer, seen
-
-
-def _keep_in(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda _, arguments: seen.append(arguments[0])
+        batches = inputs.split(FORWARD_BATCH)
+        yield quantizer, [input_of(quantizer, unit, batch.to(device)) for batch in batches]
 
 
 def walk_chain(

@@ -35,6 +35,7 @@ from common.console import progress
 from common.errors import InputError, RunError
 from common.files import locked, read_torch_file, write_torch_file
 from quant.network.model import UNFOLDED_SPEC, QuantModel
+from quant.network.observe import watch
 
 EPS = 1e-6
 BATCH = 32
@@ -208,7 +209,7 @@ def _objective_and_gradient(
 ) -> Tensor:
     """Value of the objective; its gradient goes to ``inputs.grad``."""
     inputs.grad = None
-    with torch.enable_grad(), _watch(unit) as distances:
+    with torch.enable_grad(), _distances(unit) as distances:
         unit(inputs)
         distance = torch.stack(distances).sum()
         distance.backward()
@@ -220,20 +221,16 @@ def _objective_and_gradient(
 
 
 @contextmanager
-def _watch(unit: nn.Module) -> Iterator[list[Tensor]]:
+def _distances(unit: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the statistics distance at each batch norm while the unit runs."""
     distances: list[Tensor] = []
 
-    def note(norm: Any, arguments: tuple[Tensor]) -> None:
+    def note(norm: Any, tensor: Tensor) -> None:
         deviation = (norm.running_var + EPS).sqrt()
-        distances.append(_StatisticsDistance.apply(arguments[0], norm.running_mean, deviation))
+        distances.append(_StatisticsDistance.apply(tensor, norm.running_mean, deviation))
 
-    handles = [norm.register_forward_pre_hook(note) for norm in _norms(unit)]
-    try:
+    with watch(_norms(unit), note):
         yield distances
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _StatisticsDistance(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from quant.network.chain import UnitData, run_unit
 from quant.network.layers import QuantConv2d, QuantLayer
 from quant.network.model import quant_layers, set_state
+from quant.network.observe import watch
 
 
 def match_output_means(data: UnitData) -> None:
@@ -37,15 +38,12 @@ def _output_mean(
     sums: list[Tensor] = []
     counts: list[int] = []
 
-    def note(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Module, output: Tensor) -> None:
         channel = 1 if isinstance(module, QuantConv2d) else output.dim() - 1
         dims = [dim for dim in range(output.dim()) if dim != channel]
         sums.append(output.sum(dims, dtype=torch.float64))
         counts.append(output.numel() // output.shape[channel])
 
-    handle = layer.register_forward_hook(note)
-    try:
+    with watch([layer], note, outputs=True):
         run_unit(unit, inputs, device)
-    finally:
-        handle.remove()
     return torch.stack(sums).sum(0) / sum(counts)

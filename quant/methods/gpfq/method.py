@@ -45,6 +45,7 @@ from quant.network.chain import (
 )
 from quant.network.layers import QuantConv2d, QuantLayer
 from quant.network.model import quant_layers
+from quant.network.observe import input_of
 from quant.registry import register_method
 from quant.settings import (
     ACTIVATION_BITS_HELP,
@@ -159,10 +160,6 @@ class _Unit:
             _quantize_layer(name, layer, grams, self.settings, generator)
 
 
-class _Reached(Exception):
-    """The layer looked for has been reached; what follows it need not run."""
-
-
 def _measure(data: UnitData, float_unit: nn.Module, partner: nn.Module, layer: QuantLayer) -> Grams:
     """Inner products of what the layer reads in the float and in the quantized network."""
     grams = Grams.empty(layer)
@@ -170,30 +167,11 @@ def _measure(data: UnitData, float_unit: nn.Module, partner: nn.Module, layer: Q
         data.float_input.split(GRAM_BATCH), data.quant_input.split(GRAM_BATCH), strict=True
     ):
         grams.add(
-            _input_of(partner, float_unit, analog.to(data.device)),
-            _input_of(layer, data.unit, quantized.to(data.device)),
+            input_of(partner, float_unit, analog.to(data.device)),
+            input_of(layer, data.unit, quantized.to(data.device)),
             layer,
         )
     return grams
-
-
-@torch.no_grad()
-def _input_of(layer: nn.Module, unit: nn.Module, inputs: Tensor) -> Tensor:
-    """What ``layer`` reads when its unit runs on ``inputs``."""
-    seen: list[Tensor] = []
-
-    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen.append(arguments[0])
-        raise _Reached
-
-    handle = layer.register_forward_pre_hook(stop)
-    try:
-        unit(inputs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def _quantize_layer(
