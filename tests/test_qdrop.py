@@ -10,9 +10,10 @@ from quant import QuantizationManager
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.qdrop import QDropSettings
 from quant.network.chain import Task, UnitData, nearest, walk_chain
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.reconstruction.engine import _finish, _start
-from quant.reconstruction.step import StepInput, UnitStep
+from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers
+from quant.reconstruction.buffers import StepInput
+from quant.reconstruction.step import UnitStep
+from quant.reconstruction.trainable import TrainableUnit
 
 QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
 
@@ -73,7 +74,7 @@ def test_dropout_rate_is_one_minus_the_published_probability(tiny_network, tiny_
 
 
 def unit_step(network, images, index=1, **settings):
-    """The step of one unit whose batch is all images in order, and the unit's data."""
+    """The step of one unit, made trainable, whose batch is all images in order."""
     options = QDropSettings(
         iters_w=1000, lr_round=3e-3, batch_size_recon=len(images), n_bits_a=2, **settings
     )
@@ -82,9 +83,9 @@ def unit_step(network, images, index=1, **settings):
     reference = QuantModel(network, FLOAT_SPEC)
     walk_chain(Task(model, reference, network, images), nearest("mse", "mse"), seen.append)
     data = seen[index]
-    _start(list(quant_layers(data.unit).values()), list(activation_quantizers(data.unit).values()))
-    step = UnitStep(data, options, torch.Generator().manual_seed(0), None)
-    step._load(StepInput(torch.arange(len(images)), None, 0.0))
+    trainable = TrainableUnit(data.unit).__enter__()
+    step = UnitStep(data, trainable, options, torch.Generator().manual_seed(0))
+    step.load(StepInput(torch.arange(len(images)), None, 0.0))
     return step, data
 
 
@@ -96,10 +97,10 @@ def unit_inputs(step, data):
         quantizer.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
         for quantizer in activation_quantizers(data.unit).values()
     ]
-    step._loss(False)
+    step.loss(False)
     for hook in (handle, *handles):
         hook.remove()
-    _finish(list(quant_layers(data.unit).values()), list(activation_quantizers(data.unit).values()))
+    step.trainable.__exit__(None, None, None)
     return seen[0], seen[1:]
 
 
@@ -131,7 +132,7 @@ def test_quantizers_inside_let_elements_pass(tiny_network, tiny_images, prob):
 
 def test_every_step_draws_anew(tiny_network, tiny_images):
     step, _ = unit_step(tiny_network, tiny_images)
-    first = step.masks.flat.clone(), step.input_masks.flat.clone()
-    step._load(StepInput(torch.arange(len(tiny_images)), None, 0.0))
-    assert not torch.equal(first[0], step.masks.flat)
-    assert not torch.equal(first[1], step.input_masks.flat)
+    first = step.buffers.masks.flat.clone(), step.buffers.input_masks.flat.clone()
+    step.load(StepInput(torch.arange(len(tiny_images)), None, 0.0))
+    assert not torch.equal(first[0], step.buffers.masks.flat)
+    assert not torch.equal(first[1], step.buffers.input_masks.flat)

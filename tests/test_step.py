@@ -14,10 +14,11 @@ from quant import QuantizationManager
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.qdrop import QDropSettings
 from quant.network.chain import Task, UnitData, nearest, walk_chain
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
-from quant.reconstruction.engine import _finish, _start
+from quant.network.model import FLOAT_SPEC, QuantModel, quant_layers
+from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.prediction import PredictionDifference, PredictionSettings
-from quant.reconstruction.step import StepInput, UnitStep, cosine
+from quant.reconstruction.step import UnitStep, cosine
+from quant.reconstruction.trainable import TrainableUnit
 from tests.test_primitives import reference as straight_through
 
 QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
@@ -34,17 +35,14 @@ def second_unit(tiny_network, tiny_images):
         Task(model, reference, tiny_network, tiny_images), nearest("mse", "mse"), seen.append
     )
     data = seen[1]
-    layers = list(quant_layers(data.unit).values())
-    quantizers = list(activation_quantizers(data.unit).values())
-    _start(layers, quantizers)
-    yield data, reference
-    _finish(layers, quantizers)
+    with TrainableUnit(data.unit) as trainable:
+        yield data, trainable, reference
 
 
-def loaded_step(data, prediction=None):
-    step = UnitStep(data, SETTINGS, torch.Generator().manual_seed(0), prediction)
+def loaded_step(data, trainable, prediction=None):
+    step = UnitStep(data, trainable, SETTINGS, torch.Generator().manual_seed(0), prediction)
     pick = torch.randint(48, (16,), generator=torch.Generator().manual_seed(1))
-    step._load(StepInput(pick, 7.0, 1e-4))
+    step.load(StepInput(pick, 7.0, 1e-4))
     return step, pick
 
 
@@ -57,9 +55,9 @@ def plain_forward(quantizer, mask):
     return forward
 
 
-def gradients(step):
-    leaves = [rounding.logits for rounding in step.roundings]
-    leaves += [quantizer.scale for quantizer in step.quantizers]
+def gradients(trainable):
+    leaves = [rounding.logits for rounding in trainable.roundings]
+    leaves += [quantizer.scale for quantizer in trainable.quantizers]
     found = [leaf.grad.clone() for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
@@ -70,21 +68,21 @@ def gradients(step):
 def test_loss_and_gradients_equal_those_of_plain_autograd(
     second_unit, monkeypatch, with_prediction
 ):
-    data, reference = second_unit
+    data, trainable, reference = second_unit
     prediction = None
     if with_prediction:
         logits = torch.randn(48, 5, generator=torch.Generator().manual_seed(2))
         tail, settings = list(reference.units)[2:], PredictionSettings(4.0, 0.1)
         prediction = PredictionDifference(torch.softmax(logits / 4, 1), tail, settings)
-    step, pick = loaded_step(data, prediction)
-    ours = step._loss(True)
+    step, pick = loaded_step(data, trainable, prediction)
+    ours = step.loss(True)
     ours.backward()
-    our_gradients = gradients(step)
+    our_gradients = gradients(trainable)
 
-    for quantizer, mask in zip(step.quantizers, step.masks.masks, strict=True):
+    for quantizer, mask in zip(trainable.quantizers, step.buffers.masks.masks, strict=True):
         monkeypatch.setattr(quantizer, "forward", plain_forward(quantizer, mask))
     quantized, full = data.quant_input[pick], data.float_input[pick]
-    mixed = torch.where(step.input_masks.masks[0] > 0, quantized, full)
+    mixed = torch.where(step.buffers.input_masks.masks[0] > 0, quantized, full)
     output = data.unit(torch.cat([mixed, quantized]) if with_prediction else mixed)
     plain = (output[:16] - data.target[pick]).square().sum(1).mean()
     if prediction is not None:
@@ -93,12 +91,12 @@ def test_loss_and_gradients_equal_those_of_plain_autograd(
             tail = unit(tail)
         p = torch.softmax(logits[pick] / 4, 1)
         plain = plain + 10 * (p * (p.log() - torch.log_softmax(tail / 4, 1))).sum(1).mean()
-    for rounding in step.roundings:
+    for rounding in trainable.roundings:
         h = (torch.sigmoid(rounding.logits) * 1.2 - 0.1).clamp(0, 1)
         plain = plain + 0.3 * (1 - (2 * h - 1).abs() ** 7.0).sum()
     plain.backward()
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
-    for one, other in zip(our_gradients, gradients(step), strict=True):
+    for one, other in zip(our_gradients, gradients(trainable), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
@@ -161,12 +159,12 @@ def test_cuda_graphs_change_no_bit(tiny_network, tiny_images, keep_cpu, caplog):
 
 
 def test_a_unit_that_is_done_is_not_kept_by_its_step(second_unit):
-
-    data, _ = second_unit
+    data, trainable, _ = second_unit
+    torch.compile(lambda: None)  # the first import of the compiler keeps its caller
     gc.disable()
     try:
         for settings in (SETTINGS, dataclasses.replace(SETTINGS, compile=True)):
-            step = UnitStep(data, settings, torch.Generator(), None)
+            step = UnitStep(data, trainable, settings, torch.Generator())
             watched = weakref.ref(step)
             step.close()
             del step

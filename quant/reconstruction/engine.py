@@ -19,15 +19,14 @@ import torch
 from torch import Tensor
 
 from common.console import progress
-from quant.arithmetic.rounding import SoftRounding
 from quant.base import BaseQuantizationMethod
 from quant.network.chain import Task, UnitData, generator_for, nearest, run_unit, walk_chain
-from quant.network.layers import ActivationQuantizer, QuantLayer
-from quant.network.model import activation_quantizers, quant_layers
+from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.distribution import InputCorrection
 from quant.reconstruction.prediction import PredictionDifference
 from quant.reconstruction.settings import ReconstructionSettings
-from quant.reconstruction.step import StepInput, UnitStep, cosine
+from quant.reconstruction.step import UnitStep, cosine
+from quant.reconstruction.trainable import TrainableUnit
 
 CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps between looks at the loss; on a GPU each look waits
 
@@ -92,43 +91,24 @@ def reconstruct_unit(
     Raises:
         RunError: the loss is not finite.
     """
-    layers = list(quant_layers(data.unit).values())
-    quantizers = list(activation_quantizers(data.unit).values())
-    if settings.iters_w == 0 or not layers + quantizers:
+    trainable = TrainableUnit(data.unit)
+    if settings.iters_w == 0 or not trainable:
         return
-    _start(layers, quantizers)
-    try:
-        _optimise(data, settings, prediction)
-    finally:
-        _finish(layers, quantizers)
-
-
-def _start(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
-    for layer in layers:
-        weight = layer.full_precision_weight()
-        layer.rounding = SoftRounding(weight, layer.scale, layer.zero_point, int(layer.bits))
-    for quantizer in quantizers:
-        quantizer.scale.requires_grad_(True)
-
-
-def _finish(layers: list[QuantLayer], quantizers: list[ActivationQuantizer]) -> None:
-    for layer in layers:
-        if isinstance(layer.rounding, SoftRounding):
-            layer.codes = layer.rounding.hard_codes()
-            layer.rounding = None
-    for quantizer in quantizers:
-        quantizer.scale = quantizer.scale.detach()
-        quantizer.mask = None
+    with trainable:
+        _optimise(data, trainable, settings, prediction)
 
 
 @torch.enable_grad()
 def _optimise(
-    data: UnitData, settings: ReconstructionSettings, prediction: PredictionDifference | None
+    data: UnitData,
+    trainable: TrainableUnit,
+    settings: ReconstructionSettings,
+    prediction: PredictionDifference | None,
 ) -> None:
     steps = settings.iters_w
     generator = generator_for(settings.seed, data.index, data.device)
     picks = _draw_batches(data, settings, generator)
-    with closing(UnitStep(data, settings, generator, prediction)) as unit_step:
+    with closing(UnitStep(data, trainable, settings, generator, prediction)) as unit_step:
         for step in progress(range(1, steps + 1), f"unit {data.index} {data.name}"):
             penalised = step >= settings.warmup * steps and settings.weight > 0
             exponent = penalty_exponent(step, settings) if penalised else None
