@@ -16,7 +16,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -294,11 +294,12 @@ class _Session:
 
     def _test(self, epoch: int) -> None:
         result = self.trainer.test(self.options.num_test_configs, epoch)
-        self.summary["test"] = result
-        if self.trainer.tracks:
+        self.summary["test"] = result.as_dict()
+        if result.validation is not None:
+            found = result.validation.statistics
             tolerance = self.trainer.config.validation.knee_tolerance
-            self.summary["knee"] = result["knee"]
-            self.summary["interpretation"] = interpretation(result, tolerance)
+            self.summary["knee"] = None if found.knee is None else asdict(found.knee)
+            self.summary["interpretation"] = interpretation(found, tolerance)
             for line in self.summary["interpretation"]:
                 logger.info("%s", line)
 
@@ -308,7 +309,7 @@ class _Session:
             "epochs": trainer.done,
             "best_acc": trainer.best_acc if trainer.best_epoch else None,
             "best_epoch": trainer.best_epoch or None,
-            "validation": trainer.last_result,
+            "validation": trainer.last_result and trainer.last_result.as_dict(),
             "weights_digest": state_digest(trainer.network),
             "seconds": round(time.perf_counter() - self.start, 2),
         }

@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_file, write_json
+from quant.bitwidth.validation import ValidationResult
 
 HISTORY_COLUMNS = (
     *("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"),
@@ -154,7 +155,7 @@ def _writer(folder: Path, first_step: int) -> Any:
 
 
 def configuration_rows(
-    result: Mapping[str, Any],
+    result: ValidationResult,
     epoch: int,
     phase: str,
     anchor_costs: Mapping[int, Mapping[str, Any]],
@@ -168,14 +169,16 @@ def configuration_rows(
         layers: how many quantized layers there are.
     """
     rows = []
-    for index, costs in enumerate(result["costs"]):
-        bits = "-".join(map(str, result["configs"][index].values()))
-        figures = {"accuracy": result["all_accuracies"][index], "loss": result["all_losses"][index]}
+    accuracies = result.statistics.accuracies
+    for index, costs in enumerate(result.costs):
+        bits = "-".join(map(str, result.configurations[index].values()))
+        figures = {"accuracy": accuracies[index], "loss": result.losses[index]}
         rows.append(_row(epoch, phase, "random", index, costs, figures, bits))
-    for index, anchor in enumerate(result["anchors"]):
-        number = int(anchor["bitwidth"])
-        bits = "-".join([str(number)] * layers)
-        rows.append(_row(epoch, phase, "anchor", index, anchor_costs[number], anchor, bits))
+    for index, anchor in enumerate(result.statistics.anchors):
+        bits = "-".join([str(anchor.bitwidth)] * layers)
+        figures = {"accuracy": anchor.accuracy, "loss": anchor.loss}
+        cost = anchor_costs[anchor.bitwidth]
+        rows.append(_row(epoch, phase, "anchor", index, cost, figures, bits))
     return rows
 
 

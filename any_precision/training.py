@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ from quant.bitwidth.assignments import (
     set_configuration,
     stream,
 )
-from quant.bitwidth.validation import evaluate_loader, validate_random_bitwidths
+from quant.bitwidth.statistics import Statistics
+from quant.bitwidth.validation import Plan, ValidationResult, evaluate_loader, validate
 
 EVALUATION_BATCH = 256
 BATCH_LOSS_EVERY = 50
@@ -111,6 +113,25 @@ def _lr_factor(epoch: int, config: Config) -> float:
     return 1.0
 
 
+@dataclass(frozen=True)
+class TestResult:
+    """Accuracy and loss on the test images.
+
+    Attributes:
+        validation: of all configurations; None where the largest bits alone were tested.
+    """
+
+    accuracy: float
+    loss: float
+    validation: ValidationResult | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the summary."""
+        if self.validation is None:
+            return {"accuracy": self.accuracy, "loss": self.loss}
+        return self.validation.as_dict()
+
+
 class Trainer:
     """A run: epochs of training and validation, then the test of the best one.
 
@@ -134,7 +155,7 @@ class Trainer:
         self.layers = quantized_layers(network) if config.enable else []
         self.tracks = config.enable and config.validation_function == RANDOM
         self.best_acc, self.best_epoch, self.done = -1.0, 0, 0
-        self.last_result: dict[str, Any] | None = None
+        self.last_result: ValidationResult | None = None
         self.anchor_costs = self._anchor_costs()
 
     def _anchor_costs(self) -> dict[int, dict[str, Any]]:
@@ -272,45 +293,27 @@ class Trainer:
         self.last_result = result
         rows = configuration_rows(result, epoch + 1, "val", self.anchor_costs, len(self.layers))
         self.run.append(CONFIGS_FILE, rows, CONFIG_COLUMNS)
-        self._show(result, epoch)
+        self._show(result.statistics, epoch)
         if plots:
-            self.run.figure(
-                self._figure(result, epoch), f"bitwidth_vs_accuracy_epoch{epoch + 1:03d}.png", epoch
-            )
-        names = [
-            f"{kind}_{name}"
-            for name in ("acc", "bitwidth")
-            for kind in ("mean", "std", "min", "max")
-        ]
-        knee = result["knee"]
-        return {
-            "val_acc": result["accuracy"],
-            "val_loss": result["loss"],
-            **{name: result[name] for name in names},
-            "corr_pearson": result["corr_pearson"],
-            "corr_spearman": result["corr_spearman"],
-            "knee": knee["bitwidth"] if knee else None,
-        }
+            figure = self._figure(result.statistics, epoch)
+            self.run.figure(figure, f"bitwidth_vs_accuracy_epoch{epoch + 1:03d}.png", epoch)
+        return _history_row(result.statistics)
 
     def _random_bitwidths(
         self, images: ImageSet, count: int, rng: np.random.Generator, anchors: bool
-    ) -> dict[str, Any]:
+    ) -> ValidationResult:
         settings = self.config.validation
-        return validate_random_bitwidths(
-            self.network,
-            None,
-            None,
-            self.device,
-            count,
-            settings.bitwidth_options or self.config.bitwidth_options,
-            rng=rng,
+        plan = Plan(
+            num_configs=count,
+            options=settings.bitwidth_options or self.config.bitwidth_options,
             weighting=settings.weighting,
             sampling=settings.sampling,
             anchors=anchors,
-            evaluate=lambda network: self._evaluate(network, images),
-            logger=logger,
             bin_width=settings.bin_width,
             tolerance=settings.knee_tolerance,
+        )
+        return validate(
+            self.network, plan, lambda network: self._evaluate(network, images), rng, logger
         )
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> tuple[float, float]:
@@ -326,40 +329,43 @@ class Trainer:
                 set_configuration(self.network, self.config.bitwidth_options[-1])
             return self._evaluate(self.network, images)
 
-    def _show(self, result: Mapping[str, Any], epoch: int) -> None:
-        values = {}
+    def _show(self, found: Statistics, epoch: int) -> None:
+        values: dict[str, float | None] = {}
         for kind in ("mean", "std", "min", "max"):
-            values[f"Validation/{kind}_acc"] = result[f"{kind}_acc"]
-            values[f"Bitwidth/{kind}_bitwidth"] = result[f"{kind}_bitwidth"]
-        values["Bitwidth/corr_pearson"] = result["corr_pearson"]
-        if result["anchors"]:
-            values["Bitwidth/knee"] = result["knee"]["bitwidth"] if result["knee"] else None
-        for anchor in result["anchors"]:
-            values[f"Validation/acc_uniform_{anchor['bitwidth']}bit"] = anchor["accuracy"]
+            values[f"Validation/{kind}_acc"] = getattr(found.accuracy, kind)
+            values[f"Bitwidth/{kind}_bitwidth"] = getattr(found.bitwidth, kind)
+        values["Bitwidth/corr_pearson"] = found.pearson
+        if found.anchors:
+            values["Bitwidth/knee"] = found.knee.bitwidth if found.knee else None
+        for anchor in found.anchors:
+            values[f"Validation/acc_uniform_{anchor.bitwidth}bit"] = anchor.accuracy
         self.run.scalars(values, epoch)
 
-    def _figure(self, result: Mapping[str, Any], epoch: int | None) -> Any:
+    def _figure(self, found: Statistics, epoch: int | None) -> Any:
         return plot_bitwidth_vs_accuracy(
-            result["all_bitwidths"],
-            result["all_accuracies"],
+            found.bitwidths,
+            found.accuracies,
             epoch,
             bin_width=self.config.validation.bin_width,
-            anchors=[(a["bitwidth"], a["accuracy"]) for a in result["anchors"]],
-            knee=result["knee"] if result["anchors"] else None,
+            anchors=found.anchor_points(),
+            knee=found.knee if found.anchors else None,
             weighting=self.config.validation.weighting,
         )
 
-    def test(self, count: int, epoch: int) -> dict[str, Any]:
-        """Random configurations and all uniform ones on the test images."""
+    def test(self, count: int, epoch: int) -> TestResult:
+        """Random configurations and all uniform ones on the test images; with simple validation the
+        largest bits alone.
+        """
         if not self.tracks:
-            accuracy, loss = self._evaluate_highest(self.images.test)
-            return {"accuracy": accuracy, "loss": loss}
+            return TestResult(*self._evaluate_highest(self.images.test))
         rng = stream(self.config.seed, TEST)
         result = self._random_bitwidths(self.images.test, count, rng, anchors=True)
         rows = configuration_rows(result, epoch, "test", self.anchor_costs, len(self.layers))
         self.run.append(CONFIGS_FILE, rows, CONFIG_COLUMNS)
-        self.run.figure(self._figure(result, None), "bitwidth_vs_accuracy_test.png", None)
-        return result
+        figure = self._figure(result.statistics, None)
+        self.run.figure(figure, "bitwidth_vs_accuracy_test.png", None)
+        found = result.statistics
+        return TestResult(found.accuracy.mean, found.loss.mean, result)
 
     def _save(self, name: str, row: Mapping[str, Any]) -> None:
         content = {
@@ -396,6 +402,23 @@ class Trainer:
             self.scheduler.load_state_dict(content["scheduler_state_dict"])
             torch.set_rng_state(content["rng_state"])
             self.best_acc, self.best_epoch = content["best"]
+
+
+def _history_row(found: Statistics) -> dict[str, Any]:
+    """The figures of a validation under the names of the history."""
+    spreads = {"acc": found.accuracy, "bitwidth": found.bitwidth}
+    return {
+        "val_acc": found.accuracy.mean,
+        "val_loss": found.loss.mean,
+        **{
+            f"{kind}_{name}": getattr(spread, kind)
+            for name, spread in spreads.items()
+            for kind in ("mean", "std", "min", "max")
+        },
+        "corr_pearson": found.pearson,
+        "corr_spearman": found.spearman,
+        "knee": found.knee.bitwidth if found.knee else None,
+    }
 
 
 def read_checkpoint(path: Any) -> tuple[dict[str, Any], Config]:

@@ -191,7 +191,7 @@ class _Sweep:
         measure_macs(self.model, self.images.batches[0][0][:1])
         self._evaluate_all()
         statistics = sweep_statistics(self.rows, settings.weighting, settings.tolerance)
-        for line in statistics_lines(statistics, HEADING) + statistics["interpretation"]:
+        for line in statistics_lines(statistics.statistics, HEADING) + statistics.interpretation:
             logger.info("%s", line)
         about: dict[str, Any] = {"settings": self._describe(), "layers": self._layer_table()}
         self.job.folder.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from plots.axes import new_figure
+from quant.bitwidth.report import SweepStatistics
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
     Bin,
+    Knee,
     bin_statistics,
     correlations,
     finite_pairs,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_bitwidth_vs_accuracy(
@@ -25,18 +30,18 @@ def plot_bitwidth_vs_accuracy(
     *,
     bin_width: float = DEFAULT_BIN_WIDTH,
     anchors: Sequence[tuple[float, float]] | None = None,
-    knee: dict[str, Any] | None = None,
+    knee: Knee | Mapping[str, Any] | None = None,
     weighting: str = "layers",
     reference: float | None = None,
     y_label: str = "Validation Accuracy",
-) -> Any:
-    """A ``matplotlib.figure.Figure`` of configurations, means per bin, anchors and knee.
+) -> Figure:
+    """A figure of configurations, means per bin, anchors and knee.
 
     Args:
         bitwidths, accuracies: one per configuration; pairs with NaN or infinity are dropped.
         epoch: from 0; None leaves it out of the title.
         anchors: (bitwidth, accuracy) of uniform configurations.
-        knee: of ``find_knee``.
+        knee: of ``find_knee``, or a mapping with its ``bitwidth``.
         reference: accuracy in full precision.
 
     Raises:
@@ -65,17 +70,18 @@ def plot_bitwidth_vs_accuracy(
     return figure
 
 
-def sweep_figure(result: Mapping[str, Any], title: str) -> Any:
+def sweep_figure(result: SweepStatistics, title: str) -> Figure:
     """The figure of ``sweep_statistics``."""
+    found = result.statistics
     return plot_bitwidth_vs_accuracy(
-        result["all_bitwidths"],
-        result["all_accuracies"],
+        found.bitwidths,
+        found.accuracies,
         None,
         f"{title}: bitwidth vs accuracy",
-        anchors=[(a["bitwidth"], a["accuracy"]) for a in result["anchors"]],
-        knee=result["knee"],
-        weighting=result["weighting"],
-        reference=result["full_precision"],
+        anchors=found.anchor_points(),
+        knee=found.knee,
+        weighting=result.weighting,
+        reference=result.full_precision,
         y_label="Top-1 Accuracy",
     )
 
@@ -155,14 +161,14 @@ def _draw_box(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin], drop
 def _draw_marks(
     axes: Any,
     anchors: Sequence[tuple[float, float]] | None,
-    knee: dict[str, Any] | None,
+    knee: Knee | Mapping[str, Any] | None,
     reference: float | None,
 ) -> None:
     if anchors:
         x, y = zip(*anchors, strict=True)
         axes.scatter(x, y, s=120, c="darkgreen", marker="*", zorder=6, label="Uniform configs")
     if knee:
-        bits = knee["bitwidth"]
+        bits = knee.bitwidth if isinstance(knee, Knee) else knee["bitwidth"]
         axes.axvline(bits, color="green", linestyle=":", label=f"Knee: {bits:g} bits")
     if reference is not None:
         label = f"Full precision: {reference:.4f}"

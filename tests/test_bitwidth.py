@@ -36,6 +36,7 @@ from quant.bitwidth.assignments import (
     stream,
 )
 from quant.bitwidth.statistics import bin_centre, correlations
+from quant.bitwidth.validation import Plan, validate
 
 OPTIONS = (2, 4, 8)
 
@@ -311,8 +312,8 @@ def test_validation_refuses_what_it_cannot_do():
 )
 def test_the_knee(points, tolerance, knee, monotone):
     found = find_knee(points[::-1], tolerance)
-    assert (found["bitwidth"], found["monotone"]) == (knee, monotone)
-    assert found["best_accuracy"] == max(y for _, y in points)
+    assert (found.bitwidth, found.monotone) == (knee, monotone)
+    assert found.best_accuracy == max(y for _, y in points)
     assert find_knee(points[:1]) is None
     assert find_knee([*points[:1], (4, math.nan)]) is None
 
@@ -336,7 +337,11 @@ def test_correlations_against_scipy():
 
 
 def example_result(function, count=9):
-    return evaluated(function, count)[1]
+    def evaluate(model):
+        return function(sum(get_configuration(model).values()) / 3), 0.5
+
+    plan = Plan(num_configs=count, anchors=True)
+    return validate(three_layers(), plan, evaluate, stream(3, 2)).statistics
 
 
 def test_interpretation_follows_its_rules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_a_sweep_leaves_its_files(swept):
     assert anchors["4"]["relative_weight_memory"] == 0.5
     summary = json.loads((folder / "bitwidth_summary.json").read_text())
     knee = find_knee([(int(b), row["top1"]) for b, row in anchors.items()])
-    assert summary["statistics"]["knee"] == knee
+    assert summary["statistics"]["knee"] == dataclasses.asdict(knee)
     assert summary["statistics"]["full_precision"] == reference
     assert set(summary["statistics"]["correlations"]) == {"layers", "params", "macs"}
     assert sum(layer["fixed"] for layer in summary["layers"]) == 2

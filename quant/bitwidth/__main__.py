@@ -53,7 +53,7 @@ def _main(argv: Sequence[str]) -> int:
         write_sweep(folder, rows, result, about, title)
     except OSError as error:
         raise InputError(f"out must be writable, got: {error}") from None
-    for line in result["interpretation"]:
+    for line in result.interpretation:
         write_stdout(line)
     return EXIT_OK
 

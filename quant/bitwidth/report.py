@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from quant.bitwidth.assignments import WEIGHTINGS
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
     DEFAULT_TOLERANCE,
+    Anchor,
+    Statistics,
     correlations,
     interpretation,
     summarise,
@@ -32,11 +35,41 @@ TABLE_FILE, FIGURE_FILE, SUMMARY_FILE = (
 )
 
 
+@dataclass(frozen=True)
+class SweepStatistics:
+    """The statistics of a sweep.
+
+    Attributes:
+        correlations: weighting of the average -> Pearson, Spearman and number of points.
+        full_precision: Top-1 of the float network; None where the table does not have it.
+        interpretation: what the figures mean.
+    """
+
+    statistics: Statistics
+    weighting: str
+    correlations: Mapping[str, tuple[float | None, float | None, int]]
+    full_precision: float | None
+    interpretation: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the summary."""
+        names = ("pearson", "spearman", "n")
+        return {
+            **self.statistics.as_dict(),
+            "weighting": self.weighting,
+            "correlations": {
+                weighting: dict(zip(names, found, strict=True))
+                for weighting, found in self.correlations.items()
+            },
+            "full_precision": self.full_precision,
+            "interpretation": self.interpretation,
+        }
+
+
 def sweep_statistics(
     rows: Sequence[Mapping[str, Any]], weighting: str, tolerance: float = DEFAULT_TOLERANCE
-) -> dict[str, Any]:
-    """What ``validate_random_bitwidths`` would return for the rows of a table, with the correlations for
-    all weightings and what the figures mean.
+) -> SweepStatistics:
+    """The statistics of the rows of a table.
 
     Raises:
         InputError: no random configuration, or averages that were not measured.
@@ -45,36 +78,34 @@ def sweep_statistics(
     if not random or any(row[f"avg_{weighting}"] is None for row in random):
         raise InputError(f"table must hold random configurations with avg_{weighting}, got none")
     anchors = [
-        {
-            "bitwidth": int(str(row["bits"]).split("-")[0]),
-            "accuracy": row["top1"],
-            "loss": row["loss"],
-        }
+        Anchor(int(str(row["bits"]).split("-")[0]), row["top1"], row["loss"])
         for row in rows
         if row["kind"] == ANCHOR
     ]
     averages = [row[f"avg_{weighting}"] for row in random]
     accuracies, losses = ([row[name] for row in random] for name in ("top1", "loss"))
-    result = summarise(averages, accuracies, losses, anchors, DEFAULT_BIN_WIDTH, tolerance)
-    result |= {"all_bitwidths": averages, "all_accuracies": accuracies, "anchors": anchors}
-    result["weighting"] = weighting
-    result["correlations"] = {}
-    for name in WEIGHTINGS:
-        known = [row for row in random if row[f"avg_{name}"] is not None]
-        pearson, spearman, count = correlations(
-            [row[f"avg_{name}"] for row in known], [row["top1"] for row in known]
-        )
-        result["correlations"][name] = {"pearson": pearson, "spearman": spearman, "n": count}
+    found = summarise(averages, accuracies, losses, anchors, DEFAULT_BIN_WIDTH, tolerance)
     reference = [row["top1"] for row in rows if row["kind"] == REFERENCE]
-    result["full_precision"] = reference[0] if reference else None
-    result["interpretation"] = interpretation(result, tolerance)
-    return result
+    return SweepStatistics(
+        statistics=found,
+        weighting=weighting,
+        correlations={name: _correlations(random, name) for name in WEIGHTINGS},
+        full_precision=reference[0] if reference else None,
+        interpretation=interpretation(found, tolerance),
+    )
+
+
+def _correlations(
+    rows: Sequence[Mapping[str, Any]], weighting: str
+) -> tuple[float | None, float | None, int]:
+    known = [row for row in rows if row[f"avg_{weighting}"] is not None]
+    return correlations([row[f"avg_{weighting}"] for row in known], [row["top1"] for row in known])
 
 
 def write_sweep(
     folder: Path,
     rows: Sequence[Mapping[str, Any]],
-    result: Mapping[str, Any],
+    result: SweepStatistics,
     about: Mapping[str, Any],
     title: str,
 ) -> None:
@@ -88,7 +119,7 @@ def write_sweep(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / TABLE_FILE, rows, COLUMNS)
-    write_json(folder / SUMMARY_FILE, {"title": title, **about, "statistics": dict(result)})
+    write_json(folder / SUMMARY_FILE, {"title": title, **about, "statistics": result.as_dict()})
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

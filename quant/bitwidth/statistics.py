@@ -20,6 +20,106 @@ TREND = 0.5  # Spearman
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """Accuracy and loss with all layers at the same bits."""
+
+    bitwidth: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Knee:
+    """The smallest bitwidth whose accuracy is within ``tolerance`` of the best.
+
+    Attributes:
+        monotone: no larger bitwidth is further below the best than that.
+        source: what the points are: ``anchors`` or ``bins``.
+    """
+
+    bitwidth: float
+    accuracy: float
+    best_bitwidth: float
+    best_accuracy: float
+    tolerance: float
+    monotone: bool
+    source: str
+    n_points: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of some values."""
+
+    mean: float
+    std: float  # population
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(
+            float(np.mean(values)), float(np.std(values)), float(min(values)), float(max(values))
+        )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What random configurations and uniform ones say about accuracy and bits.
+
+    Attributes:
+        bitwidths, accuracies: of every random configuration, finite or not.
+        bitwidth, accuracy, loss: over the finite ones.
+        pearson, spearman: correlation of bitwidth and accuracy; None where it is not defined.
+        correlated: number of points of the correlation.
+        mean_bin_std: mean standard deviation of the accuracy within bins of several points.
+    """
+
+    bitwidths: Sequence[float]
+    accuracies: Sequence[float]
+    anchors: Sequence[Anchor]
+    bitwidth: Spread
+    accuracy: Spread
+    loss: Spread
+    pearson: float | None
+    spearman: float | None
+    correlated: int
+    bins: Sequence[Bin]
+    mean_bin_std: float | None
+    knee: Knee | None
+    nonfinite: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values under the names of the tables and JSON files."""
+        found: dict[str, Any] = {}
+        for name, spread in self.spreads().items():
+            found |= {f"{kind}_{name}": value for kind, value in asdict(spread).items()}
+        return {
+            **found,
+            "accuracy": self.accuracy.mean,
+            "loss": self.loss.mean,
+            "corr_pearson": self.pearson,
+            "corr_spearman": self.spearman,
+            "corr_n": self.correlated,
+            "bin_stats": [asdict(part) for part in self.bins],
+            "avg_val_std": self.mean_bin_std,
+            "knee": None if self.knee is None else asdict(self.knee),
+            "num_nonfinite": self.nonfinite,
+            "all_bitwidths": list(self.bitwidths),
+            "all_accuracies": list(self.accuracies),
+            "anchors": [asdict(anchor) for anchor in self.anchors],
+        }
+
+    def spreads(self) -> dict[str, Spread]:
+        """The spreads by their names in tables."""
+        return {"bitwidth": self.bitwidth, "acc": self.accuracy, "loss": self.loss}
+
+    def anchor_points(self) -> list[tuple[float, float]]:
+        """(bitwidth, accuracy) of the uniform configurations."""
+        return [(anchor.bitwidth, anchor.accuracy) for anchor in self.anchors]
+
+
+@dataclass(frozen=True)
 class Bin:
     """Accuracies of the configurations of about one average bitwidth."""
 
@@ -89,7 +189,7 @@ def find_knee(
     points: Sequence[tuple[float, float]],
     tolerance: float = DEFAULT_TOLERANCE,
     source: str = "anchors",
-) -> dict[str, Any] | None:
+) -> Knee | None:
     """The smallest bitwidth whose accuracy is within ``tolerance`` of the best; None for fewer than two
     finite points.
 
@@ -103,16 +203,16 @@ def find_knee(
     best_x, best_y = max(finite, key=lambda point: (point[1], -point[0]))
     bound = best_y - tolerance - SLACK
     knee_x, knee_y = next(point for point in finite if point[1] >= bound)
-    return {
-        "bitwidth": knee_x,
-        "accuracy": knee_y,
-        "best_bitwidth": best_x,
-        "best_accuracy": best_y,
-        "tolerance": tolerance,
-        "monotone": all(y >= bound for x, y in finite if x > knee_x),
-        "source": source,
-        "n_points": len(finite),
-    }
+    return Knee(
+        bitwidth=knee_x,
+        accuracy=knee_y,
+        best_bitwidth=best_x,
+        best_accuracy=best_y,
+        tolerance=tolerance,
+        monotone=all(y >= bound for x, y in finite if x > knee_x),
+        source=source,
+        n_points=len(finite),
+    )
 
 
 def knee_of(
@@ -120,7 +220,7 @@ def knee_of(
     bitwidths: Sequence[float],
     accuracies: Sequence[float],
     tolerance: float,
-) -> dict[str, Any] | None:
+) -> Knee | None:
     """The knee of the anchors where there are two or more, else that of bins of half a bit."""
     if len(anchors) >= 2:
         return find_knee(anchors, tolerance)
@@ -132,10 +232,10 @@ def summarise(
     bitwidths: Sequence[float],
     accuracies: Sequence[float],
     losses: Sequence[float],
-    anchors: Sequence[dict[str, float]],
+    anchors: Sequence[Anchor],
     bin_width: float,
     tolerance: float,
-) -> dict[str, Any]:
+) -> Statistics:
     """Means, extremes, correlations, bins and knee over the configurations that are finite.
 
     Raises:
@@ -145,83 +245,78 @@ def summarise(
     finite = [t for t in triples if all(map(math.isfinite, t))]
     if not finite:
         raise ValueError("accuracy and loss must be finite for one configuration, got none")
-    found: dict[str, Any] = {}
-    columns = [list(column) for column in zip(*finite, strict=True)]
-    for name, values in zip(("bitwidth", "acc", "loss"), columns, strict=True):
-        found[f"mean_{name}"] = float(np.mean(values))
-        found[f"min_{name}"], found[f"max_{name}"] = float(min(values)), float(max(values))
-        found[f"std_{name}"] = float(np.std(values))
-    pearson, spearman, count = correlations(columns[0], columns[1])
-    bins = bin_statistics(columns[0], columns[1], bin_width)
+    x, y, lost = ([triple[i] for triple in finite] for i in range(3))
+    pearson, spearman, count = correlations(x, y)
+    bins = bin_statistics(x, y, bin_width)
     several = [part.std_acc for part in bins if part.count > 1]
-    points = [(anchor["bitwidth"], anchor["accuracy"]) for anchor in anchors]
-    return {
-        **found,
-        "accuracy": found["mean_acc"],
-        "loss": found["mean_loss"],
-        "corr_pearson": pearson,
-        "corr_spearman": spearman,
-        "corr_n": count,
-        "bin_stats": [asdict(part) for part in bins],
-        "avg_val_std": float(np.mean(several)) if several else None,
-        "knee": knee_of(points, columns[0], columns[1], tolerance),
-        "num_nonfinite": len(triples) - len(finite),
-    }
+    points = [(float(anchor.bitwidth), anchor.accuracy) for anchor in anchors]
+    return Statistics(
+        bitwidths=bitwidths,
+        accuracies=accuracies,
+        anchors=anchors,
+        bitwidth=Spread.of(x),
+        accuracy=Spread.of(y),
+        loss=Spread.of(lost),
+        pearson=pearson,
+        spearman=spearman,
+        correlated=count,
+        bins=bins,
+        mean_bin_std=float(np.mean(several)) if several else None,
+        knee=knee_of(points, x, y, tolerance),
+        nonfinite=len(triples) - len(finite),
+    )
 
 
-def statistics_lines(result: dict[str, Any], heading: str, verbose: bool = False) -> list[str]:
+def statistics_lines(found: Statistics, heading: str, verbose: bool = False) -> list[str]:
     """The lines of the statistics of one validation."""
     lines = [f"{heading}:"]
-    for label, name, digits in (
-        ("Accuracy", "acc", 4),
-        ("Loss", "loss", 4),
-        ("Bitwidth", "bitwidth", 2),
+    for label, spread, digits in (
+        ("Accuracy", found.accuracy, 4),
+        ("Loss", found.loss, 4),
+        ("Bitwidth", found.bitwidth, 2),
     ):
-        mean, low, high = (result[f"{kind}_{name}"] for kind in ("mean", "min", "max"))
         lines.append(
-            f"  {label} - Mean: {mean:.{digits}f}, Min: {low:.{digits}f}, Max: {high:.{digits}f}, "
-            f"Std: {result[f'std_{name}']:.4f}"
+            f"  {label} - Mean: {spread.mean:.{digits}f}, Min: {spread.min:.{digits}f}, "
+            f"Max: {spread.max:.{digits}f}, Std: {spread.std:.4f}"
         )
-    lines.append(f"  Correlation (bitwidth, accuracy) - {_correlation_text(result)}")
-    anchors, knee = result["anchors"], result["knee"]
-    if anchors:
-        each = ", ".join(f"{a['bitwidth']:g}-bit: {a['accuracy']:.4f}" for a in anchors)
+    lines.append(f"  Correlation (bitwidth, accuracy) - {_correlation_text(found)}")
+    if found.anchors:
+        each = ", ".join(f"{a.bitwidth:g}-bit: {a.accuracy:.4f}" for a in found.anchors)
         lines.append(f"  Uniform configurations - {each}")
-    if anchors and knee:
+    knee = found.knee
+    if found.anchors and knee:
         lines.append(
-            f"  Knee - {knee['bitwidth']:g} bits (accuracy {knee['accuracy']:.4f}, best "
-            f"{knee['best_accuracy']:.4f} at {knee['best_bitwidth']:g} bits, tolerance "
-            f"{knee['tolerance']:.4f})"
+            f"  Knee - {knee.bitwidth:g} bits (accuracy {knee.accuracy:.4f}, best "
+            f"{knee.best_accuracy:.4f} at {knee.best_bitwidth:g} bits, tolerance "
+            f"{knee.tolerance:.4f})"
         )
     if verbose:
         lines += [
-            f"    Bitwidth {b['bitwidth']:.1f}: Acc={b['mean_acc']:.4f}±{b['std_acc']:.4f} (n={b['count']})"
-            for b in result["bin_stats"]
+            f"    Bitwidth {b.bitwidth:.1f}: Acc={b.mean_acc:.4f}±{b.std_acc:.4f} (n={b.count})"
+            for b in found.bins
         ]
     return lines
 
 
-def _correlation_text(result: dict[str, Any]) -> str:
-    pearson, spearman, count = (result[f"corr_{name}"] for name in ("pearson", "spearman", "n"))
-    if count < 3:
+def _correlation_text(found: Statistics) -> str:
+    if found.correlated < 3:
         return "n/a (fewer than 3 points)"
-    if result["min_bitwidth"] == result["max_bitwidth"]:
+    if found.bitwidth.min == found.bitwidth.max:
         return "n/a (all bitwidths equal)"
-    if pearson is None or spearman is None:
+    if found.pearson is None or found.spearman is None:
         return "n/a (all accuracies equal)"
-    return f"Pearson: {pearson:.4f}, Spearman: {spearman:.4f} (n={count})"
+    return f"Pearson: {found.pearson:.4f}, Spearman: {found.spearman:.4f} (n={found.correlated})"
 
 
-def interpretation(result: dict[str, Any], tolerance: float = DEFAULT_TOLERANCE) -> list[str]:
+def interpretation(found: Statistics, tolerance: float = DEFAULT_TOLERANCE) -> list[str]:
     """What the figures of a validation mean, by fixed rules."""
-    anchors = [(a["bitwidth"], a["accuracy"]) for a in result["anchors"]]
-    bins = [(b["bitwidth"], b["mean_acc"]) for b in result["bin_stats"]]
-    points = anchors if len(anchors) >= 2 else bins
-    few = "(few points) " if len(result["all_bitwidths"]) + len(anchors) < FEW_POINTS else ""
-    lines = [f"trend: {_trend(result, points, tolerance)}"]
-    knee = result["knee"]
-    below = knee is not None and knee["bitwidth"] < max(x for x, _ in points)
-    plateau = f"from {knee['bitwidth']:g} bits on" if knee and below else "none below the maximum"
+    anchors = found.anchor_points()
+    points = anchors if len(anchors) >= 2 else [(b.bitwidth, b.mean_acc) for b in found.bins]
+    few = "(few points) " if len(found.bitwidths) + len(anchors) < FEW_POINTS else ""
+    lines = [f"trend: {_trend(found, points, tolerance)}"]
+    knee = found.knee
+    below = knee is not None and knee.bitwidth < max(x for x, _ in points)
+    plateau = f"from {knee.bitwidth:g} bits on" if knee and below else "none below the maximum"
     lines.append(f"plateau: {plateau}")
     beaten = [
         f"{low:g} beats {high:g}"
@@ -231,21 +326,17 @@ def interpretation(result: dict[str, Any], tolerance: float = DEFAULT_TOLERANCE)
     ]
     if beaten:
         lines.append(f"non-monotonic: {', '.join(beaten)}")
-    unstable = [
-        f"{b['bitwidth']:g}"
-        for b in result["bin_stats"]
-        if b["count"] > 1 and b["std_acc"] >= UNSTABLE
-    ]
+    unstable = [f"{b.bitwidth:g}" for b in found.bins if b.count > 1 and b.std_acc >= UNSTABLE]
     if unstable:
         lines.append(f"unstable: at {', '.join(unstable)} bits")
     return [few + line for line in lines]
 
 
-def _trend(result: dict[str, Any], points: Sequence[tuple[float, float]], tolerance: float) -> str:
+def _trend(found: Statistics, points: Sequence[tuple[float, float]], tolerance: float) -> str:
     values = [y for _, y in points]
     if values and max(values) - min(values) <= tolerance:
         return "flat: robust across bitwidths"
-    spearman = result["corr_spearman"]
+    spearman = found.spearman
     if spearman is not None and abs(spearman) >= TREND:
         return f"higher bitwidth, {'higher' if spearman > 0 else 'lower'} accuracy"
     return "no clear trend"

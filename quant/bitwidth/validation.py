@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from quant.bitwidth.assignments import (
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
     DEFAULT_TOLERANCE,
+    Anchor,
+    Statistics,
     statistics_lines,
     summarise,
 )
@@ -54,6 +56,114 @@ def evaluate_loader(
     return right / count, loss / count
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a validation evaluates.
+
+    Attributes:
+        num_configs: random configurations.
+        options: bitwidths to draw from; None: the layers' own.
+        anchors: evaluate every uniform configuration too; they enter no statistics.
+    """
+
+    num_configs: int = 4
+    options: Sequence[int] | None = None
+    weighting: str = "layers"
+    sampling: str = "uniform"
+    anchors: bool = False
+    bin_width: float = DEFAULT_BIN_WIDTH
+    tolerance: float = DEFAULT_TOLERANCE
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What came out.
+
+    Attributes:
+        options: the bitwidths that were drawn from, sorted.
+        losses, configurations, costs: of every random configuration.
+    """
+
+    plan: Plan
+    options: Sequence[int]
+    statistics: Statistics
+    losses: Sequence[float]
+    configurations: Sequence[dict[str, int]]
+    costs: Sequence[dict[str, float | None]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as ``validate_random_bitwidths`` returns them."""
+        return {
+            **self.statistics.as_dict(),
+            "all_losses": list(self.losses),
+            "configs": list(self.configurations),
+            "costs": list(self.costs),
+            "num_configs": self.plan.num_configs,
+            "bitwidth_options": list(self.options),
+            "weighting": self.plan.weighting,
+            "sampling": self.plan.sampling,
+        }
+
+
+def validate(
+    model: nn.Module,
+    plan: Plan,
+    evaluate: Evaluate,
+    rng: np.random.Generator,
+    logger: logging.Logger = _logger,
+    heading: str = HEADING,
+) -> ValidationResult:
+    """Accuracy and loss at random configurations and, if asked for, at all uniform ones.
+
+    Bitwidths and training state of the model are afterwards what they were.
+
+    Args:
+        model: with at least one quantized layer.
+        evaluate: model -> (accuracy, loss).
+        rng: draws the configurations.
+
+    Raises:
+        InputError: no quantized layer, or fewer than one configuration.
+        ValueError: no configuration gives finite figures.
+    """
+    layers = _require_layers(model, plan)
+    options = sorted(plan.options or layers[0][1].bitwidth_options)
+    results = _Results(plan.weighting)
+    with kept_bitwidths(model):
+        model.eval()
+        logger.info("Validating with %d random bitwidth configurations...", plan.num_configs)
+        drawn = draw_configurations(options, len(layers), plan.num_configs, rng, plan.sampling)
+        for number, bits in enumerate(drawn, 1):
+            set_configuration(model, bits)
+            results.add(model, *evaluate(model))
+            logger.info("Config %d/%d: %s", number, plan.num_configs, results.last_line())
+        uniform = []
+        for bits in options if plan.anchors else []:
+            set_configuration(model, bits)
+            uniform.append(Anchor(bits, *evaluate(model)))
+    found = results.summarised(uniform, plan)
+    if found.nonfinite:
+        logger.warning("%d configurations gave NaN or infinite figures", found.nonfinite)
+    for line in ["", *statistics_lines(found, heading, logger.isEnabledFor(logging.DEBUG))]:
+        logger.info("%s", line)
+    return ValidationResult(plan, options, found, results.losses, results.configs, results.costs)
+
+
+def _require_layers(model: nn.Module, plan: Plan) -> list[tuple[str, Any]]:
+    """The quantized layers of a model.
+
+    Raises:
+        InputError: it has none, or the plan no configuration.
+    """
+    layers = quantized_layers(model)
+    if plan.num_configs < 1 or not layers:
+        raise InputError(
+            "validation must have a configuration and a quantized layer, got "
+            f"{plan.num_configs} and {len(layers)}"
+        )
+    return layers
+
+
 def validate_random_bitwidths(
     model: nn.Module,
     val_loader: Iterable | None,
@@ -72,16 +182,10 @@ def validate_random_bitwidths(
     bin_width: float = DEFAULT_BIN_WIDTH,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> dict[str, Any]:
-    """Accuracy and loss at random configurations and, if asked for, at all uniform ones.
-
-    Bitwidths and training state of the model are afterwards what they were.
+    """``validate`` with everything as arguments.
 
     Args:
-        model: with at least one quantized layer.
         val_loader, loss_fn, device: of ``evaluate_loader``; not needed with ``evaluate``.
-        bitwidth_options: None: the layers' own.
-        rng: draws the configurations.
-        anchors: evaluate every uniform configuration too; they enter no statistics.
         evaluate: model -> (accuracy, loss), in place of the loader.
         logger: of the lines; None: this module's.
 
@@ -90,52 +194,12 @@ def validate_random_bitwidths(
         its costs, correlations, bins, anchors, knee.
 
     Raises:
-        InputError: no quantized layer, or fewer than one configuration.
-        ValueError: no configuration gives finite figures.
+        InputError, ValueError: as ``validate``.
     """
-    layers = quantized_layers(model)
-    if num_configs < 1 or not layers:
-        raise InputError(
-            f"validation must have a configuration and a quantized layer, got {num_configs} and {len(layers)}"
-        )
-    log = logger or _logger
-    options = sorted(bitwidth_options or layers[0][1].bitwidth_options)
+    plan = Plan(num_configs, bitwidth_options, weighting, sampling, anchors, bin_width, tolerance)
+    _require_layers(model, plan)
     run = evaluate or _loader_evaluation(val_loader, loss_fn, device)
-    results = _Results(weighting)
-    with kept_bitwidths(model):
-        model.eval()
-        log.info("Validating with %d random bitwidth configurations...", num_configs)
-        drawn = draw_configurations(options, len(layers), num_configs, rng, sampling)
-        for number, bits in enumerate(drawn, 1):
-            set_configuration(model, bits)
-            results.add(model, *run(model))
-            log.info("Config %d/%d: %s", number, num_configs, results.last_line())
-        uniform = []
-        for bits in options if anchors else []:
-            set_configuration(model, bits)
-            accuracy, loss = run(model)
-            uniform.append({"bitwidth": bits, "accuracy": accuracy, "loss": loss})
-    if results.nonfinite:
-        log.warning("%d configurations gave NaN or infinite figures", results.nonfinite)
-    statistics = summarise(
-        results.bitwidths, results.accuracies, results.losses, uniform, bin_width, tolerance
-    )
-    found = {
-        **statistics,
-        "all_accuracies": results.accuracies,
-        "all_losses": results.losses,
-        "all_bitwidths": results.bitwidths,
-        "configs": results.configs,
-        "costs": results.costs,
-        "anchors": uniform,
-        "num_configs": num_configs,
-        "bitwidth_options": options,
-        "weighting": weighting,
-        "sampling": sampling,
-    }
-    for line in ["", *statistics_lines(found, heading, log.isEnabledFor(logging.DEBUG))]:
-        log.info("%s", line)
-    return found
+    return validate(model, plan, run, rng, logger or _logger, heading).as_dict()
 
 
 def _loader_evaluation(
@@ -168,10 +232,10 @@ class _Results:
         self.configs.append(get_configuration(model))
         self.costs.append(cost_of_configuration(model))
 
-    @property
-    def nonfinite(self) -> int:
-        pairs = zip(self.accuracies, self.losses, strict=True)
-        return sum(not (math.isfinite(a) and math.isfinite(b)) for a, b in pairs)
+    def summarised(self, anchors: Sequence[Anchor], plan: Plan) -> Statistics:
+        return summarise(
+            self.bitwidths, self.accuracies, self.losses, anchors, plan.bin_width, plan.tolerance
+        )
 
     def last_line(self) -> str:
         text = (
