@@ -1,89 +1,76 @@
 """Run main_imagenet.py for many settings; what is finished is never run again.
 
     python run_script.py resnet18 mobilenet_v2 --methods adaround qdrop -- --data_path IMAGENET --weights DEFAULT
-        bits (2,2) (4,2) (2,4) (4,4) and seeds 1001..1010 of each; what follows -- goes to every run
+        bits (2,2) (4,2) (2,4) (4,4) and seeds 1001..1010 of each; flags after -- are passed to every run
     python run_script.py digits_resnet --methods rtn adaround --bits 4,4 2,4 --seeds 1 2 3
     python run_script.py digits_resnet --sweep bits scalar
         GPFQ's analysis: 1..8 bits, then scalars 1.0..2.0
 
-The state is in files, so the same command goes on after an interruption, on this machine or another.
+The state is in files, so the same command continues after an interruption, on this machine or another.
 Exit status: 0 fine, 1 a run failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_stdout
+from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging
 from common.errors import InputError
-from common.files import require_writable
-from common.flags import FlagParser
-from common.provenance import provenance
-from sweeps.engine import Engine, LocalEngine
-from sweeps.gpfq import SWEEPS, run_sweep
-from sweeps.results import SUMMARY_FILE, as_markdown, summary_row, table_rows, write_results
-from sweeps.spec import DEFAULT_BITS, DEFAULT_METHODS, DEFAULT_SEEDS, Grid, RunSpec, parse_bits
-
-OF_GRID = (
-    *("methods", "bits", "seeds", "alpha_list", "num_clusters_list", "pca_dim_list", "gpus"),
-    *("engine", "retry_failed", "dry_run", "report_only"),
+from common.flags import FlagParser, positive_int
+from sweeps.gpfq import ANALYSES, points_of, run_analysis
+from sweeps.grid import run_grid
+from sweeps.running import Choice, log_failures, print_commands
+from sweeps.spec import (
+    DEFAULT_BITS,
+    DEFAULT_METHODS,
+    DEFAULT_SEEDS,
+    SET_BY_GRID,
+    Grid,
+    parse_bits,
+    require_free,
 )
-OF_RAY = ("ray_address", "cpus_per_job", "gpus_per_job")
-SET_BY_GRID = {
-    *("quant_method", "arch", "n_bits_w", "n_bits_a", "seed", "output_dir"),
-    *("alpha_list", "num_clusters_list", "pca_dim_list"),
-}
-OTHER_NAMES = {"b": "n_bits_w", "model": "arch", "s": "scalar", "num_bits": "n_bits_w"}
 
-logger = logging.getLogger(__name__)
+OF_GRID = ("methods", "bits", "seeds", "alpha_list", "num_clusters_list", "pca_dim_list")
+OF_RAY = ("ray_address", "cpus_per_job", "gpus_per_job")
 
 
 def build_parser() -> FlagParser:
-    parser = FlagParser(prog="run_script.py", description=__doc__)
+    parser = FlagParser(
+        prog="run_script.py", usage="%(prog)s ARCH ... [flags] [-- flags]", description=__doc__
+    )
     parser.add_argument("arch", nargs="*", type=str.lower, help="architectures")
-    parser.add_argument("--methods", nargs="+", type=str.lower, help="default adaround")
-    parser.add_argument("--bits", nargs="+", help="W,A pairs (default 2,2 4,2 2,4 4,4)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default 1001 to 1010")
-    parser.add_argument("--alpha_list", nargs="+", type=float, help="default 0.2 0.4 0.6")
-    parser.add_argument("--num_clusters_list", nargs="+", type=int, help="default 8 16 64")
-    parser.add_argument(
-        "--pca_dim_list",
+    grid = parser.add_argument_group("grid").add_argument
+    grid("--methods", nargs="+", type=str.lower, help="methods (default adaround)")
+    grid("--bits", nargs="+", help="pairs of weight,activation bits (default 2,2 4,2 2,4 4,4)")
+    grid("--seeds", nargs="+", type=int, help="seeds (default 1001 to 1010)")
+    for name, kind, default in (
+        ("alpha_list", float, "0.2 0.4 0.6"),
+        ("num_clusters_list", int, "8 16 64"),
+        ("pca_dim_list", int, "25 50 100; networks for ten classes: the main script's own"),
+    ):
+        grid(f"--{name}", nargs="+", type=kind, help=f"as in main_imagenet.py (default {default})")
+    parser.add_argument_group("GPFQ's analysis").add_argument(
+        "--sweep",
         nargs="+",
-        type=int,
-        help="default 25 50 100; networks for ten classes take the main script's own lists",
+        choices=sorted(ANALYSES),
+        help="vary the bits or the scalar of GPFQ instead of running the grid",
     )
-    parser.add_argument("--config", type=Path, help="YAML file of these flags")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("outputs"), help="root (default outputs)"
-    )
-    parser.add_argument("--jobs", type=_positive, default=2, help="runs at a time (default 2)")
-    parser.add_argument("--gpus", nargs="+", type=int, default=[], help="indices, in turn")
-    parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="processes here, or Ray tasks"
-    )
-    parser.add_argument("--ray_address", help="auto or host:port (default: Ray on this machine)")
-    parser.add_argument("--cpus_per_job", type=float, default=1.0, help="of Ray (default 1)")
-    parser.add_argument("--gpus_per_job", type=float, default=0.0, help="of Ray (default 0)")
-    parser.add_argument("--retry_failed", action="store_true", help="run what failed once more")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands only")
-    parser.add_argument(
-        "--report_only", action="store_true", help="write tables and report of what is there"
-    )
-    parser.add_argument(
-        "--sweep", nargs="+", choices=sorted(SWEEPS), help="GPFQ's analysis instead of the grid"
-    )
+    run = parser.add_argument_group("run").add_argument
+    run("--config", type=Path, help="YAML file of these flags; the command line overrides it")
+    run("--output_dir", type=Path, default=Path("outputs"), help="root (default outputs)")
+    run("--jobs", type=positive_int, default=2, help="runs at a time (default 2)")
+    run("--gpus", nargs="+", type=int, default=[], help="indices of the GPUs to use in turn")
+    run("--engine", choices=("local", "ray"), default="local", help="processes here, or Ray tasks")
+    run("--ray_address", help="auto or host:port of a cluster (default: Ray on this machine)")
+    run("--cpus_per_job", type=float, default=1.0, help="CPUs of a Ray task (default 1)")
+    run("--gpus_per_job", type=float, default=0.0, help="GPUs of a Ray task (default 0)")
+    run("--retry_failed", action="store_true", help="run once more what failed before")
+    run("--dry_run", action="store_true", help="print the commands and stop")
+    run("--report_only", action="store_true", help="write tables and report of what is finished")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,34 +90,42 @@ def _main(argv: list[str]) -> int:
         raise InputError(
             "arch must be at least one architecture, got none (--help lists the flags)"
         )
+    others = ("gpus",) if options.engine == "ray" else OF_RAY
+    word = "with" if options.engine == "ray" else "without"
+    parser.refuse(options, others, f"{word} --engine ray")
     if options.sweep:
         parser.refuse(options, OF_GRID, "with --sweep")
-    if options.engine == "ray":
-        parser.refuse(options, ("gpus",), "with --engine ray")
-    else:
-        parser.refuse(options, OF_RAY, "without --engine ray")
-    taken = {SWEEPS[name].flag for name in options.sweep or ()}
-    require_free(extra, taken | {"output_dir", "quant_method"} if options.sweep else SET_BY_GRID)
-    if options.sweep:
-        fine = [run_sweep(name, options.arch, options, extra) for name in options.sweep]
-        return EXIT_OK if all(fine) else EXIT_FAILED
-    return run_grid(options, extra, argv)
+        return _run_analyses(options, extra)
+    require_free(extra, SET_BY_GRID)
+    runs = _grid_of(options).runs(options.output_dir.absolute(), extra)
+    if options.dry_run:
+        print_commands(runs)
+        return EXIT_OK
+    return run_grid(runs, options.output_dir, _choice(options), argv)
 
 
-def require_free(extra: Sequence[str], taken: set[str]) -> None:
-    """Check that what goes to every run sets nothing that the sweep sets, in any spelling.
+def _run_analyses(options: argparse.Namespace, extra: Sequence[str]) -> int:
+    taken = {ANALYSES[name].flag for name in options.sweep}
+    require_free(extra, taken | {"output_dir", "quant_method", "arch"})
+    root = options.output_dir
+    groups = [points_of(name, options.arch, root, extra) for name in options.sweep]
+    if options.dry_run:
+        for points in groups:
+            print_commands(points)
+        return EXIT_OK
+    unfinished = [
+        name for points in groups for name in run_analysis(points, root, _choice(options))
+    ]
+    for points in groups:
+        log_failures(points)
+    return EXIT_FAILED if unfinished else EXIT_OK
 
-    Raises:
-        InputError: it does.
-    """
-    for argument in extra:
-        flag = argument.partition("=")[0]
-        name = flag.lstrip("-").replace("-", "_")
-        if flag.startswith("-") and OTHER_NAMES.get(name, name) in taken:
-            raise InputError(f"{flag} must be left out behind --, the sweep sets it, got it there")
+
+def _choice(options: argparse.Namespace) -> Choice:
+    return Choice(**{name: getattr(options, name) for name in Choice.__dataclass_fields__})
 
 
-def grid_of(options: argparse.Namespace) -> Grid:
+def _grid_of(options: argparse.Namespace) -> Grid:
     """What the flags vary.
 
     Raises:
@@ -144,84 +139,6 @@ def grid_of(options: argparse.Namespace) -> Grid:
         tuple(dict.fromkeys(options.seeds or DEFAULT_SEEDS)),
         {name: getattr(options, name) for name in lists},
     )
-
-
-def run_grid(options: argparse.Namespace, extra: Sequence[str], argv: Sequence[str]) -> int:
-    """Run what is open, then write tables, figures and report; the exit status."""
-    specs = grid_of(options).runs(options.output_dir.absolute(), extra)
-    if options.dry_run:
-        for spec in specs:
-            write_stdout(" ".join(["python3 main_imagenet.py", *spec.flags]))
-        return EXIT_OK
-    require_writable(options.output_dir)
-    wanted = ("open", "failed") if options.retry_failed else ("open",)
-    todo = [] if options.report_only else [spec for spec in specs if spec.state() in wanted]
-    logger.info(
-        "%d runs: %d finished or failed before, %d to do",
-        len(specs),
-        len(specs) - len(todo),
-        len(todo),
-    )
-    if not todo and not options.report_only and (options.output_dir / SUMMARY_FILE).is_file():
-        return conclude(specs, [summary_row(spec) for spec in specs])
-    done = 0
-
-    def tell(spec: RunSpec) -> None:
-        nonlocal done
-        done += 1
-        logger.info("%d of %d: %s %s", done, len(todo), spec.name, spec.state())
-
-    if todo:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        make_engine(options).run(todo, tell)
-    rows = [summary_row(spec) for spec in specs]
-    write_everything(options.output_dir, specs, rows, argv)
-    return conclude(specs, rows)
-
-
-def make_engine(options: argparse.Namespace) -> Engine:
-    """The engine that the flags name.
-
-    Raises:
-        InputError: Ray is not installed, or a number is out of range.
-    """
-    if options.engine == "local":
-        return LocalEngine(options.jobs, options.gpus)
-    if not 0 < options.cpus_per_job <= 1024 or not 0 <= options.gpus_per_job <= 64:
-        raise InputError(
-            f"cpus_per_job must be above 0 and gpus_per_job at least 0, got {options.cpus_per_job} and "
-            f"{options.gpus_per_job}"
-        )
-    from sweeps.ray_engine import RayEngine
-
-    return RayEngine(options.ray_address, options.cpus_per_job, options.gpus_per_job, options.jobs)
-
-
-def write_everything(
-    root: Path, specs: Sequence[RunSpec], rows: Sequence[dict[str, Any]], argv: Sequence[str]
-) -> None:
-    """Tables, figures and the report."""
-    from plots.axes import save_figure
-    from sweeps.figures import sweep_figures
-    from sweeps.report import write_report
-
-    write_results(root, rows)
-    figures = sweep_figures(rows)
-    for text, figure in figures.items():
-        save_figure(root / "image" / f"{text.replace(': ', '_').replace(' ', '_')}.png", figure)
-    path = write_report(root, specs, rows, figures, provenance(argv))
-    logger.info("report: %s", path)
-
-
-def conclude(specs: Sequence[RunSpec], rows: Sequence[dict[str, Any]]) -> int:
-    """Print the table, name what failed; the exit status."""
-    write_stdout(as_markdown(table_rows(rows)).rstrip())
-    pairs = zip(specs, rows, strict=True)
-    failed = [spec.name for spec, row in pairs if row["status"] != "finished"]
-    if failed:
-        logger.error("not finished: %s", ", ".join(failed))
-        return EXIT_FAILED
-    return EXIT_OK
 
 
 if __name__ == "__main__":

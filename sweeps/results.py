@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_file
-from sweeps.spec import RunSpec
+from sweeps.spec import GridRun
 
 SUMMARY_FILE, TABLE_FILE = "sweep_summary.csv", "sweep_table"
 FIGURES = ("fullprecision", "quantized", "corrected")
@@ -23,7 +23,7 @@ AGREEMENTS = {"quantized": "agreement", "corrected": "corrected_agreement"}
 TABLE_COLUMNS = ("arch", "method", "W/A", "n", "full precision", "quantized", "corrected", "gain")
 
 
-def summary_row(spec: RunSpec) -> dict[str, Any]:
+def summary_row(spec: GridRun) -> dict[str, Any]:
     """The row of a run, from its files; percent."""
     row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS)
     row |= {"arch": spec.arch, "method": spec.method, "seed": spec.seed, "status": spec.state()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,72 @@ DEFAULT_GRID: Mapping[str, Sequence[float]] = {
     "pca_dim_list": (25, 50, 100),
 }
 NO_CORRECTION = "__no_correction"  # --no-correction with underscores
+SET_BY_GRID = frozenset(
+    (
+        "quant_method",
+        "arch",
+        "n_bits_w",
+        "n_bits_a",
+        "seed",
+        "output_dir",
+        *DEFAULT_GRID,
+    )
+)
+OTHER_NAMES = {"b": "n_bits_w", "model": "arch", "s": "scalar", "num_bits": "n_bits_w"}
 EXAMPLE = "digits_resnet"
 FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")  # the main script's own grid fits them
 
 
+class RunSpec(ABC):
+    """One run of main_imagenet.py."""
+
+    method: str
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The run in words."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Output folder of the run."""
+
+    @property
+    @abstractmethod
+    def flags(self) -> list[str]:
+        """What main_imagenet.py gets; the same flags are the same run."""
+
+    def record(self) -> dict[str, Any] | None:
+        """The record of the finished run with these flags; None where there is none."""
+        content = _read(self.folder / self.method / RUN_FILE)
+        return content if content is not None and content.get("argv") == self.flags else None
+
+    def failure(self) -> dict[str, Any] | None:
+        """How a former run with these flags failed; None where none did."""
+        content = _read(self.folder / FAILURE)
+        return content if content is not None and content.get("argv") == self.flags else None
+
+    def note_failure(self, status: int, tail: Sequence[str]) -> None:
+        """Write down that the run failed."""
+        content = {"argv": self.flags, "status": status, "log": list(tail)}
+        write_json(self.folder / FAILURE, content)
+
+    def state(self) -> str:
+        """``finished``, ``failed`` or ``open``."""
+        if self.record() is not None:
+            return "finished"
+        return "failed" if self.failure() is not None else "open"
+
+
+def arch_flags(arch: str) -> list[str]:
+    """The flags that name an architecture; none for the embedded example."""
+    return [] if arch == EXAMPLE else ["--arch", arch]
+
+
 @dataclass(frozen=True)
-class RunSpec:
-    """One run.
+class GridRun(RunSpec):
+    """A point of the grid.
 
     Attributes:
         root: of the sweep.
@@ -54,34 +114,18 @@ class RunSpec:
 
     @property
     def flags(self) -> list[str]:
-        """What main_imagenet.py gets; the same flags are the same run."""
-        arch = [] if self.arch == EXAMPLE else ["--arch", self.arch]
         bits = ["--n_bits_w", str(self.n_bits_w), "--n_bits_a", str(self.n_bits_a)]
         return [
-            *("--quant_method", self.method, *arch, *bits, "--seed", str(self.seed)),
-            *("--output_dir", str(self.folder), *self.options),
+            "--quant_method",
+            self.method,
+            *arch_flags(self.arch),
+            *bits,
+            "--seed",
+            str(self.seed),
+            "--output_dir",
+            str(self.folder),
+            *self.options,
         ]
-
-    def record(self) -> dict[str, Any] | None:
-        """The record of the finished run with these flags; None where there is none."""
-        content = _read(self.folder / self.method / RUN_FILE)
-        return content if content is not None and content.get("argv") == self.flags else None
-
-    def failure(self) -> dict[str, Any] | None:
-        """How a former run with these flags failed; None where none did."""
-        content = _read(self.folder / FAILURE)
-        return content if content is not None and content.get("argv") == self.flags else None
-
-    def note_failure(self, status: int, tail: Sequence[str]) -> None:
-        """Write down that the run failed."""
-        content = {"argv": self.flags, "status": status, "log": list(tail)}
-        write_json(self.folder / FAILURE, content)
-
-    def state(self) -> str:
-        """``finished``, ``failed`` or ``open``."""
-        if self.record() is not None:
-            return "finished"
-        return "failed" if self.failure() is not None else "open"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -102,11 +146,11 @@ class Grid:
     seeds: Sequence[int] = DEFAULT_SEEDS
     correction: Mapping[str, Sequence[float] | None] | None = None
 
-    def runs(self, root: Path, extra: Sequence[str]) -> list[RunSpec]:
+    def runs(self, root: Path, extra: Sequence[str]) -> list[GridRun]:
         """Every run; seed by seed, so that every setting has a first result early."""
         cache = ("--cache_dir", str(root / "cache"))
         return [
-            RunSpec(root, arch, method, *bits, seed, (*self._options(arch, extra), *cache, *extra))
+            GridRun(root, arch, method, *bits, seed, (*self._options(arch, extra), *cache, *extra))
             for arch in self.archs
             for seed in self.seeds
             for method in self.methods
@@ -135,3 +179,19 @@ def parse_bits(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
         raise InputError(f"bits must be W,A as in 4,2, got {text!r}")
     return int(parts[0]), int(parts[1])
+
+
+def require_free(extra: Sequence[str], taken: Collection[str]) -> None:
+    """Check that what is passed to every run sets nothing that the sweep sets, in any spelling.
+
+    Args:
+        taken: flags that the sweep sets.
+
+    Raises:
+        InputError: it does.
+    """
+    for argument in extra:
+        flag = argument.partition("=")[0]
+        name = flag.lstrip("-").replace("-", "_")
+        if flag.startswith("-") and OTHER_NAMES.get(name, name) in taken:
+            raise InputError(f"{flag} must be left out after --, the sweep sets it, got it there")

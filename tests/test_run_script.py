@@ -14,7 +14,7 @@ from common.errors import InputError
 from models import get_entry, load_model, load_quantized
 from plots.sweep import sweep_figure
 from quant import zero_share
-from sweeps import gpfq
+from sweeps import engine, gpfq
 from sweeps.gpfq_log import COLUMNS, append_row, read_log
 
 SPECIFIED = """Model Name, Dataset, Quantization Batch Size, Original Top1 Accuracy, Quantized Top1
@@ -29,14 +29,17 @@ def runs(monkeypatch):
     """Runs the main script in this process, with three points per sweep; the commands so far."""
     commands: list[list[str]] = []
 
-    def execute(flags, threads):
-        commands.append(flags)
-        return main_imagenet.main(flags), "error: as told"
+    def execute(spec, environment, on_start):
+        commands.append(spec.flags)
+        spec.folder.mkdir(parents=True, exist_ok=True)
+        status = main_imagenet.main(spec.flags)
+        if status != 0:
+            spec.note_failure(status, ["error: as told"])
 
-    monkeypatch.setattr(gpfq, "execute", execute)
+    monkeypatch.setattr(engine, "execute", execute)
     for name, values in (("bits", (2, 3, 4)), ("scalar", (1.0, 1.05, 1.1))):
-        short = dataclasses.replace(gpfq.SWEEPS[name], values=values)
-        monkeypatch.setitem(gpfq.SWEEPS, name, short)
+        short = dataclasses.replace(gpfq.ANALYSES[name], values=values)
+        monkeypatch.setitem(gpfq.ANALYSES, name, short)
     return commands
 
 
@@ -99,11 +102,23 @@ def test_other_flags_are_another_point(tmp_path, runs):
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(tmp_path, runs, monkeypatch, capsys):
-    short = dataclasses.replace(gpfq.SWEEPS["bits"], values=(2, 99, 3))
-    monkeypatch.setitem(gpfq.SWEEPS, "bits", short)
+    short = dataclasses.replace(gpfq.ANALYSES["bits"], values=(2, 99, 3))
+    monkeypatch.setitem(gpfq.ANALYSES, "bits", short)
     assert sweep(tmp_path) == 1
     assert "bits = 99 ended in status 2: error: as told" in capsys.readouterr().err
     assert len(read_log(tmp_path / "Quantization_Log_Bit.csv")) == 2
+    assert sweep(tmp_path) == 1 and len(runs) == 3  # what failed is not run again
+    assert "bits = 99 ended in status 2" in capsys.readouterr().err
+    retry = ["digits_resnet", "--sweep", "bits", "--retry_failed", "--output_dir", str(tmp_path)]
+    assert run_script.main([*retry, *QUICK]) == 1 and len(runs) == 4
+
+
+def test_the_commands_of_an_analysis_can_be_printed(tmp_path, runs, capsys):
+    flags = ["digits_resnet", "--sweep", "bits", "--dry_run", "--output_dir", str(tmp_path)]
+    assert run_script.main([*flags, *QUICK]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and not runs and not list(tmp_path.iterdir())
+    assert lines[0].startswith("python3 main_imagenet.py --quant_method gpfq --n_bits_w 2")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +129,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path, runs, monkeypatch, 
         (["digits_resnet", "--sweep", "bits", "--jobs", "0"], "must be at least 1, got 0"),
         (
             ["digits_resnet", "--sweep", "bits", "--", "--n_bits_w=3"],
-            "--n_bits_w must be left out behind --, the sweep sets it",
+            "--n_bits_w must be left out after --, the sweep sets it",
         ),
     ],
 )
@@ -141,8 +156,8 @@ def test_the_figure_shows_every_point_the_float_line_and_the_best():
 
 
 def test_the_sweeps_are_those_asked_for():
-    assert gpfq.SWEEPS["bits"].values == tuple(range(1, 9))
-    scalars = gpfq.SWEEPS["scalar"].values
+    assert gpfq.ANALYSES["bits"].values == tuple(range(1, 9))
+    scalars = gpfq.ANALYSES["scalar"].values
     assert (scalars[0], scalars[1], scalars[-1], len(scalars)) == (1.0, 1.05, 2.0, 21)
 
 

@@ -20,7 +20,7 @@ from sweeps import engine
 from sweeps.engine import LocalEngine, execute
 from sweeps.report import RUN_COLUMNS
 from sweeps.results import TABLE_COLUMNS, as_markdown, spread, summary_row, table_rows
-from sweeps.spec import DEFAULT_SEEDS, Grid, RunSpec, parse_bits
+from sweeps.spec import DEFAULT_SEEDS, Grid, GridRun, parse_bits
 from tests.conftest import PROJECT
 
 FAKE = """
@@ -209,7 +209,7 @@ def test_the_report_is_one_page_that_needs_no_network(fake):
 def test_what_a_name_holds_cannot_break_the_page(tmp_path):
     from sweeps.report import write_report
 
-    spec = RunSpec(tmp_path, '<b>&"', "rtn", 4, 4, 1)
+    spec = GridRun(tmp_path, '<b>&"', "rtn", 4, 4, 1)
     spec.folder.mkdir(parents=True)
     spec.note_failure(1, ["<script>alert(1)</script>"])
     from sweeps.results import summary_row
@@ -221,17 +221,17 @@ def test_what_a_name_holds_cannot_break_the_page(tmp_path):
 
 
 def test_gpus_are_handed_out_in_turn(fake):
-    specs = [RunSpec(fake, "digits_resnet", "rtn", 4, 4, seed) for seed in range(1, 7)]
+    specs = [GridRun(fake, "digits_resnet", "rtn", 4, 4, seed) for seed in range(1, 7)]
     LocalEngine(2, [3, 5]).run(specs, lambda spec: None)
     assert {spec.record()["gpu"] for spec in specs} <= {"3", "5"}
-    LocalEngine(1, [7]).run([RunSpec(fake, "digits_resnet", "rtn", 4, 4, 9)], lambda spec: None)
-    assert RunSpec(fake, "digits_resnet", "rtn", 4, 4, 9).record()["gpu"] == "7"
+    LocalEngine(1, [7]).run([GridRun(fake, "digits_resnet", "rtn", 4, 4, 9)], lambda spec: None)
+    assert GridRun(fake, "digits_resnet", "rtn", 4, 4, 9).record()["gpu"] == "7"
 
 
 def test_two_processes_never_run_the_same_spec(fake, monkeypatch):
     """The second waits for the first and finds its result."""
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
-    spec = RunSpec(fake, "digits_resnet", "rtn", 4, 4, 1)
+    spec = GridRun(fake, "digits_resnet", "rtn", 4, 4, 1)
     LocalEngine(2).run([spec, spec], lambda done: None)
     assert starts(fake) == 1
     execute(spec, {})
@@ -240,7 +240,7 @@ def test_two_processes_never_run_the_same_spec(fake, monkeypatch):
 
 def test_an_interruption_ends_the_runs_and_calls_none_failed(fake, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "30")
-    specs = [RunSpec(fake, "digits_resnet", "rtn", 4, 4, seed) for seed in range(1, 5)]
+    specs = [GridRun(fake, "digits_resnet", "rtn", 4, 4, seed) for seed in range(1, 5)]
     local = LocalEngine(2)
     start = time.monotonic()
 
@@ -287,7 +287,7 @@ def test_a_killed_sweep_is_finished_by_the_same_command(fake):
 
 
 def test_records_of_other_flags_do_not_count(fake):
-    spec = RunSpec(fake, "digits_resnet", "rtn", 4, 4, 1)
+    spec = GridRun(fake, "digits_resnet", "rtn", 4, 4, 1)
     execute(spec, {})
     assert spec.state() == "finished"
     path = spec.folder / "rtn" / "run.json"
@@ -310,10 +310,10 @@ def test_tables_of_unfinished_settings_are_empty():
     [
         (["--bits", "4"], "bits must be W,A"),
         (["--gpus", "x"], "invalid int value: 'x'"),
-        (["--", "--seed", "3"], "--seed must be left out behind --"),
-        (["--", "-b", "3"], "-b must be left out behind --"),
-        (["--", "--n-bits-w=3"], "--n-bits-w must be left out behind --"),
-        (["--", "--num-bits", "3"], "--num-bits must be left out behind --"),
+        (["--", "--seed", "3"], "--seed must be left out after --"),
+        (["--", "-b", "3"], "-b must be left out after --"),
+        (["--", "--n-bits-w=3"], "--n-bits-w must be left out after --"),
+        (["--", "--num-bits", "3"], "--num-bits must be left out after --"),
         (["--sweep", "bits"], "methods must be left out with --sweep"),
         (["--ray_address", "auto"], "ray_address must be left out without --engine ray"),
         (["--engine", "ray", "--gpus", "1"], "gpus must be left out with --engine ray"),

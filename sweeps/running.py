@@ -1,0 +1,114 @@
+"""Running what is open of a sweep with the engine that was chosen."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.console import write_stdout
+from common.errors import InputError
+from sweeps.engine import Engine, LocalEngine
+from sweeps.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the runs of a sweep are run.
+
+    Attributes:
+        engine: ``local`` or ``ray``.
+        jobs: runs at a time on this machine.
+        gpus: their indices, handed out in turn.
+        ray_address: of a cluster; None: Ray on this machine.
+        cpus_per_job, gpus_per_job: that a Ray task asks for.
+        retry_failed: run what failed before once more.
+        report_only: run nothing.
+    """
+
+    engine: str = "local"
+    jobs: int = 2
+    gpus: Sequence[int] = ()
+    ray_address: str | None = None
+    cpus_per_job: float = 1.0
+    gpus_per_job: float = 0.0
+    retry_failed: bool = False
+    report_only: bool = False
+
+    def make_engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            InputError: Ray is not installed, or a number is out of range.
+        """
+        if self.engine == "local":
+            return LocalEngine(self.jobs, self.gpus)
+        if not 0 < self.cpus_per_job <= 1024 or not 0 <= self.gpus_per_job <= 64:
+            raise InputError(
+                "cpus_per_job must be above 0 and gpus_per_job at least 0, got "
+                f"{self.cpus_per_job} and {self.gpus_per_job}"
+            )
+        from sweeps.ray_engine import RayEngine
+
+        return RayEngine(self.ray_address, self.cpus_per_job, self.gpus_per_job, self.jobs)
+
+
+def open_runs(specs: Sequence[RunSpec], choice: Choice) -> list[RunSpec]:
+    """The runs that are to be run."""
+    if choice.report_only:
+        return []
+    wanted = ("open", "failed") if choice.retry_failed else ("open",)
+    return [spec for spec in specs if spec.state() in wanted]
+
+
+def run_open(
+    specs: Sequence[RunSpec],
+    root: Path,
+    choice: Choice,
+    on_done: Callable[[RunSpec], object] = lambda spec: None,
+) -> int:
+    """Run what is open.
+
+    Args:
+        root: folder of the sweep.
+        on_done: called with each run as it ends, one at a time.
+
+    Returns:
+        how many were run.
+    """
+    todo = open_runs(specs, choice)
+    before = len(specs) - len(todo)
+    logger.info("%d runs: %d finished or failed before, %d to do", len(specs), before, len(todo))
+    done, lock = 0, threading.Lock()
+
+    def tell(spec: RunSpec) -> None:
+        nonlocal done
+        with lock:
+            done += 1
+            logger.info("%d of %d: %s %s", done, len(todo), spec.name, spec.state())
+            on_done(spec)
+
+    if todo:
+        root.mkdir(parents=True, exist_ok=True)
+        choice.make_engine().run(todo, tell)
+    return len(todo)
+
+
+def print_commands(specs: Sequence[RunSpec]) -> None:
+    """Print the command of every run."""
+    for spec in specs:
+        write_stdout(" ".join(["python3 main_imagenet.py", *spec.flags]))
+
+
+def log_failures(specs: Sequence[RunSpec]) -> None:
+    """Log the status and the last line of the log of every run that failed."""
+    for spec in specs:
+        failure = spec.failure()
+        if failure is not None and spec.record() is None:
+            lines = [line for line in failure["log"] if line.strip()]
+            last = lines[-1] if lines else "no output"
+            logger.error("%s ended in status %d: %s", spec.name, failure["status"], last)
