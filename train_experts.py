@@ -14,25 +14,20 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging
-from common.errors import InputError
 from common.files import require_writable
 from common.flags import FlagParser
-from common.torch_setup import pick_device, require_seed
-from experts.console import Console, add_console_flags, add_data_flags, console_of
-from experts.images import Choice, choose, default_backbone
+from experts.console import add_console_flags, add_data_flags, console_of
+from experts.images import choose
 from experts.losses import DEFAULT_TAU
-from experts.schedules import EXPERTS, TWO_STAGES, Overrides, expert_names
-from experts.training import TrainingOptions, finished, train_all
+from experts.schedules import EXPERTS, TWO_STAGES, expert_names
+from experts.training import train_all
 from experts.training_data import read_training_data
-from models.expert import resolve_backbone
+from experts.training_plan import describe, training_options
 
-DEFAULT_ROOT = Path("checkpoints") / "experts"
 DEFAULT_SEED = 42
-MAX_TAU = 1e3
 
 logger = logging.getLogger(__name__)
 
@@ -72,52 +67,6 @@ def build_parser() -> FlagParser:
     parser.add_argument("--dry_run", action="store_true", help="print the plan only")
     add_console_flags(parser)
     return parser
-
-
-def training_options(
-    options: argparse.Namespace, choice: Choice, console: Console
-) -> TrainingOptions:
-    """What the flags ask of training.
-
-    Raises:
-        InputError: a flag is out of range or not available.
-    """
-    overrides = Overrides(**{f.name: getattr(options, f.name) for f in fields(Overrides)})
-    overrides.require_sane()
-    if not 0 <= options.tau <= MAX_TAU:
-        raise InputError(f"tau must be from 0 to {MAX_TAU:g}, got {options.tau}")
-    source = options.stage1_from
-    return TrainingOptions(
-        folder=options.output_dir or DEFAULT_ROOT / choice.splits.slug,
-        backbone=resolve_backbone(options.backbone or default_backbone(choice.dataset)),
-        device=pick_device(options.device),
-        seed=require_seed(options.seed),
-        first=overrides.first(choice.dataset),
-        second=overrides.second(choice.dataset),
-        tau=options.tau,
-        stage1_from=None if source is None else expert_names([source])[0],
-        calibrate=options.calibrate,
-        resume=options.resume,
-        keep_last=options.keep_last,
-        force=options.force,
-        report=console.line,
-    )
-
-
-def describe(names: Sequence[str], options: TrainingOptions) -> list[str]:
-    """The plan in lines."""
-    lines = [f"backbone: {options.backbone}, device: {options.device}, seed: {options.seed}"]
-    for name in names:
-        kind = EXPERTS[name]
-        stages = [options.first[kind].describe()]
-        if kind == TWO_STAGES:
-            stages = [f"backbone of {options.stage1_from}"] if options.stage1_from else stages
-            stages.append(f"then the head: {options.second.describe()}")
-        if kind == "logitadjust":
-            stages.append(f"tau {options.tau:g}")
-        kept = " (there already: kept)" if finished(options, name) and not options.force else ""
-        lines.append(f"{name}{kept}: {'; '.join(stages)} -> {options.folder}")
-    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,83 @@
+"""The images that an exported file is checked on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from export.settings import ExportSettings
+from loaders import load_dataset, resolve_dataset
+from loaders.transforms import Preprocess
+
+NOISE_SEED = 0
+MAX_SIDE = 10_000  # pixels
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """The images to check on.
+
+    Attributes:
+        shape: of one, (3, H, W).
+        origin: in words.
+    """
+
+    batches: Batches
+    shape: tuple[int, ...]
+    origin: str
+
+
+def check_images(
+    options: argparse.Namespace, settings: ExportSettings, metadata: dict[str, Any]
+) -> CheckImages:
+    try:
+        if options.noise:
+            return _noise(settings.export_images, options.batch_size, metadata)
+        preprocess = Preprocess.from_values(metadata["preprocess"])
+        preprocess.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
+        name = str(options.dataset or metadata["dataset"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{options.model}: must be a whole quantized model, got: {reason}"
+        ) from None
+    if name == "imagenet" and options.data_path is None:
+        raise InputError(
+            "data_path must be given, the folder of images that the file is checked on "
+            "(or --noise), got none"
+        )
+    name, path, _ = resolve_dataset(name, options.data_path)
+    dataset = load_dataset(name, path, preprocess, val_labels=options.val_labels)
+    chosen = dataset.val.subset(settings.choose(len(dataset.val))).loaded()
+    first = next(chosen.batches(1))[0]
+    return CheckImages(chosen.batches(options.batch_size), tuple(first.shape[1:]), name)
+
+
+def _noise(count: int, batch_size: int, metadata: dict[str, Any]) -> CheckImages:
+    """Normally distributed images."""
+    shape = metadata.get("image_shape")
+    if shape is None:
+        raise InputError(
+            "noise must be of a model file that holds the shape of its images, got an older one "
+            "(--data_path gives images)"
+        )
+    is_shape = isinstance(shape, list) and len(shape) == 3 and shape[0] == 3
+    if not is_shape or not all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in shape):
+        raise ValueError(f"image_shape {shape!r}")
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    batches = (
+        (torch.randn(size, *shape, generator=generator), torch.zeros(size, dtype=torch.int64))
+        for size in sizes
+    )
+    return CheckImages(batches, tuple(shape), "noise")
