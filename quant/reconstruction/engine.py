@@ -35,6 +35,7 @@ class ReconstructionMethod(BaseQuantizationMethod):
     """What the methods share that reconstruct unit by unit; they differ in their settings."""
 
     settings_class = ReconstructionSettings
+    beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
         refiner = _Refiner(task, self.settings)

@@ -131,6 +131,7 @@ class AciqMix(BaseQuantizationMethod):
     summary = "analytic clipping, bits shared among channels, corrected weights; no training"
     settings_class = AciqSettings
     short_forms = SHORT_FORMS
+    beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
         walk_chain(task, self._initialise)

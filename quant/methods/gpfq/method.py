@@ -134,6 +134,7 @@ class Gpfq(BaseQuantizationMethod):
     )
     settings_class = GpfqSettings
     short_forms = SHORT_FORMS
+    beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
         walk_chain(task, _Unit(task, self.settings))

@@ -38,6 +38,7 @@ class Lapq(BaseQuantizationMethod):
     summary = "steps of all tensors searched jointly for the network's loss (Powell)"
     settings_class = LapqSettings
     short_forms = SHORT_FORMS
+    beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
         settings = self.settings
