@@ -18,6 +18,7 @@ import quant  # noqa: F401  (registers the methods)
 PROJECT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)  # two test processes share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that they start
 
 # The main script on the embedded digits in a second, and the tag of its files.
 GRID = ["--alpha_list", "0.5", "1", "--num_clusters_list", "4", "--pca_dim_list", "2", "5"]
