@@ -1,12 +1,13 @@
-"""Long-tailed training split and balanced val / test / tunev splits of a data set, as index files.
+"""Draw a long-tailed training split and balanced test, val and tunev splits as index files.
 
     python create_splits_fixed.py
-        CIFAR-100 where it lies below data/, else the embedded digits
+        CIFAR-100 if it is in data/, else the embedded digits
     python create_splits_fixed.py --dataset cifar10 --data-root DIR --imb-factor 100
 
-The training split follows the exponential profile, class 0 the head; the test source is split 8 : 1 : 1
-in every class. The same seed gives the same indices as published split files. Exit status: 0 done or up
-to date, 2 wrong usage, or the folder holds other splits (--force replaces them).
+In the training split the number of samples falls exponentially from class 0 to the last class. The
+test images of every class are split 8 : 1 : 1 into test, val and tunev. The same seed gives the
+same indices as published split files. Exit status: 0 done or up to date, 2 wrong usage, or the
+folder holds other splits (--force replaces them).
 """
 
 from __future__ import annotations
@@ -33,29 +34,45 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> FlagParser:
-    parser = FlagParser(prog="create_splits_fixed.py", description=__doc__)
-    parser.add_argument(
-        "--dataset", type=str.lower, default="auto", help="auto, digits, cifar10 ..."
+    parser = FlagParser(
+        prog="create_splits_fixed.py", usage="%(prog)s [flags]", description=__doc__
     )
-    parser.add_argument(
-        "--data_root", type=Path, help="where CIFAR or ImageNet lies (default data)"
+    data = parser.add_argument_group("data").add_argument
+    data(
+        "--dataset",
+        type=str.lower,
+        default="auto",
+        help="data set: auto (found from --data_root), digits, cifar10, cifar100, imagenet "
+        "(default auto)",
     )
-    parser.add_argument(
-        "--imb_factor", type=float, help="head over tail, at least 1 (digits 10, others 100)"
+    data("--data_root", type=Path, help="folder of CIFAR or ImageNet (default data for CIFAR)")
+    data("--download", action="store_true", help="download CIFAR first")
+    splits = parser.add_argument_group("splits").add_argument
+    splits(
+        "--imb_factor",
+        type=float,
+        help="training samples of class 0 over those of the last class, at least 1 (default 100; "
+        "digits: 10)",
     )
-    parser.add_argument(
-        "--max_per_class", type=int, help="samples of the head (default the smallest class)"
+    splits(
+        "--max_per_class",
+        type=int,
+        help="training samples of class 0 (default: the size of the smallest class)",
     )
-    parser.add_argument("--output", type=Path, help="folder (default data/{slug}_splits_fixed)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default 42")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR first")
-    parser.add_argument("--force", action="store_true", help="replace other splits")
-    parser.add_argument("--verbose", action="store_true", help="every class in the table")
+    splits("--seed", type=int, default=DEFAULT_SEED, help="seed of the draws (default 42)")
+    output = parser.add_argument_group("output").add_argument
+    output(
+        "--output",
+        type=Path,
+        help="folder of the index files (default data/{dataset}_lt_if{imb_factor}_splits_fixed)",
+    )
+    output("--force", action="store_true", help="replace other splits in this folder")
+    output("--verbose", action="store_true", help="print the sizes of all classes")
     return parser
 
 
 def read_labels(options: argparse.Namespace) -> tuple[str, str, np.ndarray, np.ndarray]:
-    """Name of the data set, why it is this one, and the labels of its train and test source."""
+    """Name of the data set, reason for its choice, and the (N,) labels of train and test source."""
     name, path, reason = resolve_source(options)
     write_stdout(f"Dataset: {name} ({reason})")
     labels = read_source_labels(name, path, options.download)
@@ -63,7 +80,7 @@ def read_labels(options: argparse.Namespace) -> tuple[str, str, np.ndarray, np.n
 
 
 def describe(splits: Splits, verbose: bool) -> list[str]:
-    """Sizes, class counts and the two assertions, in lines."""
+    """Settings, split sizes and class counts, in lines; warns if classes have too few samples."""
     counts, classes = splits.counts, len(splits.counts)
     lines = [f"{key}: {splits.info[key]}" for key in ("imb_factor", "max_per_class", "seed")]
     lines += [f"{name}: {len(splits.indices[name])} samples" for name in SPLITS]
@@ -74,10 +91,12 @@ def describe(splits: Splits, verbose: bool) -> list[str]:
     )
     lines += [f"class {c}: {counts[c]} training samples" for c in shown]
     if splits.short_of_profile():
-        logger.warning("a class has fewer samples than the profile asks for: all of them are taken")
+        logger.warning(
+            "a class has fewer samples than the exponential profile requires: all of them are used"
+        )
     if splits.dropped:
         logger.warning(
-            "%d samples of the test source are in no split: its classes differ in size",
+            "%d samples of the test source are in no split, because its classes differ in size",
             splits.dropped,
         )
     return lines
@@ -108,8 +127,8 @@ def _main(argv: Sequence[str]) -> int:
         return EXIT_OK
     if changed is not None and not options.force:
         raise InputError(
-            f"{folder / changed} must hold these splits, got others; logits made from them would stop "
-            "matching (--force replaces them)"
+            f"{folder / changed} must hold these splits, got others; logits computed for those "
+            "would no longer match (--force replaces them)"
         )
     for path in write_splits(splits, folder):
         write_stdout(f"written: {path}")

@@ -1,4 +1,4 @@
-"""The library from Python, top to bottom: quantize, compare, correct, save.
+"""The library used from Python: quantize, compare, correct, save.
 
 python example_quantization_usage.py
 """

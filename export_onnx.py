@@ -1,12 +1,12 @@
-"""Write a quantized model as an ONNX file of real integers, and check that file in onnxruntime.
+"""Write a quantized model as an ONNX file with integer weights, and check it in ONNX Runtime.
 
     python export_onnx.py outputs/rtn/run_digits_resnet_w4bit_a4bit_seed1005/quantized_model.pt
-        the embedded digits: the check needs no data of yours
+        a model of the embedded digits, which are also the images of the check
     python export_onnx.py RUN/quantized_model.pt --data_path IMAGES --with_correction --int2
-        with the correction.npz beside the model in the graph, and 2 bits stored as INT2
+        with RUN/correction.npz as part of the graph, and 2-bit tensors stored as INT2
 
-Writes quantized_model.onnx and export_report.json beside the model, or into --output_dir. Exit status: 0
-the file says what the model says, 1 it does not, 2 wrong usage or unusable input.
+Writes quantized_model.onnx and export_report.json next to the model, or into --output_dir. Exit
+status: 0 file and model agree, 1 they do not, 2 wrong usage or unusable input.
 """
 
 from __future__ import annotations
@@ -33,21 +33,27 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> FlagParser:
-    parser = FlagParser(prog="export_onnx.py", description=__doc__)
+    parser = FlagParser(prog="export_onnx.py", usage="%(prog)s MODEL [flags]", description=__doc__)
     parser.add_argument("model", type=Path, help="quantized_model.pt of a run")
-    parser.add_argument("--output_dir", type=Path, help="folder (default: that of the model)")
-    parser.add_argument(
-        "--correction", type=Path, help="with --with_correction (default: beside the model)"
-    )
-    parser.add_argument("--dataset", type=str.lower, help="default: that of the run")
-    parser.add_argument("--data_path", type=Path, help="folder of the images to check on")
-    parser.add_argument("--val_labels", type=Path, help="labels of a flat val folder")
-    parser.add_argument(
-        "--noise", action="store_true", help="check on random images instead of a data set"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="default 64")
-    parser.add_argument("--verbose", action="store_true", help="log more")
     add_export_flags(parser)
+    images = parser.add_argument_group("images of the check").add_argument
+    images("--dataset", type=str.lower, help="data set (default: that of the run)")
+    images("--data_path", type=Path, help="folder of the images, as for main_imagenet.py")
+    images(
+        "--val_labels",
+        type=Path,
+        help="file with the labels of a val folder without class folders",
+    )
+    images("--noise", action="store_true", help="check on random images instead of a data set")
+    images("--batch_size", type=int, default=64, help="images per forward pass (default 64)")
+    files = parser.add_argument_group("files and log").add_argument
+    files("--output_dir", type=Path, help="output folder (default: that of the model)")
+    files(
+        "--correction",
+        type=Path,
+        help="file for --with_correction (default: correction.npz next to the model)",
+    )
+    files("--verbose", action="store_true", help="log more")
     return parser
 
 

@@ -1,5 +1,4 @@
-"""Quantize an image classifier after training, compare it with the float one, correct its logits and
-save everything.
+"""Quantize a trained image classifier, compare it with the float one, correct its logits, save all.
 
     python main_imagenet.py
         the embedded digits with AdaRound at 2 bits: under a minute on two cores
@@ -10,13 +9,13 @@ save everything.
         your own checkpoint, round to nearest, 3 bits
 
 The flags to begin with:
-  --data_path DIR       images: train/<class>/* and val/<class>/*
+  --data_path DIR       folder of images: train/<class>/* and val/<class>/*
   --arch NAME           network; --list_archs prints all
   --checkpoint FILE     its trained weights
-  --quant_method NAME   method; --list_methods explains all
-  --n_bits_w, --n_bits_a BITS
+  --quant_method NAME   quantization method; --list_methods explains all
+  --n_bits_w BITS, --n_bits_a BITS   bits of weights and activations
 
-Exit status: 0 fine, 1 failed, 2 wrong usage or unusable input, 3 finished but something could not be
+Exit status: 0 done, 1 failed, 2 wrong usage or unusable input, 3 done but something could not be
 saved, 130 interrupted.
 """
 

@@ -1,12 +1,13 @@
-"""Train one network for many bitwidths and see what each costs.
+"""Train one network for several bitwidths and measure its accuracy at each.
 
     python train_any_precision.py
-        the embedded digits, 2 4 and 8 bits, in less than a minute
-    python train_any_precision.py --yaml_path configs/digits.yaml --quantization_method lsq --epochs 20
+        the embedded digits at 2, 4 and 8 bits, in less than a minute
+    python train_any_precision.py --yaml_path configs/digits.yaml --quantization_method lsq
     python train_any_precision.py --eval_only experiments/RUN/models/best_model.pth
 
-Every layer has its own bits, drawn anew for every pass; validation draws others. Exit status: 0 done, 1
-failed, 2 wrong usage or unusable input, 130 interrupted (--resume goes on).
+In every training pass each layer has bits drawn at random; validation draws its own. Flags override
+the file of --yaml_path, and the file overrides the defaults. Exit status: 0 done, 1 failed, 2 wrong
+usage or unusable input, 130 interrupted (--resume continues).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training one network for many bitwidths, and watching what each costs."""
+"""Training of one network for several bitwidths, and its accuracy at each."""

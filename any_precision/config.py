@@ -1,4 +1,4 @@
-"""The configuration of a training run: built-in < file < command line."""
+"""The configuration of a run: the command line overrides the file, the file the defaults."""
 
 from __future__ import annotations
 
@@ -15,13 +15,31 @@ from quant.bitwidth.assignments import require_options
 
 ALIASES = {"number_of_configs": "num_bitwidths"}
 METHOD_KEYS = {
-    *("bitwidth_options", "weight_quantization", "activation_quantization", "training_method"),
-    *("validation_function", "switchable_clipping", "switchable_bn", "sat_weight_normalization"),
-    *("weight_scale", "distillation", "loss_name", "joint_quantization_batch_size", "Conv"),
+    "bitwidth_options",
+    "weight_quantization",
+    "activation_quantization",
+    "training_method",
+    "validation_function",
+    "switchable_clipping",
+    "switchable_bn",
+    "sat_weight_normalization",
+    "weight_scale",
+    "distillation",
+    "loss_name",
+    "joint_quantization_batch_size",
+    "Conv",
 }
 VALIDATION_KEYS = {
-    *("num_bitwidths", "sampling", "anchors", "fixed_val_configs", "weighting", "bin_width"),
-    *("knee_tolerance", "plot_every", "bitwidth_options", *ALIASES),
+    "num_bitwidths",
+    "sampling",
+    "anchors",
+    "fixed_val_configs",
+    "weighting",
+    "bin_width",
+    "knee_tolerance",
+    "plot_every",
+    "bitwidth_options",
+    *ALIASES,
 }
 TOP_KEYS = ("dataset", "data_root", "batch_size", "num_workers", "seed", "experiments_dir")
 OPTIMIZER_KEYS = {"name", "start_lr", "weight_decay", "clip_grad"}
@@ -51,7 +69,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file.
 
     Raises:
-        InputError: missing, damaged, no mapping, or YAML without PyYAML.
+        InputError: the file is missing, damaged or holds no mapping, or PyYAML is missing.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -70,7 +88,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 class Resolver:
-    """Reads a configuration; what it does not know it warns of, or refuses when strict."""
+    """Reads a configuration; collects a warning for each unknown key, or raises if ``strict``."""
 
     def __init__(self, strict: bool):
         self.strict = strict
@@ -87,15 +105,15 @@ class Resolver:
         """The configuration of a run.
 
         Args:
-            content: of a file; empty without one.
-            flags: given on the command line, under the names of the fields.
-            method: name of a section below ``quantization``.
+            content: mapping read from a file; empty without a file.
+            flags: values given on the command line, by name of the field.
+            method: name of a section below ``quantization``, or of a built-in method.
 
         Raises:
-            InputError: a value is unusable or two contradict each other.
+            InputError: a value is unusable, or two contradict each other.
         """
         if "vehicle_classification" in content and "dataset" not in content:
-            raise InputError("dataset must be named, got sensor data; set dataset: digits")
+            raise InputError("dataset must be given, got sensor data; set dataset: digits")
         quantization = _section(content, "quantization")
         methods = {name: value for name, value in quantization.items() if _is_method(value)}
         known = {"enable", JOINT, RANDOM, "Conv", *methods, *BUILT_IN_METHODS}
@@ -131,7 +149,9 @@ class Resolver:
         if isinstance(found.get("switchable_bn"), bool):  # YAML's on and off
             found["switchable_bn"] = "own" if found["switchable_bn"] else "off"
         if found.get("weight_quantization") == "lsqplus":
-            self.warnings.append("weight_quantization lsqplus is lsq: weights are symmetric")
+            self.warnings.append(
+                "weight_quantization lsqplus is lsq, since weights are quantized symmetrically"
+            )
             found["weight_quantization"] = "lsq"
         return found
 
@@ -154,7 +174,8 @@ class Resolver:
         sections = [self._renamed(_section(part, RANDOM)) for part in places]
         if len(sections) == 2 and sections[0] != sections[1]:
             raise InputError(
-                f"{RANDOM} must be given once, got different values at the top and under quantization"
+                f"{RANDOM} must be given once, got different values at the top and under "
+                "quantization"
             )
         return sections[0] if sections else {}
 
@@ -181,7 +202,7 @@ def _is_method(value: Any) -> bool:
 
 
 def _apply(found: dict[str, Any], flags: Mapping[str, Any]) -> Config:
-    """The configuration from plain values, those of the command line on top."""
+    """The configuration from the values ``found``, which ``flags`` override."""
     validation, optimizer = dict(found.pop("validation", {})), dict(found.pop("optimizer", {}))
     subset = validation.pop("bitwidth_options", None)
     groups = {Config: found, Validation: validation, Optimizer: optimizer}
@@ -196,7 +217,8 @@ def _apply(found: dict[str, Any], flags: Mapping[str, Any]) -> Config:
     if subset is not None:
         if not set(subset) <= set(found["bitwidth_options"]):
             raise InputError(
-                f"{RANDOM}.bitwidth_options must be among {list(found['bitwidth_options'])}, got {subset}"
+                f"{RANDOM}.bitwidth_options must be among {list(found['bitwidth_options'])}, got "
+                f"{subset}"
             )
         validation["bitwidth_options"] = tuple(sorted(subset))
     return Config(**found, validation=Validation(**validation), optimizer=Optimizer(**optimizer))

@@ -13,8 +13,8 @@ from loaders import ImageSet, load_dataset, resolve_dataset
 from loaders.transforms import Preprocess
 from models.entries import IMAGENET_MEAN, IMAGENET_STD
 
-EVERY = 5  # of the training source, position 0, 5, 10 ... validates
-UNIT = Preprocess((0.0,) * 3, (1.0,) * 3)  # pixels over their white value
+EVERY = 5  # images 0, 5, 10 ... of the training source are for validation
+UNIT = Preprocess((0.0,) * 3, (1.0,) * 3)  # pixels divided by their white value
 LARGE = Preprocess(IMAGENET_MEAN, IMAGENET_STD, resize=256, crop=224)
 
 
@@ -33,7 +33,7 @@ class TrainingImages:
     augment: bool
 
     def sample_size(self) -> int:
-        """Pixels of a side."""
+        """Width of the images in pixels."""
         images, _ = next(iter(self.val.subset([0]).batches(1)))
         return images.shape[-1]
 
@@ -42,7 +42,7 @@ def load_images(config: Config, download: bool) -> TrainingImages:
     """Read the data set of a configuration.
 
     Raises:
-        InputError: unknown, not there, damaged, or without training images.
+        InputError: it is unknown, missing, damaged, or without training images.
     """
     root = None if config.dataset == "digits" else Path(config.data_root)
     name, path, _ = resolve_dataset(config.dataset, root)

@@ -1,4 +1,4 @@
-"""Convolutions, linear layers and batch norms that work at any of several bitwidths."""
+"""Convolutions, linear layers and batch norms that work at several bitwidths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ ACTIVATION_QUANTIZERS = ("dorefa", "pact", "lsq", "lsqplus")
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """How the quantized layers of a network quantize."""
+    """How the quantized layers of a network quantize.
+
+    Attributes:
+        options: allowed bitwidths, ascending.
+        weight, activation: kinds of quantizers.
+        switchable_clipping: one clipping value per bitwidth (PACT).
+        weight_scale: scale of the quantized weights (DoReFa).
+    """
 
     options: tuple[int, ...] = (2, 4, 8)
     weight: str = "dorefa"
@@ -45,10 +52,10 @@ class LayerSpec:
 
 
 class AnyBitwidth(nn.Module):
-    """What the quantized layers share: bits that only ``set_bitwidth`` changes.
+    """Base of the quantized layers, whose bits only ``set_bitwidth`` changes.
 
     Attributes:
-        quantization_enabled: False: a plain layer.
+        quantization_enabled: if False, the layer works as a float layer.
         macs: multiply-adds per sample; None until measured.
     """
 
@@ -67,10 +74,10 @@ class AnyBitwidth(nn.Module):
         return self.weight.numel()
 
     def set_bitwidth(self, bitwidth: int, act: int | None = None) -> None:
-        """Set the bits of the weight and those of the input, which are the same unless given.
+        """Set the bits of the weight and of the input (``act``; default: those of the weight).
 
         Raises:
-            ValueError: no option of the layer.
+            ValueError: they are not among the options of the layer.
         """
         for bits in (bitwidth, bitwidth if act is None else act):
             require_option(bits, self.bitwidth_options)
@@ -87,11 +94,11 @@ class AnyBitwidth(nn.Module):
         self.set_bitwidth(self.bitwidth_options[0])
 
     def set_random_bitwidth(self, rng) -> None:
-        """Draw the bits with a ``numpy.random.Generator``."""
+        """Set random bits, drawn with a ``numpy.random.Generator``."""
         self.set_bitwidth(self.bitwidth_options[rng.integers(len(self.bitwidth_options))])
 
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and weight at the present bits."""
+        """Input and weight, quantized at the present bits."""
         if not self.quantization_enabled:
             return x, self.weight
         weight = self.weight_quantizer(self.weight, self.curr_bitwidth)
@@ -102,7 +109,7 @@ class QuantConv2d(nn.Conv2d, AnyBitwidth):
     """``nn.Conv2d`` whose weight and input are quantized at bits that can be changed.
 
     Args:
-        spec: how; the other arguments are those of ``nn.Conv2d``.
+        spec: how to quantize; the other arguments are those of ``nn.Conv2d``.
     """
 
     def __init__(self, *arguments, spec: LayerSpec | None = None, **options):
@@ -127,12 +134,13 @@ class QuantLinear(nn.Linear, AnyBitwidth):
 
 
 class SwitchableBatchNorm2d(nn.Module):
-    """A batch norm per option, chosen by the bits of the convolution in front (Jin et al. 2020,
-    arXiv:1912.09666; Yu et al. 2021, arXiv:1911.07346, section 3.2).
+    """A batch norm per bitwidth, chosen by the bits of the convolution in front.
+
+    Jin et al. 2020, arXiv:1912.09666; Yu et al. 2021, arXiv:1911.07346, section 3.2.
 
     Args:
-        channels: of the input.
-        source: the convolution.
+        channels: number of channels of the input.
+        source: the convolution whose output is normalised.
     """
 
     def __init__(self, channels: int, source: AnyBitwidth):
@@ -140,12 +148,12 @@ class SwitchableBatchNorm2d(nn.Module):
         self.banks = nn.ModuleDict(
             {str(bits): nn.BatchNorm2d(channels) for bits in source.bitwidth_options}
         )
-        self.source: Sequence[AnyBitwidth] = (source,)  # no child: its parameters are its own
+        self.source: Sequence[AnyBitwidth] = (source,)  # in a tuple, so that it is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
         return self.banks[str(self.source[0].curr_bitwidth)](x)
 
 
 def norm_for(convolution: AnyBitwidth, channels: int, switchable: bool) -> nn.Module:
-    """The batch norm behind a quantized convolution."""
+    """The batch norm that follows a quantized convolution."""
     return SwitchableBatchNorm2d(channels, convolution) if switchable else nn.BatchNorm2d(channels)

@@ -1,5 +1,4 @@
-"""ResNets whose convolutions work at several bitwidths; the first convolution and the classifier stay in
-float.
+"""ResNets whose convolutions work at several bitwidths; first convolution and classifier are float.
 
 He et al. 2016 (arXiv:1512.03385): resnet8, 20, 32 for small images (section 4.2, projections as
 shortcuts), resnet18, 34, 50 (table 1).
@@ -74,15 +73,15 @@ class AnyPrecisionResNet(nn.Module):
     """A ResNet of ``VARIANTS``.
 
     Args:
-        variant: name.
+        variant: name in ``VARIANTS``.
         num_classes: length of the logits.
-        channels, image_size: of the input.
+        channels, image_size: number of channels and width in pixels of the input.
         spec: how the layers quantize.
-        switchable_bn: a batch norm per bitwidth.
-        dropout: before the classifier.
+        switchable_bn: use one batch norm per bitwidth.
+        dropout: probability of dropping a feature before the classifier.
 
     Raises:
-        InputError: unknown variant.
+        InputError: the variant is unknown.
     """
 
     def __init__(

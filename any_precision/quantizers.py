@@ -1,7 +1,7 @@
-"""Quantizers that are trained, one set of parameters for several bitwidths, from ``fake_quantize``.
+"""Quantizers for training at several bitwidths, built on ``fake_quantize``.
 
-32 bits are the limit of many bits: the same mapping of the range without rounding, so that outputs are
-continuous in the number of bits. Letters: n = 2^b - 1.
+At 32 bits the range is mapped as at other bitwidths, but nothing is rounded: this is the limit of
+many bits, so that outputs are continuous in the number of bits. Letters: n = 2^b - 1.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ WEIGHT_SCALES = ("none", "mean_abs", "sat")
 
 
 def _round_to_levels(x: Tensor, step: Tensor, bits: int) -> Tensor:
-    """x from 0 to n steps to the nearest multiple of the step, straight through; unchanged at 32
-    bits.
-    """
+    """Round x, from 0 to n steps, to a multiple of ``step`` (straight-through); not at 32 bits."""
     return x if bits == UNROUNDED else fake_quantize(x, step, torch.zeros_like(step), bits)
 
 
 class DoReFaWeight(nn.Module):
-    """2 round(n u) / n - 1 with u = tanh(W) / (2 max|tanh(W)|) + 1/2 (Zhou et al. 2016,
-    arXiv:1606.06160, equation 9).
+    """2 round(n u) / n - 1 with u = tanh(W) / (2 max|tanh(W)|) + 1/2.
+
+    Zhou et al. 2016, arXiv:1606.06160, equation 9.
 
     Args:
-        weight_scale: ``none``; ``mean_abs``: times the mean of |W|; ``sat``: over the standard
-            deviation of the result. Neither passes a gradient.
+        weight_scale: ``none``; ``mean_abs``: multiply by the mean of |W|; ``sat``: divide by the
+            standard deviation of the result. Neither factor passes a gradient.
     """
 
     def __init__(self, weight_scale: str = "none"):
@@ -59,12 +58,13 @@ class DoReFaActivation(nn.Module):
 
 
 class PactActivation(nn.Module):
-    """x clipped to [0, alpha] and rounded to n steps; alpha is learned (Choi et al. 2018,
-    arXiv:1805.06085, equations 2 and 3).
+    """x clipped to [0, alpha] and rounded to n steps, where alpha is learned.
+
+    Choi et al. 2018, arXiv:1805.06085, equations 2 and 3.
 
     Args:
-        options: bitwidths.
-        switchable: one alpha per option; else one for all.
+        options: allowed bitwidths.
+        switchable: learn one alpha per bitwidth instead of one for all.
     """
 
     def __init__(self, options: Sequence[int], switchable: bool = True):
@@ -83,7 +83,7 @@ class PactActivation(nn.Module):
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied."""
+    """The identity, whose gradient is multiplied by a factor."""
 
     @staticmethod
     def forward(ctx, x: Tensor, factor: float) -> Tensor:
@@ -96,15 +96,16 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 class LsqQuantizer(nn.Module):
-    """A learned step per option (LSQ: Esser et al. 2020, arXiv:1902.08153, equations 1 to 3, section 2.2), and a
-    learned offset (LSQ+: Bhalgat et al. 2020, arXiv:2004.09576, equations 3 to 6).
+    """A learned step size per bitwidth (LSQ) and, optionally, a learned offset (LSQ+).
 
-    The first training batch sets the steps of all options; the flags of that are saved.
+    LSQ: Esser et al. 2020, arXiv:1902.08153, equations 1 to 3, section 2.2. LSQ+: Bhalgat et al.
+    2020, arXiv:2004.09576, equations 3 to 6. The first training batch sets the steps of all
+    bitwidths; the buffer ``initialised`` records this.
 
     Args:
-        options: bitwidths.
-        signed: weights: codes from -2^(b-1); else from 0.
-        offset: learn where the range begins.
+        options: allowed bitwidths.
+        signed: codes start at -2^(b-1) (weights) instead of 0.
+        offset: learn the start of the range as well.
     """
 
     initialised: Tensor
@@ -118,7 +119,7 @@ class LsqQuantizer(nn.Module):
         self.register_buffer("initialised", torch.zeros(len(options), dtype=torch.bool))
 
     def limits(self, bits: int) -> tuple[int, int]:
-        """Codes below and above zero, Q_N and Q_P."""
+        """Number of codes below and above zero, Q_N and Q_P."""
         if self.signed:
             return 2 ** (bits - 1), 2 ** (bits - 1) - 1
         return 0, quant_max(bits)

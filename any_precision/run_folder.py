@@ -1,4 +1,4 @@
-"""What a training run writes: tables, checkpoints, figures, TensorBoard, summary."""
+"""The folder of a training run: tables, checkpoints, plots, TensorBoard files, summary."""
 
 from __future__ import annotations
 
@@ -16,14 +16,38 @@ from common.files import atomic_file, write_json
 from quant.bitwidth.validation import ValidationResult
 
 HISTORY_COLUMNS = (
-    *("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"),
-    *("mean_acc", "std_acc", "min_acc", "max_acc"),
-    *("mean_bitwidth", "std_bitwidth", "min_bitwidth", "max_bitwidth"),
-    *("corr_pearson", "corr_spearman", "knee", "seconds"),
+    "epoch",
+    "train_loss",
+    "train_acc",
+    "val_loss",
+    "val_acc",
+    "lr",
+    "mean_acc",
+    "std_acc",
+    "min_acc",
+    "max_acc",
+    "mean_bitwidth",
+    "std_bitwidth",
+    "min_bitwidth",
+    "max_bitwidth",
+    "corr_pearson",
+    "corr_spearman",
+    "knee",
+    "seconds",
 )
 CONFIG_COLUMNS = (
-    *("epoch", "phase", "kind", "index", "avg_layers", "avg_params", "avg_macs"),
-    *("relative_weight_memory", "relative_bitops", "accuracy", "loss", "bits"),
+    "epoch",
+    "phase",
+    "kind",
+    "index",
+    "avg_layers",
+    "avg_params",
+    "avg_macs",
+    "relative_weight_memory",
+    "relative_bitops",
+    "accuracy",
+    "loss",
+    "bits",
 )
 COSTS = ("layers", "params", "macs", "relative_weight_memory", "relative_bitops")
 IMAGE_TAG = "Bitwidth_Analysis/bitwidth_vs_accuracy"
@@ -38,10 +62,10 @@ logger = logging.getLogger(__name__)
 
 
 def new_run_folder(root: Path, name: str | None, model: str) -> Path:
-    """The folder of a new run, not made yet; without a name one that tells the time.
+    """The path of a new run's folder, which is not created; the default name holds the time.
 
     Raises:
-        InputError: the name is taken or no name.
+        InputError: the name is taken, or is no name of a folder.
     """
     if name is not None:
         if not name or Path(name).name != name or name.startswith("."):
@@ -61,9 +85,9 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: made when it is not there.
-        tensorboard: write events; one warning where it cannot be imported.
-        first_step: events from here on are written anew, after a resumption.
+        path: the folder, created if missing.
+        tensorboard: write TensorBoard files, with a warning if it cannot be imported.
+        first_step: earlier events from this step on are replaced (for a resumed run).
     """
 
     def __init__(self, path: Path, tensorboard: bool, first_step: int = 0):
@@ -80,7 +104,7 @@ class RunFolder:
         return self.path / "logs" / "train_quantization.log"
 
     def append(self, file: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Add rows to a table; None becomes an empty field."""
+        """Add rows to a table, a CSV file; None becomes an empty field."""
         path = self.path / file
         is_new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as handle:
@@ -90,7 +114,7 @@ class RunFolder:
             table.writerows(rows)
 
     def cut(self, epochs: int) -> None:
-        """Drop the rows of later epochs, which a resumed run writes anew."""
+        """Remove the rows after ``epochs`` epochs, which a resumed run writes again."""
         for file in (HISTORY_FILE, CONFIGS_FILE):
             path = self.path / file
             if not path.exists():
@@ -111,7 +135,7 @@ class RunFolder:
                 self.writer.add_scalar(tag, value, step)
 
     def figure(self, figure: Any, name: str, step: int | None) -> None:
-        """Save a figure below ``plots`` and, with a step, show it in TensorBoard."""
+        """Save a plot below ``plots`` and, if ``step`` is given, add it to TensorBoard."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         path = self.path / "plots" / name
@@ -124,7 +148,7 @@ class RunFolder:
             self.writer.add_image(IMAGE_TAG, pixels, step, dataformats="HWC")
 
     def hparams(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Show settings beside the final figures in TensorBoard."""
+        """Add the settings and the final metrics to TensorBoard."""
         if self.writer is not None:
             plain = {
                 k: v if isinstance(v, (int, float, str, bool)) else str(v)
@@ -141,7 +165,7 @@ class RunFolder:
 
 
 def _is_whole(row: Mapping[str, str | None]) -> bool:
-    """Whether a row was written to its end, which a loss of power can prevent."""
+    """Whether a row is complete; the last one may not be after a crash."""
     return None not in row.values() and str(row["epoch"]).isdigit()
 
 
@@ -149,7 +173,7 @@ def _writer(folder: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.warning("tensorboard is not installed: no events are written, all else is")
+        logger.warning("tensorboard is not installed: no TensorBoard files are written")
         return None
     return SummaryWriter(str(folder), purge_step=first_step or None)
 
@@ -161,12 +185,13 @@ def configuration_rows(
     anchor_costs: Mapping[int, Mapping[str, Any]],
     layers: int,
 ) -> list[dict[str, Any]]:
-    """A row per evaluated configuration of a validation.
+    """One row per assignment that a validation evaluated.
 
     Args:
-        epoch: from 1.
-        anchor_costs: of the uniform configurations by their bits.
-        layers: how many quantized layers there are.
+        epoch: number of the epoch, from 1.
+        phase: ``val`` or ``test``.
+        anchor_costs: bits -> costs of the assignment with these bits in all layers.
+        layers: number of quantized layers.
     """
     rows = []
     accuracies = result.statistics.accuracies

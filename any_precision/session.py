@@ -1,4 +1,4 @@
-"""A run of ``train_any_precision.py`` with everything opened; whatever happens, its summary is written."""
+"""A run of ``train_any_precision.py``; its summary is written even if the run fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(options: argparse.Namespace) -> torch.device:
-    """The device; the CPU, with one warning, where --gpu names one and there is no CUDA."""
+    """The device; the CPU, with a warning, if ``--gpu`` names a GPU and there is no CUDA."""
     if options.device is not None:
         return pick_device(options.device)
     if options.gpu < 0:
@@ -48,7 +48,7 @@ def layer_table(network: torch.nn.Module) -> list[str]:
 
 
 def run_path(options: argparse.Namespace, config: Config) -> Path:
-    """The folder of the run: that of the checkpoint to resume, else a new one."""
+    """The folder of the run: that of the checkpoint to resume, or a new one."""
     if options.resume is not None:
         return options.resume.resolve().parent.parent
     root = Path(options.experiments_dir or config.experiments_dir)
@@ -57,7 +57,7 @@ def run_path(options: argparse.Namespace, config: Config) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """The configuration as JSON and, where PyYAML is there, as YAML."""
+    """Write the configuration as JSON and, if PyYAML is installed, as YAML."""
     write_json(folder / "config.json", config.as_dict())
     try:
         import yaml
@@ -67,7 +67,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 class Session:
-    """A run with everything opened; whatever happens, its summary is written."""
+    """A run, whose summary is written even if it fails."""
 
     def __init__(self, options: argparse.Namespace, trainer: Trainer, argv: Sequence[str]):
         self.options, self.trainer, self.run = options, trainer, trainer.run
@@ -84,7 +84,14 @@ class Session:
         write_config(self.run.path, config)
 
     def finish(self, content: dict[str, Any] | None) -> int:
-        """Train, or evaluate a checkpoint; the exit status."""
+        """Train, or test a checkpoint; returns the exit status.
+
+        Args:
+            content: the checkpoint to test or resume from; None: train from the start.
+
+        Raises:
+            RunError: training or writing fails.
+        """
         try:
             if self.options.eval_only is not None and content is not None:
                 self.trainer.load(content, str(self.options.eval_only), resume=False)
@@ -109,7 +116,7 @@ class Session:
             self.run.cut(self.trainer.done)
         if self.options.test_mode == "every_epoch":
             logger.warning(
-                "test_mode every_epoch looks at the test images while choosing: report final"
+                "test_mode every_epoch tests before training is done: report results of final only"
             )
         self.trainer.epochs(self._test_epoch if self.options.test_mode == "every_epoch" else None)
         if self.options.test_mode == "final":
@@ -151,8 +158,11 @@ class Session:
         knee = self.summary.get("knee")
         shown = f"knee {knee['bitwidth']:g} bits" if knee else "no knee"
         if self.options.eval_only is not None:
-            return f"Done: test mean_acc {self.summary['test']['accuracy']:.4f}, {shown}, {self.run.path}"
+            return (
+                f"Done: test mean_acc {self.summary['test']['accuracy']:.4f}, {shown}, "
+                f"{self.run.path}"
+            )
         return (
-            f"Done: best mean_acc {self.trainer.best_acc:.4f} (epoch {self.trainer.best_epoch}), {shown}, "
-            f"{self.run.path}"
+            f"Done: best mean_acc {self.trainer.best_acc:.4f} (epoch {self.trainer.best_epoch}), "
+            f"{shown}, {self.run.path}"
         )

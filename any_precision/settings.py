@@ -1,4 +1,4 @@
-"""Everything that decides a training run, and what each value may be."""
+"""The settings of a training run, and the allowed values of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANDOM, SIMPLE = "random_bitwidths", "simple_validation"
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation at random bitwidths."""
+    """Validation at random bits per layer."""
 
     num_bitwidths: int = 4
     sampling: str = "uniform"
@@ -33,7 +33,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimizer and schedule of the learning rate."""
+    """Optimizer and learning-rate schedule."""
 
     name: str = "AdamW"
     start_lr: float = 0.002
@@ -50,7 +50,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     dataset: str = "digits"
     data_root: str = "data"
@@ -86,15 +86,15 @@ class Config:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """All values as plain JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
 
 def from_dict(content: Mapping[str, Any]) -> Config:
-    """A configuration from what ``as_dict`` gave.
+    """The inverse of ``Config.as_dict``.
 
     Raises:
-        InputError: other keys.
+        InputError: a key is missing or unknown.
     """
     try:
         plain = dict(content)
@@ -147,17 +147,24 @@ OPTIMIZER_RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0.0, 1.0),
 }
 WHOLE = {
-    *("batch_size", "num_workers", "seed", "joint_quantization_batch_size", "num_bitwidths"),
-    *("plot_every", "epochs", "warmup_epochs", "step_size"),
+    "batch_size",
+    "num_workers",
+    "seed",
+    "joint_quantization_batch_size",
+    "num_bitwidths",
+    "plot_every",
+    "epochs",
+    "warmup_epochs",
+    "step_size",
 }
 SWITCHES = ("enable", "switchable_clipping")
 
 
 def checked(config: Config) -> Config:
-    """The configuration with every value checked.
+    """Check every value; returns the configuration.
 
     Raises:
-        InputError: one is unusable, or two contradict each other.
+        InputError: a value is unusable, or two contradict each other.
     """
     for part, choices in ((config, CHOICES), (config.validation, VALIDATION_CHOICES)):
         for name, known in choices.items():
@@ -177,7 +184,9 @@ def checked(config: Config) -> Config:
     if config.training_method == VANILLA and len(options) != 1:
         raise InputError(f"{VANILLA} needs exactly one bitwidth option, got {options}")
     if config.distillation != "none" and config.training_method != JOINT:
-        raise InputError(f"distillation must be with {JOINT}, got {config.training_method}")
+        raise InputError(
+            f"training_method must be {JOINT} with distillation, got {config.training_method}"
+        )
     return config
 
 
@@ -191,5 +200,5 @@ def _check_ranges(part: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
 
 
 def without_where(config: Config) -> Config:
-    """The configuration without what decides no number: where data and runs lie."""
+    """The configuration without what affects no result: folders and number of workers."""
     return replace(config, data_root="", experiments_dir="", num_workers=0)

@@ -1,4 +1,4 @@
-"""Training at random bitwidths, validating at others, and keeping what came out."""
+"""Training and validation at random bits per layer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_network(config: Config, num_classes: int, image_size: int) -> AnyPrecisionResNet:
-    """The network of a configuration with the weights of its seed, macs measured."""
+    """The network of a configuration, initialised with its seed, with multiply-adds measured."""
     torch.manual_seed(config.seed)
     network = AnyPrecisionResNet(
         config.model_variant,
@@ -77,13 +77,13 @@ def build_network(config: Config, num_classes: int, image_size: int) -> AnyPreci
 
 
 def make_criterion(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of a configuration, a mean over samples."""
+    """The loss function of that name, a mean over samples."""
     smoothing = SMOOTHING if name == "label_smoothing_ce" else 0.0
     return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 def make_optimizer(network: nn.Module, config: Config) -> tuple[Optimizer, LambdaLR]:
-    """Optimizer and schedule, one step per epoch."""
+    """Optimizer, and learning-rate schedule with one step per epoch."""
     settings = config.optimizer
     parameters = [p for p in network.parameters() if p.requires_grad]
     lr, decay = settings.start_lr, settings.weight_decay
@@ -97,7 +97,7 @@ def make_optimizer(network: nn.Module, config: Config) -> tuple[Optimizer, Lambd
 
 
 def _lr_factor(epoch: int, config: Config) -> float:
-    """What the first learning rate is multiplied with in an epoch, from 0."""
+    """Factor on the first learning rate in ``epoch``, counted from 0."""
     settings = config.optimizer
     warmup = settings.warmup_epochs
     if epoch < warmup:
@@ -118,7 +118,7 @@ class TestResult:
     """Accuracy and loss on the test images.
 
     Attributes:
-        validation: of all configurations; None where the largest bits alone were tested.
+        validation: results of all assignments; None if only the most bits were tested.
     """
 
     accuracy: float
@@ -136,8 +136,8 @@ class Trainer:
     """A run: epochs of training and validation, then the test of the best one.
 
     Args:
-        network: of ``build_network``, on ``device``.
-        run: where everything goes.
+        network: made by ``build_network``, on ``device``.
+        run: folder that everything is written to.
     """
 
     def __init__(
@@ -167,10 +167,13 @@ class Trainer:
         return costs
 
     def epochs(self, on_epoch: Callable[[int], None] | None = None) -> None:
-        """Train and validate from where the run is to its end.
+        """Train and validate the epochs that are not done yet.
 
         Args:
-            on_epoch: told of every epoch, from 1, when it is done.
+            on_epoch: called with the number of each finished epoch, from 1.
+
+        Raises:
+            RunError: the loss is not finite.
         """
         for epoch in range(self.done, self.config.optimizer.epochs):
             start = time.perf_counter()
@@ -214,7 +217,7 @@ class Trainer:
                 on_epoch(epoch + 1)
 
     def _train(self, epoch: int) -> tuple[float, float]:
-        """One epoch; mean loss and accuracy over passes and samples."""
+        """Train for one epoch; returns mean loss and accuracy over passes and samples."""
         self.network.train()
         rng = stream(self.config.seed, TRAINING, epoch)
         total, right, count = 0.0, 0, 0
@@ -226,7 +229,8 @@ class Trainer:
             if not math.isfinite(loss):
                 bits = "-".join(map(str, get_configuration(self.network).values()))
                 raise RunError(
-                    f"loss must be finite, got {loss} in epoch {epoch + 1}, batch {number + 1}, bits {bits}"
+                    f"loss must be finite, got {loss} in epoch {epoch + 1}, batch {number + 1}, "
+                    f"bits {bits}"
                 )
             if self.config.optimizer.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.clip_grad)
@@ -241,7 +245,11 @@ class Trainer:
     def _passes(
         self, images: Tensor, labels: Tensor, rng: np.random.Generator
     ) -> tuple[float, int, int]:
-        """Gradients of one batch: mean loss over passes, right answers of all, number of passes."""
+        """Compute the gradients of one batch.
+
+        Returns:
+            mean loss over the passes, correct predictions in all passes, number of passes.
+        """
         configurations = self._configurations(rng)
         total, hits = 0.0, 0
         teacher: Tensor | None = None
@@ -261,7 +269,7 @@ class Trainer:
         return total, hits, len(configurations)
 
     def _configurations(self, rng: np.random.Generator) -> list[list[int] | None]:
-        """The bits of the passes of a batch; None changes nothing."""
+        """The bits per layer in each pass over a batch; None: leave the bits as they are."""
         options, count = self.config.bitwidth_options, len(self.layers)
         if not self.layers:
             return [None]
@@ -280,7 +288,7 @@ class Trainer:
         return images.batches(self.config.batch_size)
 
     def _validate(self, epoch: int) -> dict[str, Any]:
-        """The figures of an epoch, under the names of the history."""
+        """Validate; returns the metrics under the column names of the history."""
         if not self.tracks:
             accuracy, loss = self._evaluate_highest(self.images.val)
             return {"val_acc": accuracy, "val_loss": loss}
@@ -322,7 +330,7 @@ class Trainer:
         )
 
     def _evaluate_highest(self, images: ImageSet) -> tuple[float, float]:
-        """Accuracy and loss with every layer at the largest option."""
+        """Accuracy and loss with every layer at the highest option."""
         with kept_bitwidths(self.network):
             self.network.eval()
             if self.layers:
@@ -353,8 +361,13 @@ class Trainer:
         )
 
     def test(self, count: int, epoch: int) -> TestResult:
-        """Random configurations and all uniform ones on the test images; with simple validation the
-        largest bits alone.
+        """Test random assignments and all uniform ones on the test images.
+
+        With simple validation only the most bits are tested.
+
+        Args:
+            count: number of random assignments.
+            epoch: number of the epoch, from 1, for the table.
         """
         if not self.tracks:
             return TestResult(*self._evaluate_highest(self.images.test))
@@ -386,10 +399,10 @@ class Trainer:
         write_torch_file(self.run.model(name), content)
 
     def load(self, content: Mapping[str, Any], source: str, resume: bool) -> None:
-        """Take over a checkpoint: weights and bits and, to go on, everything else.
+        """Load a checkpoint: weights and bits and, to resume, everything else.
 
         Raises:
-            RunError: the weights do not fit.
+            RunError: the weights or the bits do not fit.
         """
         try:
             load_strictly(self.network, content["model_state_dict"], source)
@@ -405,7 +418,7 @@ class Trainer:
 
 
 def _history_row(found: Statistics) -> dict[str, Any]:
-    """The figures of a validation under the names of the history."""
+    """The metrics of a validation under the column names of the history."""
     spreads = {"acc": found.accuracy, "bitwidth": found.bitwidth}
     return {
         "val_acc": found.accuracy.mean,
@@ -422,10 +435,10 @@ def _history_row(found: Statistics) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Any) -> tuple[dict[str, Any], Config]:
-    """A checkpoint of a run and its configuration.
+    """Read a checkpoint of a run and its configuration.
 
     Raises:
-        InputError: unusable, or another kind of file.
+        InputError: it is unusable, or another kind of file.
     """
     content = read_torch_file(path)
     if not isinstance(content, dict) or "bitwidth_assignment" not in content:
@@ -436,10 +449,10 @@ def read_checkpoint(path: Any) -> tuple[dict[str, Any], Config]:
 
 
 def require_same(mine: Config, stored: Config, path: Any) -> None:
-    """Check that a run is resumed with its own configuration.
+    """Check that a run is resumed with its own configuration, folders aside.
 
     Raises:
-        InputError: another one.
+        InputError: a value differs.
     """
     a, b = without_where(mine).as_dict(), without_where(stored).as_dict()
     for key, value in a.items():

@@ -1,1 +1,1 @@
-"""Measurements behind the tables of the README."""
+"""Benchmarks: speed, memory and accuracy tables."""

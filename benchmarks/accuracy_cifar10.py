@@ -1,12 +1,11 @@
-"""The main job on the shared CIFAR-10 JPEG images: Top-1 before and after correction, beside the
-reference.
+"""Top-1 on the shared CIFAR-10 JPEG images before and after correction, next to a reference.
 
     python -m benchmarks.accuracy_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt
-        a run of main_imagenet.py per row, about 5 minutes on two cores; the table goes to stdout
+        one run of main_imagenet.py per row, about 5 minutes on two cores; prints a table
 
 CIFAR is the unpacked folder cifar10_jpeg. The reference is the published code for round to nearest,
-and the prototype of the specification for AdaRound. Three seeds and more bits of the reconstruction
-methods: benchmarks.reconstruction_cifar10.
+and the prototype of the specification for AdaRound. See benchmarks.reconstruction_cifar10 for three
+seeds and more bits of the reconstruction methods.
 """
 
 from __future__ import annotations
@@ -29,14 +28,21 @@ from benchmarks.cifar_runs import (
 from common.console import EXIT_FAILED, EXIT_OK
 
 HEADER = (
-    *("method", "W/A", "seed", "quantized", "reference", "agreement", "corrected"),
-    *("KL before, after", "s"),
+    "method",
+    "W/A",
+    "seed",
+    "quantized",
+    "reference",
+    "agreement",
+    "corrected",
+    "KL before, after",
+    "s",
 )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; ``reference`` as it is printed."""
+    """One row of the table; ``reference`` is the text of its cell."""
 
     method: str
     bits: tuple[int, int]
@@ -62,13 +68,17 @@ SETTINGS = (
 
 
 def run(setting: Setting, options: argparse.Namespace, output: Path) -> str:
-    """Run the main script and return the table's row."""
+    """Run the main script; returns the row of the table."""
     run_main_script(options, [*setting.flags(), "--output_dir", str(output)])
     record = read_record(output / setting.method)
     quantized, corrected = record["figures"]["quantized"], record["figures"]["corrected"]
     cells = [
-        *(setting.method, f"{setting.bits[0]}/{setting.bits[1]}", str(setting.seed)),
-        *(f"{quantized['top1_pct']:.2f}", setting.reference, f"{quantized['agreement_pct']:.2f}"),
+        setting.method,
+        f"{setting.bits[0]}/{setting.bits[1]}",
+        str(setting.seed),
+        f"{quantized['top1_pct']:.2f}",
+        setting.reference,
+        f"{quantized['agreement_pct']:.2f}",
         f"{corrected['top1_pct']:.2f}",
         f"{quantized['kl_to_fp']:.4f}, {corrected['kl_to_fp']:.4f}",
         f"{record['seconds']['quantize']:.0f}",

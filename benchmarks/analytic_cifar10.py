@@ -1,12 +1,11 @@
-"""Top-1 of LAPQ and ACIQ-Mix on the shared CIFAR-10 JPEG images, in their published setting and in
-the suite's own.
+"""Top-1 of LAPQ and ACIQ-Mix on the shared CIFAR-10 JPEG images, in published and default settings.
 
     python -m benchmarks.analytic_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
             --output_dir RUNS
         runs of main_imagenet.py, two at a time with one thread each: about 75 minutes on two cores;
-        finished runs found in RUNS are not repeated; two tables go to stdout
+        finished runs in RUNS are skipped; prints two tables
 
-CIFAR is the unpacked folder cifar10_jpeg; the reference figures are those of the published code,
+CIFAR is the unpacked folder cifar10_jpeg. The reference accuracies are those of the published code,
 measured on the same network and images.
 """
 
@@ -30,11 +29,16 @@ from benchmarks.cifar_runs import (
 from common.console import EXIT_FAILED, EXIT_OK
 
 SEED = 1005
-SUBSETS = (1005, 1006, 1007)  # seeds, where results depend on the calibration images by 0.3 points
+# Seeds for results that vary by 0.3 points with the calibration images.
+SUBSETS = (1005, 1006, 1007)
 LAPQ = ("--first_last", "fp32", "--no-channel_wise", "--no-fold_bn", "--no-asymmetric")
 ACIQ = (
-    *("--per_channel_act", "--act_points", "outputs"),
-    *("--num_samples", "32", "--no-output_correction"),
+    "--per_channel_act",
+    "--act_points",
+    "outputs",
+    "--num_samples",
+    "32",
+    "--no-output_correction",
 )
 EQUAL = ("--mix_ratio", "0")
 UNCORRECTED = ("--no-bias_correction",)
@@ -45,8 +49,11 @@ PER_TENSOR = (*LAPLACE, "--no-per_channel_act", *EQUAL)
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs, one per seed; ``note`` says in words what ``flags`` do, ``reference`` is the published
-    code's Top-1.
+    """Runs of one setting, one per seed.
+
+    Attributes:
+        note: description of ``flags``.
+        reference: Top-1 of the published code, percent.
     """
 
     method: str
@@ -57,13 +64,13 @@ class Setting:
     seeds: tuple[int, ...] = (SEED,)
 
     def cases(self, root: Path) -> list[Case]:
-        """Its runs below ``root``, in a folder per kind of setting: file names hold the bits alone."""
+        """Its runs, in a folder per kind of setting, since the names of runs hold only the bits."""
         kind = self.note.replace(" ", "_").replace(",", "") or "suite"
         return [Case(self.method, self.bits, seed, root / kind, self.flags) for seed in self.seeds]
 
 
 def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float) -> list[Setting]:
-    """One published row, with labels as published and without."""
+    """The settings of one published row: with labels, as published, and without."""
     correction = "--bias_correction" if corrected else "--no-bias_correction"
     flags = (*LAPQ, "--num_samples", str(images), correction)
     note = f"{images} images, {'' if corrected else 'no '}bias correction"
@@ -72,7 +79,7 @@ def _lapq(bits: tuple[int, int], images: int, corrected: bool, reference: float)
         Setting("lapq", bits, f"{note}, labels", (*flags, *labels), reference, SUBSETS),
         Setting("lapq", bits, note, flags, reference, SUBSETS),
     ]
-    if bits[1] == 2:  # where the joint search alone fits the images most
+    if bits[1] == 2:  # here the joint search alone fits the calibration images most closely
         alone = (*flags, "--gradient_steps", "0")
         settings.append(
             Setting("lapq", bits, f"{note}, no gradient descent", alone, reference, SUBSETS)
@@ -144,14 +151,14 @@ SUITE = {
 
 
 def figures(setting: Setting, root: Path) -> tuple[list[float], float]:
-    """Top-1 of the quantized network of every seed, and mean seconds of the quantization."""
+    """Top-1 (percent) of the quantized network for every seed, and mean seconds to quantize."""
     records = [read_record(case.folder) for case in setting.cases(root)]
     accuracies = [record["figures"]["quantized"]["top1_pct"] for record in records]
     return accuracies, fmean(record["seconds"]["quantize"] for record in records)
 
 
 def _shown(accuracies: list[float]) -> str:
-    """The mean, and what it is the mean of."""
+    """Text of the mean, followed by its values in brackets."""
     if len(accuracies) == 1:
         return f"{accuracies[0]:.2f}"
     return f"{fmean(accuracies):.2f} ({' '.join(f'{value:.2f}' for value in accuracies)})"

@@ -1,12 +1,12 @@
-"""Seconds and memory of the correction grid at ImageNet's scale, beside the plain procedure.
+"""Time and memory of the correction grid at ImageNet's scale, compared with a plain procedure.
 
     python -m benchmarks.bench_correction
         3 alphas x 3 numbers of clusters x 3 dimensions on 50,000 x 1,000 logits, fitted on 10,000;
-        the plain procedure for one setting, times 27; then N and C doubled: about 5 minutes
+        the plain procedure for three settings, times 9; then N and C doubled: about 5 minutes
 
-The plain procedure does for a setting what the published script does: PCA and KMeans are fitted anew,
-and a torch loop over samples corrects and scores one sample at a time, with the figures of our table. Logits are synthetic: 20
-groups of classes, 64 latent dimensions, noise.
+For each setting the plain procedure does what the published script does: it fits PCA and KMeans
+again, and a torch loop corrects and scores one sample at a time, with the metrics of our table. The
+logits are synthetic: 20 groups of samples in 64 latent dimensions, and noise.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from pipeline.results import score
 
 ALPHAS, CLUSTERS, DIMS = (0.2, 0.6, 1.0), (8, 16, 64), (25, 50, 100)
 FIT = 10_000
-PLAIN_SAMPLES = 5_000  # of the evaluation; the loop's time is proportional to them
+PLAIN_SAMPLES = 5_000  # evaluation samples of the plain loop, whose time is scaled up to all
 HEADER = ("N", "C", "grid, s", "peak memory, GB", "plain, s (27 settings)", "ratio")
 
 
 def synthetic(samples: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Full-precision and quantized logits, (samples, classes) float32, and targets."""
+    """Full-precision and quantized logits, (samples, classes) float32, and (samples,) targets."""
     random = np.random.default_rng(0)
     directions = random.normal(size=(64, classes)).astype(np.float32)
     groups = 2 * random.normal(size=(20, 64)).astype(np.float32)
@@ -51,7 +51,7 @@ def synthetic(samples: int, classes: int, seed: int) -> tuple[np.ndarray, np.nda
 
 
 def our_grid(fitting: tuple, evaluation: tuple) -> float:
-    """Wall seconds of fitting all settings, correcting with each, and scoring each."""
+    """Wall seconds to fit all settings, and to correct and score with each."""
     start = time.perf_counter()
     grid = fit_grid(fitting[1], fitting[0], GridRequest(ALPHAS, CLUSTERS, DIMS))
     scorer = Scorer(evaluation[0], evaluation[2])
@@ -77,7 +77,7 @@ def plain_figures(logits: Tensor, fp: Tensor, target: int) -> Tensor:
 
 
 def plain_setting(fitting: tuple, evaluation: tuple, setting: Setting) -> float:
-    """Wall seconds of one setting by the plain procedure on the whole evaluation."""
+    """Wall seconds of the plain procedure for one setting, scaled to all evaluation samples."""
     start = time.perf_counter()
     pca = PCA(setting.pca_dim).fit(fitting[1])
     kmeans = KMeans(setting.num_clusters, n_init=10, random_state=0).fit(pca.transform(fitting[1]))
@@ -101,13 +101,13 @@ def plain_setting(fitting: tuple, evaluation: tuple, setting: Setting) -> float:
 
 
 def plain_grid(fitting: tuple, evaluation: tuple) -> float:
-    """Seconds of all settings: one per number of clusters, times the dimensions and alphas."""
+    """Seconds for all settings: one setting per number of clusters, times dimensions and alphas."""
     seconds = [plain_setting(fitting, evaluation, Setting(1.0, k, DIMS[1])) for k in CLUSTERS]
     return sum(seconds) * len(ALPHAS) * len(DIMS)
 
 
 def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
-    """Run in a child, so that its peak memory is its own."""
+    """Run in a child process, so that peak memory is that of ``function`` alone."""
     context = torch.multiprocessing.get_context("fork")
     child = context.Process(target=function, args=arguments)
     child.start()
@@ -117,7 +117,7 @@ def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def report(samples: int, classes: int, plain: bool) -> None:
-    """Print the line of one size."""
+    """Print the row of one size."""
     fitting, evaluation = synthetic(FIT, classes, 1), synthetic(samples, classes, 2)
     ours = our_grid(fitting, evaluation)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

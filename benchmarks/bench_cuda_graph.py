@@ -1,7 +1,7 @@
-"""Milliseconds of a QDrop step of each ResNet-18 unit on a GPU, with and without CUDA graphs.
+"""Milliseconds per QDrop step of each ResNet-18 unit on a GPU, with and without CUDA graphs.
 
 python -m benchmarks.bench_cuda_graph
-    random weights, 256 random images of 224 px, W4A4, batch 32, 2,000 steps per unit: some minutes
+    random weights, 256 random images of 224 px, W4A4, batch 32, 2,000 steps per unit: a few minutes
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quant.reconstruction.engine import reconstruct_unit
 
 
 def step_milliseconds(options: argparse.Namespace, cuda_graph: bool) -> dict[str, float]:
-    """Wall milliseconds per step of each unit, the capture of the graph included."""
+    """Wall milliseconds per step of each unit, including the capture of the graph."""
     device = pick_device(options.device)
     settings = QDropSettings(
         iters_w=options.steps, lr_round=3.0 / options.steps, cuda_graph=cuda_graph
@@ -53,10 +53,12 @@ def _wait(device: torch.device) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.bench_cuda_graph", description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--pixels", type=int, default=224)
+    parser.add_argument("--device", default="cuda", help="device: cuda or cuda:i (default cuda)")
+    parser.add_argument("--steps", type=int, default=2000, help="steps per unit (default 2000)")
+    parser.add_argument("--images", type=int, default=256, help="number of images (default 256)")
+    parser.add_argument(
+        "--pixels", type=int, default=224, help="width and height of the images (default 224)"
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Seconds of GPFQ on one layer beside a plain loop over neurons and weights, and whether both choose
-the same levels.
+"""Time of GPFQ on one layer, compared with a plain loop over neurons and weights.
 
-    python -m benchmarks.bench_gpfq
-        a 3 x 3 convolution from 64 to 64 channels on 8,192 random patches, 4 bits, one CPU thread
+python -m benchmarks.bench_gpfq
+    a 3 x 3 convolution from 64 to 64 channels on 8,192 random patches, 4 bits, one CPU thread;
+    also counts the weights for which both choose different levels
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADER = ("rows", "plain loop, s", "ours, s", "ratio", "levels that differ")
 
 
 def plain_loop(weight: Tensor, x: Tensor, y: Tensor, alphabet: Alphabet) -> Tensor:
-    """The recursion of the paper, neuron by neuron, on the residual vector itself."""
+    """The recursion of the paper, neuron by neuron, on the residual vector."""
     codes = torch.zeros_like(weight)
     for neuron, row in enumerate(weight):
         residual = torch.zeros_like(x[:, 0])
@@ -39,7 +39,7 @@ def plain_loop(weight: Tensor, x: Tensor, y: Tensor, alphabet: Alphabet) -> Tens
 
 
 def ours(weight: Tensor, x: Tensor, y: Tensor, alphabet: Alphabet) -> Tensor:
-    """The Gram form, its inner products included."""
+    """GPFQ with Gram matrices, including the time to compute them."""
     layer = QuantLinear(nn.Linear(weight.shape[1], 1), 4, per_channel=False)
     grams = Grams.empty(layer)
     for some_x, some_y in zip(x.split(1024), y.split(1024), strict=True):
@@ -55,8 +55,13 @@ def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.bench_gpfq", description=__doc__)
-    parser.add_argument("--rows", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=8192, help="number of patches (default 8192)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="measurements, of which medians are shown (default 3)",
+    )
     return parser
 
 
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     y = (x + 0.05 * torch.randn(x.shape, generator=generator, dtype=torch.float64)).relu()
     weight = torch.randn(64, 576, generator=generator, dtype=torch.float64)
     alphabet = make_alphabet(1.16 * radius(weight, "mean_max", 1.0), 4, "published", None, None)
-    columns = (x.T.contiguous().T, y.T.contiguous().T)  # a column of the loop's is one stretch
+    columns = (x.T.contiguous().T, y.T.contiguous().T)  # contiguous columns for the plain loop
     pairs = []
     for _ in range(options.repeats):
         plain, plain_seconds = timed(lambda: plain_loop(weight, *columns, alphabet))

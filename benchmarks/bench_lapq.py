@@ -1,12 +1,12 @@
-"""Seconds of LAPQ's search beside a plain loop that runs the whole network for every loss.
+"""Time of LAPQ's search, compared with a plain loop that runs the whole network for every loss.
 
     python -m benchmarks.bench_lapq --data_path CIFAR --checkpoint cifar10_resnet20.pt
-        20 losses of the plain loop in a network rounded to nearest, then LAPQ W4A4 of ResNet-20 with
-        512 images and one round of Powell's method, as users run it; the plain loop extrapolated to
-        as many losses: about 3 minutes on two cores
+        20 losses of the plain loop on a network rounded to nearest; then LAPQ W4A4 of ResNet-20 in
+        its default setting (512 images, one round of Powell's method); the plain loop is
+        extrapolated to as many losses: about 3 minutes on two cores
 
-The plain loop does for a loss what the published code does: quantize every weight anew and run all
-512 images through the whole network as one batch.
+For each loss the plain loop does what the published code does: it quantizes every weight again and
+runs all 512 images through the whole network as one batch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ ARCH = "cifar_resnet20"
 IMAGES = 512
 PLAIN_LOSSES = 20
 HEADER = (
-    *("threads", "losses", "ours, s", "s per loss", "plain, s per loss", "plain, s (extrapolated)"),
+    "threads",
+    "losses",
+    "ours, s",
+    "s per loss",
+    "plain, s per loss",
+    "plain, s (extrapolated)",
     "ratio",
 )
 
 
 def load_images(options: argparse.Namespace) -> Tensor:
-    """Training images of all classes, (IMAGES, 3, 32, 32)."""
+    """Training images of all classes, (IMAGES, 3, 32, 32) float32."""
     preprocess = get_entry(ARCH).input_for(None)
     dataset = load_dataset("imagenet", options.data_path, preprocess)
     train = dataset.train
@@ -49,7 +54,7 @@ def load_images(options: argparse.Namespace) -> Tensor:
 
 
 def our_run(network: nn.Module, images: Tensor) -> tuple[float, int]:
-    """Wall seconds of the whole method, and losses evaluated."""
+    """Wall seconds of the whole method, and number of losses evaluated."""
     steps: list[int] = []
     method = QuantizationManager().get_quantization_method("lapq")
     start = time.perf_counter()
@@ -61,7 +66,7 @@ def our_run(network: nn.Module, images: Tensor) -> tuple[float, int]:
 
 @torch.no_grad()
 def plain_seconds(network: nn.Module, images: Tensor) -> float:
-    """Wall seconds of one plain loss."""
+    """Wall seconds per loss of the plain loop."""
     rounded = QuantizationManager().get_quantization_method("rtn")
     model = rounded.quantize_model(network, None, [images])
     targets = network(images).softmax(1)
@@ -80,8 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = plain_seconds(network, images)
     seconds, losses = our_run(network, images)
     cells = [
-        *(str(torch.get_num_threads()), str(losses), f"{seconds:.0f}", f"{seconds / losses:.3f}"),
-        *(f"{plain:.3f}", f"{plain * losses:.0f}", f"{plain * losses / seconds:.1f}"),
+        str(torch.get_num_threads()),
+        str(losses),
+        f"{seconds:.0f}",
+        f"{seconds / losses:.3f}",
+        f"{plain:.3f}",
+        f"{plain * losses:.0f}",
+        f"{plain * losses / seconds:.1f}",
     ]
     sys.stdout.write(table_head(HEADER) + table_line(cells))
     return EXIT_OK

@@ -1,12 +1,12 @@
-"""Seconds of writing and reading logits at ImageNet's scale, beside other ways.
+"""Time to write and read logits at ImageNet's scale, compared with other libraries.
 
     python -m benchmarks.bench_logits
-        three kinds of 50,000 x 1,000 float32 as CSV by us, one by bare polars; samples of savetxt,
-        pandas and loadtxt, extrapolated; then what saving adds to a run whose network takes 1 ms an
-        image: about 3 minutes and 1.6 GB of disk
+        three kinds of 50,000 x 1,000 float32 logits as CSV files of this suite; one kind by polars,
+        samples by savetxt, pandas and loadtxt, extrapolated; then the time that saving adds to a
+        run whose network takes 1 ms per image: about 3 minutes and 1.6 GB of disk
 
-Seconds are CPU seconds of the process, wall clock in brackets. Everything read back is compared bit
-for bit.
+Times are CPU seconds of the process, with wall seconds in brackets. What is read back is compared
+bit for bit.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from logits_io import LogitsAnalyzer
 
 ROWS, CLASSES, KINDS = 50_000, 1000, ("quantized", "fullprecision", "corrected")
 CHUNK = 1000
-SAMPLE = 5_000  # rows on which the slow ways are timed
-READS = 3  # of which the median ratio is shown
+SAMPLE = 5_000  # rows on which the slow libraries are timed
+READS = 3  # readings, of which the one with the median ratio is shown
 NETWORK_ROWS, BATCH, MS_PER_IMAGE = 20_000, 64, 1.0
 
 
 def made_up(rows: int) -> np.ndarray:
-    """(rows, CLASSES) float32, one large logit a row."""
+    """(rows, CLASSES) float32 logits with one large logit per row."""
     random = np.random.default_rng(0)
     logits = 2.5 * random.standard_normal((rows, CLASSES), dtype=np.float32)
     logits[np.arange(rows), random.integers(0, CLASSES, rows)] += 12
@@ -46,14 +46,14 @@ def made_up(rows: int) -> np.ndarray:
 
 
 def seconds(work: Callable[[], object], times: float = 1.0) -> tuple[float, float]:
-    """CPU and wall seconds of ``work``, times a factor."""
+    """CPU and wall seconds of ``work``, multiplied by ``times``."""
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     return times * (time.process_time() - cpu), times * (time.perf_counter() - wall)
 
 
 def bare_polars(logits: np.ndarray, folder: Path) -> None:
-    """The fastest known route: a file per chunk, without digests."""
+    """Write one CSV file per chunk with polars, without digests."""
     for start in range(0, len(logits), CHUNK):
         part = polars.DataFrame(logits[start : start + CHUNK])
         part.write_csv(folder / f"{start}.csv", include_header=False)
@@ -62,7 +62,7 @@ def bare_polars(logits: np.ndarray, folder: Path) -> None:
 def compare_files(
     logits: np.ndarray, folder: Path
 ) -> Iterator[tuple[str, tuple[float, float], tuple[float, float]]]:
-    """Name, seconds of three kinds, seconds of ours beside it."""
+    """Name of the library, its seconds for three kinds, and those of this suite."""
     analyzer = LogitsAnalyzer(folder, CHUNK)
     kinds = {kind: logits for kind in KINDS}
     targets = np.zeros(len(logits), dtype=np.int64)
@@ -80,7 +80,7 @@ def compare_files(
     files = sorted((folder / "ours").glob("*_quantized_chunk*"))[: SAMPLE // CHUNK]
     saved: list[np.ndarray] = []
     pairs = []
-    for _ in range(READS):  # one after the other, for the machine's speed changes
+    for _ in range(READS):  # measured in turns, since the machine's speed changes
         saved.clear()
         reading = seconds(lambda: saved.extend(analyzer.load("ours").logits.values()))
         loadtxt = seconds(
@@ -94,7 +94,7 @@ def compare_files(
 
 
 class SleepingNetwork(nn.Module):
-    """A network on an accelerator: the CPU waits ``MS_PER_IMAGE`` for every image."""
+    """Stands for a network on an accelerator: the CPU waits ``MS_PER_IMAGE`` for every image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class SleepingNetwork(nn.Module):
 
 
 def network_seconds(folder: Path, saving: bool) -> float:
-    """Wall seconds of a run of the sleeping network, with or without saving its logits."""
+    """Wall seconds to run the sleeping network, with or without saving its logits."""
     network = {"quantized": SleepingNetwork()}
     images, labels = torch.zeros(BATCH, 1), torch.zeros(BATCH, dtype=torch.int64)
     batches = [(images, labels)] * (NETWORK_ROWS // BATCH)

@@ -1,10 +1,10 @@
-"""Wall seconds of recompute_logits.py for 10,000 images of 32 x 32 and one expert, beside a bare loop over
-a tensor that is there already.
+"""Time of recompute_logits.py for one expert, compared with a bare loop over a tensor in memory.
 
     python -m benchmarks.bench_recompute
+        10,000 random images of 32 x 32, random weights, both cores
 
-Ours is everything after the data set is open: the checkpoint loaded and checked, the images of the split
-normalised batch by batch, the logits scored and written. Random pixels, random weights, both cores.
+The time of recompute_logits.py is that of everything after the data set is open: it loads and
+checks the checkpoint, normalises the images batch by batch, scores the logits and writes them.
 """
 
 from __future__ import annotations
@@ -85,8 +85,15 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.bench_recompute", description=__doc__)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="number of images (default 10000)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="measurements, of which medians are shown (default 5)",
+    )
     options = parser.parse_args(argv)
     seed_all(0)
     images = made_up(options.images)

@@ -1,16 +1,16 @@
-"""CPU seconds of a whole QDrop run of ResNet-20: ours beside a plain loop as the published code has it.
+"""CPU seconds of a QDrop run of ResNet-20, compared with a plain loop like the published code.
 
     python -m benchmarks.bench_reconstruction
-        W4A4, batch 32, 1,024 random images, 250 steps per unit, one thread, three times in turns;
-        medians: about six minutes
+        W4A4, batch 32, 1,024 random images, 250 steps per unit, one thread, medians of three runs
+        in turns: about six minutes
     python -m benchmarks.bench_reconstruction --steps 1000 --repeats 1
-        the length of the accuracy table
+        as many steps as in the accuracy table
 
-Both work on the same network, ranges and quantizers. What the plain loop does as the code of QDrop
-and PD-Quant does, and ours does not:
+Both use the same network, ranges and quantizers. The plain loop differs from ours, and is like the
+code of QDrop and PD-Quant, in these points:
 
-* each unit's inputs and targets are found by running both networks from the images, in batches of
-  32 that are kept in lists, then joined;
+* each unit's inputs and targets are found by running both networks from the images on, in batches
+  of 32 that are kept in lists, then joined;
 * fake quantization, mixing and rounding are ordinary autograd operations; masks are drawn as
   uniform floats inside the unit;
 * floor(w / s) is computed in every step, and h(v) a second time for the penalty;
@@ -47,7 +47,7 @@ def _round_through(x: Tensor) -> Tensor:
 
 
 class PlainRounding(SoftRounding):
-    """AdaRound's variables with nothing kept between calls."""
+    """AdaRound's variables, with nothing cached between calls."""
 
     def __init__(self, layer: QuantLayer):
         self.float_weight = layer.full_precision_weight()
@@ -135,7 +135,7 @@ def _plain_reconstruction(data: UnitData, settings: QDropSettings) -> None:
 
 
 def our_run(network: nn.Module, images: Tensor, settings: QDropSettings) -> None:
-    """The method as users run it."""
+    """The method of this suite, as users run it."""
     options = {"iters_w": settings.iters_w, "lr_round": settings.lr_round}
     options |= {"num_samples": len(images), "compile": settings.compile}
     QuantizationManager().get_quantization_method("qdrop", **options).quantize_model(
@@ -156,10 +156,17 @@ def timed(
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.bench_reconstruction", description=__doc__)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="ours under torch.compile")
+    parser.add_argument("--steps", type=int, default=250, help="steps per unit (default 250)")
+    parser.add_argument("--images", type=int, default=1024, help="number of images (default 1024)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="measurements, of which medians are shown (default 3)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="run this suite's method with torch.compile"
+    )
     return parser
 
 

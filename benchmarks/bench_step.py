@@ -1,10 +1,10 @@
-"""Milliseconds of one optimisation step of a unit, on one CPU thread, beside the published code's.
+"""Milliseconds per optimisation step of a unit on one CPU thread, compared with the published code.
 
     python -m benchmarks.bench_step
         ResNet-20 with random weights on random 32 x 32 images, W4A4, batch 32: about a minute
 
-The published figures are of the PD-Quant code in QDrop mode, measured on a loaded machine in one thread; compare the
-row with prob 0.5 with them.
+The published times are those of the PD-Quant code in QDrop mode, measured in one thread on a loaded
+machine; compare them with the column for prob 0.5.
 """
 
 from __future__ import annotations
@@ -53,8 +53,13 @@ def time_units(prob: float, steps: int, repeats: int) -> dict[str, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.bench_step", description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200, help="steps per unit (default 200)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="measurements, of which medians are shown (default 3)",
+    )
     return parser
 
 

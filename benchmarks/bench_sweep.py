@@ -1,9 +1,9 @@
-"""How much sooner the second of two runs that share network and images comes to its own work.
+"""Start-up time that the cache saves in the second of two runs that share network and images.
 
     python -m benchmarks.bench_sweep --data_path cifar10_jpeg --checkpoint cifar10_resnet20.pt
 
-Wall seconds from the start of the process to the end of the first unit's one optimisation step, with an empty
-cache and then, at other bits, with what the first run left there.
+The times are wall seconds from the start of the process to the end of the first unit, with one
+optimisation step: first with an empty cache, then at other bits with the cache of the first run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HEADER = ("method", "empty cache, s", "filled, s", "ratio")
 
 
 def seconds_to_first_step(options: argparse.Namespace, flags: Sequence[str]) -> float:
-    """Start a run, and end it when its first unit is done.
+    """Start a run, and kill it when its first unit is done; returns the wall seconds until then.
 
     Raises:
-        RuntimeError: it ended before.
+        RuntimeError: the run ended before.
     """
     command = [sys.executable, str(PROJECT / "main_imagenet.py"), "--arch", "cifar_resnet20"]
     command += ["--data_path", str(options.data_path), "--checkpoint", str(options.checkpoint)]
@@ -47,7 +47,12 @@ def seconds_to_first_step(options: argparse.Namespace, flags: Sequence[str]) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = table_parser("benchmarks.bench_sweep", __doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="measurements, of which medians are shown (default 3)",
+    )
     options = parser.parse_args(argv)
     sys.stdout.write(table_head(HEADER))
     for method in METHODS:

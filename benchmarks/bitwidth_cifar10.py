@@ -1,8 +1,9 @@
-"""Bits per layer chosen for an average of 4, beside the uniform assignment and random ones of the same
-average: ResNet-20 on CIFAR-10, round to nearest.
+"""Top-1 of assignments of bits to layers, chosen for an average, uniform and random, on CIFAR-10.
 
-    python -m benchmarks.bitwidth_cifar10 --data_path cifar10_jpeg --checkpoint cifar10_resnet20.pt \\
-        --output_dir RUNS
+    python -m benchmarks.bitwidth_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
+            --output_dir RUNS
+        ResNet-20 rounded to nearest at 3 and 4 bits on average; finished runs in RUNS are skipped;
+        prints a table
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ AVERAGES = ("3", "4")
 ACTIVATION_BITS = ("8", "4")
 SAMPLES = "5000"
 HEADER = (
-    *("A", "average", "chosen", "uniform (bits)", "20 random: mean", "least to most"),
-    *("chosen - uniform", "chosen - random"),
+    "A",
+    "average",
+    "chosen",
+    "uniform (bits)",
+    "20 random: mean",
+    "least to most",
+    "chosen - uniform",
+    "chosen - random",
 )
 
 
 def sweep(options: Any, act: str) -> list[dict[str, Any]]:
-    """What a run found for each average."""
+    """The results of a run, one for each average."""
     root = options.output_dir / f"a{act}"
     done = list(root.glob("rtn/bitwidth_sweep_*/bitwidth_summary.json"))
     if not done:

@@ -1,4 +1,4 @@
-"""What the accuracy tables share: runs of main_imagenet.py with ResNet-20 on the CIFAR images."""
+"""Shared by the accuracy tables: runs of main_imagenet.py with ResNet-20 on the CIFAR images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def table_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the flags that say where images and weights are."""
+    """A parser with the flags for the paths of images and weights."""
     parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument(
+        "--data_path", type=Path, required=True, help="unpacked folder cifar10_jpeg"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="weights of ResNet-20, cifar10_resnet20.pt"
+    )
     return parser
 
 
@@ -48,10 +52,15 @@ def run_main_script(
 
 
 def runs_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The same for scripts that keep their runs and make several at a time."""
+    """A parser for scripts that keep their runs and start several at a time."""
     parser = table_parser(name, description)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="folder of the runs; finished ones are skipped",
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
     return parser
 
 
@@ -61,8 +70,8 @@ class Case:
 
     Attributes:
         root: the ``--output_dir`` of the run.
-        flags: what it is told beyond method, bits, seed and folder.
-        grid: what it is told of the correction; empty: its own default.
+        flags: its flags besides method, bits, seed and folder.
+        grid: its flags for the correction; empty: the default grid.
     """
 
     method: str
@@ -78,7 +87,7 @@ class Case:
 
     @property
     def summary(self) -> Path:
-        """Its tables and figures."""
+        """The folder of its tables and plots."""
         return self.root / self.method / f"logits_summary_{self.tag}"
 
     @property
@@ -88,8 +97,10 @@ class Case:
 
 
 def run_all(cases: Sequence[Case], options: argparse.Namespace) -> bool:
-    """Run the cases without a record, ``options.jobs`` at a time; False where one failed, which is
-    said on stderr.
+    """Run the unfinished cases, ``options.jobs`` at a time.
+
+    Returns:
+        False if one failed, after a message on stderr.
     """
     try:
         with ThreadPoolExecutor(options.jobs) as pool:

@@ -1,13 +1,13 @@
-"""When is the cluster-affine correction worth it? ResNet-20 on the CIFAR images.
+"""Gain of the cluster-affine correction for ResNet-20 on the CIFAR images.
 
     python -m benchmarks.correction_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
             --output_dir RUNS
-        rtn W4A4, rtn W3A3 and qdrop W2A4, the correction fitted on training images, on augmented ones
-        and on 30 % of the evaluation images (labels unused; none of them reported): about 12 minutes
-        on two cores; finished runs are not repeated
+        rtn W4A4, rtn W3A3 and qdrop W2A4, with the correction fitted on training images, on
+        augmented ones, and on 30 percent of the evaluation images, which are then in no result and
+        whose labels are not used: about 12 minutes on two cores; finished runs are skipped
 
-Top-1 with the 95 % bootstrap interval of the quantized and the selected logits; agreement and KL are
-those to the full-precision model.
+Prints Top-1 of the quantized and the selected logits with 95 percent bootstrap intervals, and
+agreement and KL divergence relative to the full-precision model.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ METHODS = (("rtn", (4, 4)), ("rtn", (3, 3)), ("qdrop", (2, 4)))
 SOURCES = {"train": "train", "train_aug": "train_aug", "val:0.3": "val"}
 STEPS = ("--iters_w", "1000", "--lr_round", "3e-3")
 HEADER = (
-    *(
-        "method",
-        "W/A",
-        "source",
-        "quantized",
-        "one line",
-        "selected",
-        "setting",
-        "oracle",
-        "ridge map",
-    ),
-    *("agreement: quantized, selected", "KL: quantized, selected", "warning"),
+    "method",
+    "W/A",
+    "source",
+    "quantized",
+    "one line",
+    "selected",
+    "setting",
+    "oracle",
+    "ridge map",
+    "agreement: quantized, selected",
+    "KL: quantized, selected",
+    "warning",
 )
 
 
 def cases(options: argparse.Namespace) -> list[tuple[str, Case]]:
-    """Every run with the name of its source."""
+    """Every run, with the source of its fitting images."""
     found = []
     for source, folder in SOURCES.items():
         for method, bits in METHODS:
@@ -56,7 +56,7 @@ def cases(options: argparse.Namespace) -> list[tuple[str, Case]]:
 
 
 def line(source: str, case: Case) -> str:
-    """The table's line of a finished run."""
+    """The row of a finished run."""
     summary = case.summary
     table = pd.read_csv(summary / f"{summary.name}.csv")
     kinds = table.set_index("logits").top1_pct
@@ -74,9 +74,15 @@ def line(source: str, case: Case) -> str:
     )
     log = (case.folder / "run.log").read_text(encoding="utf-8")
     cells = (
-        *(case.method, f"{case.bits[0]}/{case.bits[1]}", source, shown[QUANTIZED]),
-        *(f"{kinds['global_line']:.2f}", shown[CORRECTED], setting),
-        *(f"{table[table.oracle].top1_pct.iloc[0]:.2f}", f"{kinds['ridge_map']:.2f}"),
+        case.method,
+        f"{case.bits[0]}/{case.bits[1]}",
+        source,
+        shown[QUANTIZED],
+        f"{kinds['global_line']:.2f}",
+        shown[CORRECTED],
+        setting,
+        f"{table[table.oracle].top1_pct.iloc[0]:.2f}",
+        f"{kinds['ridge_map']:.2f}",
         f"{quantized.agreement_pct:.2f}, {chosen.agreement_pct:.2f}",
         f"{quantized.kl_to_fp:.4f}, {chosen.kl_to_fp:.4f}",
         "yes" if "may not carry over" in log else "-",

@@ -1,4 +1,4 @@
-"""The fast schedule of the distribution correction beside the published one: objective, size, time.
+"""Fast and published schedule of the distribution correction: objective, difference and time.
 
 python -m benchmarks.distribution_schedules --data_path CIFAR --checkpoint cifar10_resnet20.pt
     one batch of 32 calibration images through every unit: two minutes in one thread
@@ -35,8 +35,12 @@ HEADER = (
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.distribution_schedules", description=__doc__)
-    parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument(
+        "--data_path", type=Path, required=True, help="unpacked folder cifar10_jpeg"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="weights of ResNet-20, cifar10_resnet20.pt"
+    )
     return parser
 
 

@@ -1,7 +1,9 @@
-"""ONNX files of ResNet-20 on CIFAR-10: agreement with the simulation in onnxruntime, and sizes.
+"""Size of ONNX files of ResNet-20 on CIFAR-10, and their agreement with the simulation.
 
-    python -m benchmarks.export_cifar10 --data_path cifar10_jpeg --checkpoint cifar10_resnet20.pt \\
-        --output_dir RUNS
+    python -m benchmarks.export_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
+            --output_dir RUNS
+        runs of main_imagenet.py with an export each; finished runs in RUNS are skipped; prints a
+        table
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ SETTINGS: tuple[tuple[str, tuple[int, int], tuple[str, ...]], ...] = (
     ("adaround", (2, 2), (*SHORT, "--int2")),
 )
 HEADER = (
-    *("method", "W/A", "correction", "quantized Top-1", "in the file", "agreement: least, default"),
-    *("mean difference", "bytes", "in theory", "float32"),
+    "method",
+    "W/A",
+    "correction",
+    "quantized Top-1",
+    "in the file",
+    "agreement: least, default",
+    "mean difference",
+    "bytes",
+    "in theory",
+    "float32",
 )
 EXPORT = ("--export_onnx", "--export_images", str(IMAGES))
 
 
 def row(case: Case) -> list[str]:
-    """What the report of a run says."""
+    """The row of a finished run, from its export report."""
     report: dict[str, Any] = json.loads((case.folder / "export_report.json").read_text("utf-8"))
     record = json.loads((case.folder / "run.json").read_text(encoding="utf-8"))
     figures = record["figures"]

@@ -1,15 +1,14 @@
-"""Top-1 of GPFQ on the shared CIFAR-10 JPEG images: the published alphabet in the published setting,
-and the default one beside rtn.
+"""Top-1 of GPFQ on the shared CIFAR-10 JPEG images, in the published and in the default setting.
 
     python -m benchmarks.gpfq_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
             --output_dir RUNS
         runs of main_imagenet.py, two at a time with one thread each: about 10 minutes on two cores;
-        finished runs found in RUNS are not repeated; two tables go to stdout
+        finished runs in RUNS are skipped; prints two tables
 
-Weights only, 1,024 calibration images. Published setting: all layers at the same bits, one alphabet
-of 2^bits + 1 levels per layer, scalar 1.16, batch norms not folded; the reference figures are the
-means of the published code's. The second table is in the suite's setting: 2^bits levels, 8 bits for
-stem and head, a scale per channel.
+Only weights are quantized, with 1,024 calibration images. Published setting: all layers at the same
+bits, one alphabet of 2^bits + 1 levels per layer, scalar 1.16, batch norms not folded; the
+differences are from the mean of the published code's accuracies. The second table compares GPFQ
+with rtn in the default setting: 2^bits levels, 8 bits for stem and head, a scale per channel.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Top-1 of the reconstruction methods on the shared CIFAR-10 JPEG images over three seeds.
 
-    python -m benchmarks.reconstruction_cifar10 --data_path CIFAR --checkpoint cifar10_resnet20.pt \\
-            --output_dir RUNS
+    python -m benchmarks.reconstruction_cifar10 \\
+            --data_path CIFAR --checkpoint cifar10_resnet20.pt --output_dir RUNS
         33 runs of main_imagenet.py, two at a time with one thread each: about 80 minutes on two
-        cores; finished runs found in RUNS are not repeated; the table goes to stdout
+        cores; finished runs in RUNS are skipped; prints a table
 
-CIFAR is the unpacked folder cifar10_jpeg; the reference figures are those of the published code
-and of the prototype in the specification. 1,000 iterations per unit instead of 20,000.
+CIFAR is the unpacked folder cifar10_jpeg. The reference accuracies are those of the published code
+and of the prototype in the specification. Each unit gets 1,000 iterations instead of 20,000.
 """
 
 from __future__ import annotations
@@ -30,21 +30,28 @@ from common.console import EXIT_FAILED, EXIT_OK
 FLAGS = ("--iters_w", "1000", "--lr_round", "3e-3")
 SEEDS = (1005, 1006, 1007)
 HEADER = (
-    *("method", "W/A", "Top-1, seeds 1005 1006 1007", "mean", "sd", "reference"),
-    *("mean - reference", "agreement", "s per run"),
+    "method",
+    "W/A",
+    "Top-1, seeds 1005 1006 1007",
+    "mean",
+    "sd",
+    "reference",
+    "mean - reference",
+    "agreement",
+    "s per run",
 )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table; ``reference`` holds the Top-1 figures to compare with."""
+    """A row of the table; ``reference`` holds the Top-1 values (percent) to compare with."""
 
     method: str
     bits: tuple[int, int]
     reference: tuple[float, ...] = ()
 
     def case(self, root: Path, seed: int) -> Case:
-        """Its run with a seed, in a folder per seed, where runs share a cache."""
+        """The run with a seed, in a folder per seed, in which runs share a cache."""
         return Case(self.method, self.bits, seed, root / f"seed{seed}", FLAGS)
 
 
@@ -64,16 +71,18 @@ SETTINGS = (
 
 
 def row(setting: Setting, root: Path) -> str:
-    """The table's row, from the records of the runs."""
+    """The row of the table, from the records of the runs."""
     records = [read_record(setting.case(root, seed).folder) for seed in SEEDS]
     figures = [record["figures"]["quantized"] for record in records]
     top1 = [figure["top1_pct"] for figure in figures]
     mean = statistics.mean(top1)
     known = setting.reference
     cells = [
-        *(setting.method, f"{setting.bits[0]}/{setting.bits[1]}"),
+        setting.method,
+        f"{setting.bits[0]}/{setting.bits[1]}",
         " ".join(f"{value:.2f}" for value in top1),
-        *(f"{mean:.2f}", f"{statistics.stdev(top1):.2f}"),
+        f"{mean:.2f}",
+        f"{statistics.stdev(top1):.2f}",
         " ".join(f"{value:.2f}" for value in known) or "-",
         f"{mean - statistics.mean(known):+.2f}" if known else "-",
         f"{statistics.mean(figure['agreement_pct'] for figure in figures):.2f}",

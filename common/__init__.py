@@ -1,1 +1,1 @@
-"""The ground floor: errors, console, flags, files. No torch and no numpy at import."""
+"""Lowest layer: errors, console, flags, files; imports neither torch nor numpy."""

@@ -1,4 +1,4 @@
-"""What scripts say and how they end: exit statuses, the log, progress bars, stdout."""
+"""Console behaviour of the scripts: exit statuses, logging, progress bars, stdout."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ EXIT_UNSAVED = 3
 EXIT_INTERRUPTED = 130
 
 UNUSABLE_PATH = {
-    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-    *(errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL),
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.EINVAL,
 }
 
 logger = logging.getLogger(__name__)
 
 
 def run_main(body: Callable[[], int]) -> int:
-    """Run the body of a script; turn a foreseen error or Ctrl-C into one line and an exit
-    status.
-    """
+    """Run a script's body; turn a foreseen error or Ctrl-C into one line and an exit status."""
     try:
         return body()
     except InputError as error:
@@ -50,10 +55,10 @@ def run_main(body: Callable[[], int]) -> int:
 
 
 def write_stdout(text: str) -> None:
-    """Write ``text`` and a line end, at once.
+    """Write ``text`` and a newline to stdout, and flush.
 
     Raises:
-        RunError: stdout cannot be written: its reader has gone, or the disk is full.
+        RunError: stdout is closed, its reader has gone, or the disk is full.
     """
     if sys.stdout is None:
         raise RunError("stdout must be open to write to, got a closed one")
@@ -63,13 +68,13 @@ def write_stdout(text: str) -> None:
         sys.stdout.write(f"{shown}\n")
         sys.stdout.flush()
     except OSError as error:
-        with suppress(OSError):  # else the interpreter tries, and complains, once more at its end
+        with suppress(OSError):  # otherwise Python flushes again at exit, and fails again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise RunError(f"stdout must be writable, got {error}") from error
 
 
 class _PlainFormatter(logging.Formatter):
-    """``warning: text``, as ``error: text`` of a script that ends; information as it is."""
+    """Formats warnings and errors as ``warning: text``, ``error: text``; information as it is."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -79,7 +84,7 @@ class _PlainFormatter(logging.Formatter):
 def setup_logging(verbose: bool = False, quiet: bool = False, plain: bool = False) -> None:
     """Send the log to stderr: INFO by default, DEBUG with ``verbose``, WARNING with ``quiet``.
 
-    ``plain``: lines without time.
+    ``plain`` leaves out the time, and the level of information lines.
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
@@ -91,7 +96,7 @@ def setup_logging(verbose: bool = False, quiet: bool = False, plain: bool = Fals
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that ends, with one line on stderr, when it can no longer be written."""
+    """A log file that stops, with one warning on stderr, when it can no longer be written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if self in logging.getLogger().handlers:
@@ -129,7 +134,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """The texts of the warnings and errors that are logged while the block runs."""
+    """Yield a list that collects the texts of warnings and errors logged while the block runs."""
     collector = _Collector()
     root = logging.getLogger()
     root.addHandler(collector)
@@ -140,7 +145,7 @@ def collected_warnings() -> Iterator[list[str]]:
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """A progress bar on stderr; silent when stderr is no terminal."""
+    """Iterate with a progress bar on stderr; without one if stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(items, desc=description, total=total, disable=None, leave=False)

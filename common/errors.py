@@ -1,6 +1,6 @@
-"""The two errors that end a script in one line, and names that are looked up.
+"""The two errors that end a script with one line, and the check of a name against known ones.
 
-Nothing in this package imports torch or numpy at import time, so that scripts that read files alone
+Nothing in this package imports torch or numpy at import time, so that scripts that only read files
 start at once.
 """
 
@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A value, file or name given by the user is unusable; the text says what, must be, got."""
+    """A value, file or name from the user cannot be used; the text says what, must be, got."""
 
 
 class RunError(RuntimeError):
-    """A run cannot go on for a reason that one line tells, and that no earlier check could find."""
+    """A run cannot continue, for a reason that one line explains and no earlier check finds."""
 
 
 def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most like ``name``, best first; never empty when anything is known."""
+    """The known names most similar to ``name``, best first; empty only if none is known."""
     candidates = sorted(known)
     return (
         difflib.get_close_matches(name.lower(), candidates, n=count, cutoff=0.4)
@@ -31,8 +31,8 @@ def require_known(what: str, name: str, known: Iterable[str]) -> str:
     """Return ``name`` when it is known.
 
     Raises:
-        InputError: unknown; the text gives the closest known name, and all of them when they are
-            few.
+        InputError: unknown; the text names the closest known name, and all of them if there are at
+            most 20.
     """
     names = sorted(known)
     if name in names:

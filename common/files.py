@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read without unpickling, told apart by digest."""
+"""Files: written completely or not at all, read without unpickling, identified by SHA-256."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from common.errors import InputError
 
 
 def read_torch_file(path: Path, remedy: str = "") -> Any:
-    """Load a file written by ``torch.save`` that holds tensors and plain values only, onto the CPU.
+    """Load a ``torch.save`` file that holds only tensors and plain values, onto the CPU.
 
     Args:
-        remedy: what the error says to do about a file that would have to be unpickled.
+        remedy: text appended to the error about a file that would have to be unpickled.
 
     Raises:
-        InputError: missing, damaged, or it would have to be unpickled.
+        InputError: the file is missing or damaged, or would have to be unpickled.
     """
     import pickle
     import warnings
@@ -33,7 +33,7 @@ def read_torch_file(path: Path, remedy: str = "") -> Any:
     require_intact_zip(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what the error below says
+            warnings.simplefilter("ignore")  # torch warns about what the error below reports
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
@@ -48,10 +48,10 @@ def read_torch_file(path: Path, remedy: str = "") -> Any:
 
 
 def require_intact_zip(path: Path) -> None:
-    """Check the sums of an archive, which ``torch.load`` does not look at.
+    """Verify the checksums of a zip archive, which ``torch.load`` does not do.
 
     Raises:
-        InputError: a member has changed since it was written.
+        InputError: a member of the archive has changed since it was written.
     """
     import zipfile
 
@@ -59,13 +59,13 @@ def require_intact_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
-        return  # no archive: what reads it says what it is
+        return  # not an archive: its reader reports that
     if damaged is not None:
-        raise InputError(f"{path}: must be as it was written, got other bytes in {damaged}")
+        raise InputError(f"{path}: must match its checksums, got changed bytes in {damaged}")
 
 
 def write_torch_file(path: Path, content: Any) -> None:
-    """``torch.save`` under the final name only when complete.
+    """Write a ``torch.save`` file that takes its final name only when complete.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -81,9 +81,7 @@ def write_torch_file(path: Path, content: Any) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the final name only when the block
-    succeeds.
-    """
+    """Yield a temporary path next to ``path``; it is renamed to ``path`` if the block succeeds."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -96,11 +94,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; it replaces ``path`` as a whole when the block
-    succeeds.
+    """Yield an empty folder next to ``path``; it replaces ``path`` if the block succeeds.
 
-    A kill between the two renames leaves the former content under the ``.old`` name, whence the
-    next call brings it back.
+    A kill between the two renames leaves the former content under the ``.old`` name, from which
+    the next call restores it.
     """
     part = path.with_name(f".{path.name}.part")
     old = path.with_name(f".{path.name}.old")
@@ -122,8 +119,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the file ``path``, which is made, while the block runs; other processes wait. Where
-    no file can be made there is no lock.
+    """Hold an exclusive lock on the file ``path`` while the block runs; other processes wait.
+
+    The file is created if it is missing. If it cannot be created, the block runs without a lock.
     """
     import fcntl
 
@@ -139,7 +137,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented UTF-8 JSON under its final name only when complete."""
+    """Write ``value`` as indented UTF-8 JSON; the file takes its final name only when complete."""
     with atomic_file(path) as part:
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         part.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -164,7 +162,7 @@ def require_writable(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in blocks of 1 MiB."""
+    """SHA-256 digest of a file in hexadecimal, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):

@@ -1,7 +1,6 @@
-"""How a script reads its command line: one-line errors, dash aliases, ``--config`` files.
+"""Command-line parsing of the scripts: one-line errors, dash aliases, ``--config`` files.
 
-Flags are written with underscores, as the published scripts do; the dash form of each works as
-well.
+Flags are written with underscores, as in the published scripts; dashes work as well.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from common.errors import InputError, require_known
 
-# argparse's own takes -1e-3 and -inf for flags.
+# argparse's own pattern mistakes -1e-3 and -inf for flags.
 NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-(inf|nan)$", re.IGNORECASE)
 
 
@@ -31,7 +30,7 @@ class FlagParser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help lists the flags)")
 
     def flags(self) -> dict[str, argparse.Action]:
-        """Every flag without its dashes -> its action; ``no-x`` forms of switches are left out."""
+        """Map each flag without its dashes to its action; ``--no-x`` forms are left out."""
         found = {}
         for action in self._actions:
             for option in action.option_strings:
@@ -42,11 +41,14 @@ class FlagParser(argparse.ArgumentParser):
     def parse(
         self, argv: Sequence[str], presets: Mapping[str, Any] | None = None, source: str = ""
     ) -> argparse.Namespace:
-        """Parse ``argv`` on top of the file that its ``--config`` names, if any, and that on top of
-        ``presets``, flags with their values, which come from ``source``.
+        """Parse ``argv``; its flags override its ``--config`` file, which overrides ``presets``.
+
+        Args:
+            presets: flag -> value.
+            source: where the presets come from, for error texts.
 
         Raises:
-            InputError: unknown or malformed flags, here or in the file.
+            InputError: unknown or malformed flags in any of the three.
         """
         if any("\0" in argument for argument in argv):
             raise InputError("arguments must be free of null characters")
@@ -63,11 +65,11 @@ class FlagParser(argparse.ArgumentParser):
         """Refuse flags that do not apply.
 
         Args:
-            names: of the flags, as attributes of ``options``.
-            why: what they do not go with.
+            names: attributes of ``options``.
+            why: end of the sentence "NAME must be left out ...".
 
         Raises:
-            InputError: one of them has another value than its default.
+            InputError: a flag does not have its default value.
         """
         for name in names:
             value = getattr(options, name)
@@ -86,8 +88,9 @@ class FlagParser(argparse.ArgumentParser):
         return parsed
 
     def _canonical(self, argument: str) -> str:
-        """``--n-bits-w=4`` as ``--n_bits_w=4`` and ``--no_plots`` as ``--no-plots``, where only these
-        are flags.
+        """Rewrite ``--n-bits-w=4`` to ``--n_bits_w=4`` and ``--no_plots`` to ``--no-plots``.
+
+        Only if the result is a flag and the argument as written is none.
         """
         name, equals, value = argument.partition("=")
         if not name.startswith("--") or name in self._option_string_actions:
@@ -107,9 +110,7 @@ class FlagParser(argparse.ArgumentParser):
         return finder.parse_known_args(arguments)[0].config
 
     def _from_file(self, path: Path) -> list[str]:
-        """The flags in a YAML file as command-line arguments, so that one set of checks serves
-        both.
-        """
+        """The flags in a YAML file as command-line arguments, so that the same checks apply."""
         try:
             content = parse_yaml(path.read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, RecursionError) as error:
@@ -132,10 +133,10 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least 1, as the type of a flag.
+    """Parse a whole number of at least 1, as the ``type`` of a flag.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: the text is not such a number.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
@@ -143,11 +144,11 @@ def positive_int(text: str) -> int:
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text holds.
+    """Parse a YAML text.
 
     Raises:
         InputError: PyYAML is missing.
-        ValueError: it is no YAML.
+        ValueError: the text is not valid YAML.
     """
     try:
         import yaml
@@ -172,6 +173,6 @@ def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:
         if any(str(item).startswith("--") for item in value):
             raise InputError(f"{flag} in the config must be a list of values, got {value!r}")
         return [f"--{flag}", *map(str, value)]
-    if isinstance(value, bool):  # what YAML makes of an unquoted on or off
+    if isinstance(value, bool):  # YAML reads an unquoted on or off as a bool
         value = "on" if value else "off"
     return [f"--{flag}={value}"]

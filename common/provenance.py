@@ -1,4 +1,4 @@
-"""What a number needs to be traced: commit, versions, machine, seconds, and what could not be saved."""
+"""Provenance of a result: commit, versions, machine, seconds, and files that were not saved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def utc_now() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Output of a git command in this project's folder, empty when there is no repository."""
+    """Output of a git command in this project's folder; empty if there is no repository."""
     command = ["git", "-C", str(PROJECT), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -33,12 +33,12 @@ def _git(*arguments: str) -> str:
 
 
 def current_commit() -> str | None:
-    """The commit of this project's code, None outside a repository."""
+    """The commit of this project's code; None outside a repository."""
     return _git("rev-parse", "HEAD") or None
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
         try:
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
-    """What a number needs to be traced: command, commit, versions, machine."""
+    """Command, commit, versions and machine that a result came from."""
     return {
         "argv": list(argv),
         "commit": current_commit(),
@@ -77,14 +77,14 @@ class StageClock:
 
 
 class SaveLog:
-    """Lets a run go on when something cannot be saved, and remembers what."""
+    """Lets a run continue when something cannot be saved, and records what."""
 
     def __init__(self) -> None:
         self.failures: list[str] = []
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Log an ``OSError`` inside the block with its traceback instead of passing it on."""
+        """Log an ``OSError`` of the block with its traceback instead of raising it."""
         try:
             yield
         except OSError:

@@ -1,4 +1,4 @@
-"""Folders on storage that fsspec reaches (s3://, gs://, file://, memory://), where it is installed."""
+"""Folders on remote storage through fsspec (s3://, gs://, file://, memory://), if installed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def is_url(text: str) -> bool:
 
 
 class Remote:
-    """A folder on such storage.
+    """A folder on storage that fsspec supports.
 
     Args:
         url: protocol://path.
 
     Raises:
-        InputError: fsspec, or its package for the protocol, is missing, or the storage refuses.
+        InputError: fsspec or its package for the protocol is missing, or access is refused.
     """
 
     def __init__(self, url: str):
@@ -43,8 +43,8 @@ class Remote:
         """Copy a local folder to the remote folder ``name``.
 
         Args:
-            last: endings of the files that are copied last, since they say that the others are there.
-            replaced: whether a file of that name, which is there but not here, goes.
+            last: name endings of the files to copy last, because they mark the folder as complete.
+            replaced: whether to delete a remote file of this name that the local folder lacks.
 
         Raises:
             OSError: the storage cannot be written.
@@ -53,7 +53,7 @@ class Remote:
             self._put_folder(local, name, last, replaced)
         except OSError:
             raise
-        except Exception as error:  # storages raise what they like
+        except Exception as error:  # fsspec backends raise errors of any class
             raise OSError(f"{self.url} could not be written: {error}") from error
 
     def _put_folder(
@@ -79,7 +79,7 @@ class Remote:
         self.storage.put_file(str(local), f"{self.root.rstrip('/')}/{local.name}")
 
     def get_folder(self, name: str, local: Path) -> None:
-        """Copy the files of the remote folder ``name`` into a local one.
+        """Copy the files of the remote folder ``name`` into a local folder.
 
         Raises:
             InputError: there is no such folder.

@@ -1,4 +1,4 @@
-"""Seeds, devices and torchvision: what scripts do with torch before they work."""
+"""Set-up of torch for the scripts: seeds, device, import of torchvision."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators, for library code without a generator argument; make CUDA repeatable.
+    """Seed the global generators of Python, numpy and torch, and make CUDA deterministic.
 
-    TF32 is switched off: its 10-bit mantissa would blur the comparison with full precision.
+    The global generators serve library code that takes no generator. TF32 is switched off: its
+    10-bit mantissa would blur the comparison with full precision.
     """
     import random
 
@@ -30,7 +31,7 @@ def seed_all(seed: int) -> None:
 
 
 def require_seed(seed: int) -> int:
-    """Return ``seed`` when every generator takes it.
+    """Return ``seed`` if every generator accepts it.
 
     Raises:
         InputError: negative, or above 2^32 - 1.
@@ -41,10 +42,10 @@ def require_seed(seed: int) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA when there is one, else the CPU.
+    """The device of that name; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        InputError: the name is no device, or a CUDA device that is not there.
+        InputError: the name is not a device, or not a CUDA device of this machine.
     """
     import torch
 
@@ -58,16 +59,17 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device must be auto, cpu, cuda or cuda:i, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device {name!r} must be one of the {torch.cuda.device_count()} CUDA devices of this machine"
+            f"device {name!r} must be one of the {torch.cuda.device_count()} CUDA devices "
+            "of this machine"
         )
     return device
 
 
 def import_torchvision() -> Any:
-    """torchvision, or one clear line when it is missing or does not match the installed torch.
+    """Import torchvision.
 
     Raises:
-        InputError: it cannot be imported.
+        InputError: it is missing or does not match the installed torch.
     """
     try:
         import torchvision

@@ -1,6 +1,4 @@
-"""Pulling quantized logits back to the full-precision ones. Knows numpy and scikit-learn; no
-torch.
-"""
+"""Correction of quantized logits towards the full-precision ones, without torch."""
 
 from correction.baselines import RidgeMap
 from correction.checks import MAX_LOGIT

@@ -1,5 +1,6 @@
-"""What the cluster-affine correction must beat, besides leaving the logits alone and one line for
-all samples.
+"""A baseline that the cluster-affine correction must beat.
+
+The other two are the identity and the global line, one line per class for all samples.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from correction.checks import check_pair
 
 
 class RidgeMap:
-    """A linear map over all classes at once, fp ~ q @ W + shift, ridge-regularised.
+    """A ridge-regularised linear map over all classes at once, fp ~ q @ W + shift.
 
     Args:
-        ridge: penalty on ||W - I||^2 in units of the mean variance of the logits times the number
-            of samples, so that no data means no change.
+        ridge: penalty on ||W - I||^2, relative to the mean variance of the logits times the number
+            of samples; a larger one keeps W closer to the identity.
     """
 
     def __init__(self, ridge: float = 1e-2):
         self.ridge = ridge
 
     def fit(self, q_logits: np.ndarray, fp_logits: np.ndarray) -> RidgeMap:
-        """Learn from (N, C) logits of the same samples."""
+        """Fit to (N, C) quantized and full-precision logits of the same samples."""
         q_logits, fp_logits = check_pair(q_logits, fp_logits)
         q_mean, fp_mean = q_logits.mean(0, dtype=np.float64), fp_logits.mean(0, dtype=np.float64)
         q = q_logits - q_mean

@@ -1,4 +1,4 @@
-"""What a correction accepts."""
+"""Checks of the inputs of a correction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import numpy as np
 
 from common.errors import InputError
 
-MAX_LOGIT = 1e15  # sums of squares of larger ones leave float32
+MAX_LOGIT = 1e15  # sums of squares of larger logits overflow float32
 
 
 def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
-    """The logits as (N, C) float32.
+    """Return the logits as (N, C) float32.
 
     Raises:
-        InputError: not 2-d, empty, NaN or infinite (the text names the row), or too large to square.
+        InputError: not 2-d, empty, NaN or infinite (the text names the row), or above
+            ``MAX_LOGIT`` in size.
     """
     try:
         array = np.asarray(logits)
@@ -34,7 +35,11 @@ def check_logits(name: str, logits: np.ndarray) -> np.ndarray:
 
 
 def check_pair(q_logits: np.ndarray, fp_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (N, C) float32 of one shape."""
+    """Return both as (N, C) float32.
+
+    Raises:
+        InputError: as ``check_logits``, or their shapes differ.
+    """
     q_logits, fp_logits = check_logits("q_logits", q_logits), check_logits("fp_logits", fp_logits)
     if q_logits.shape != fp_logits.shape:
         raise InputError(

@@ -25,19 +25,19 @@ FORMAT = "cluster-affine correction 1"
 
 
 class ClusterAffineCorrection:
-    """Correct quantized logits by a line per cluster and class, learned from full-precision logits.
+    """Corrects quantized logits by a line per cluster and class, fitted to full-precision logits.
 
     PCA of the quantized logits to ``pca_dim`` dimensions, KMeans with ``num_clusters`` clusters on
     the projections, then per cluster k and class c the least-squares line fp ~ slope * q + shift.
-    The result is q + alpha * (slope * q + shift - q). Labels are no argument of ``fit``, so they
-    cannot leak.
+    The corrected logit is q + alpha * (slope * q + shift - q). ``fit`` takes no labels, so none can
+    leak.
 
     Args:
         num_clusters: K, at most the number of fitting samples.
         pca_dim: D, at most the number of classes.
-        alpha: 0 leaves the logits alone, 1 puts them on the line.
-        shrinkage: pseudo-count that pulls each cluster's line towards the line over all samples; 0
-            is the plain method.
+        alpha: 0 leaves the logits unchanged, 1 moves them onto the line.
+        shrinkage: shrinkage of each cluster's line towards the line fitted on all samples
+            (pseudo-count, 0: none).
         random_state: seed of KMeans.
 
     Attributes:
@@ -67,7 +67,7 @@ class ClusterAffineCorrection:
         self._moments: Moments | None = None
 
     def fit(self, q_logits: np.ndarray, fp_logits: np.ndarray) -> ClusterAffineCorrection:
-        """Learn from (N, C) quantized and full-precision logits of the same samples.
+        """Fit to (N, C) quantized and full-precision logits of the same samples.
 
         Raises:
             InputError: shapes differ, a value is NaN or infinite, or K, D, alpha or shrinkage is
@@ -78,11 +78,14 @@ class ClusterAffineCorrection:
         return self.partial_fit(q_logits, fp_logits)
 
     def partial_fit(self, q_logits: np.ndarray, fp_logits: np.ndarray) -> ClusterAffineCorrection:
-        """Learn from more samples. The first call, or ``fit_clusters`` before it, decides on the
-        clusters; the lines are those of all samples seen.
+        """Update the lines with more samples.
+
+        The clusters are those of ``fit_clusters`` or else of the first call; the lines are fitted
+        to all samples seen since then.
 
         Raises:
-            InputError: as ``fit``, or another number of classes than before.
+            InputError: as ``fit``; the number of classes has changed; or the correction was loaded
+                from a file.
         """
         q_logits, fp_logits = check_pair(q_logits, fp_logits)
         check_alpha(self.alpha)
@@ -90,7 +93,7 @@ class ClusterAffineCorrection:
         if self._moments is None:
             if hasattr(self, "slope_"):
                 raise InputError(
-                    "partial_fit must go on with a correction fitted here, got a loaded one"
+                    "partial_fit must continue a correction that was fitted here, got a loaded one"
                 )
             self.fit_clusters(q_logits)
         assert self._moments is not None
@@ -100,7 +103,7 @@ class ClusterAffineCorrection:
         return self
 
     def fit_clusters(self, q_logits: np.ndarray) -> ClusterAffineCorrection:
-        """Find the clusters in (N, C) quantized logits, and forget what was learned so far."""
+        """Find the clusters of (N, C) quantized logits; this discards all lines fitted so far."""
         q_logits = check_logits("q_logits", q_logits)
         self.partition_ = fit_partition(
             q_logits, self.pca_dim, self.num_clusters, self.random_state
@@ -111,13 +114,13 @@ class ClusterAffineCorrection:
         return self
 
     def transform(self, q_logits: Any) -> Any:
-        """Corrected logits, (N, C) float32.
+        """Return the corrected logits, (N, C) float32.
 
         Args:
             q_logits: a numpy array, or a float32 torch tensor, which is corrected on its device.
 
         Raises:
-            InputError: not fitted, another number of classes, or NaN or Inf.
+            InputError: not fitted, another number of classes, NaN or Inf, or too large.
         """
         self._require_fit("transform")
         check_alpha(self.alpha)
@@ -152,7 +155,7 @@ class ClusterAffineCorrection:
         return corrected_tensor(q_logits, TensorForm(*map(q_logits.new_tensor, form)))
 
     def tensor_form(self) -> TensorForm:
-        """What ``transform`` multiplies and adds, for another program to run."""
+        """The arrays that ``transform`` computes with, for use in another program."""
         self._require_fit("tensor_form")
         return tensor_form(self.partition_, self._lines, self.alpha)
 
@@ -169,7 +172,7 @@ class ClusterAffineCorrection:
     def from_parts(
         cls, partition: Partition, lines: Lines, counts: np.ndarray, **settings: Any
     ) -> ClusterAffineCorrection:
-        """A fitted correction put together from its parts; ``settings`` as in the constructor."""
+        """Build a fitted correction from its parts; ``settings`` are constructor arguments."""
         centres, components = partition.centres, partition.projection.components
         correction = cls(len(centres), len(components), **settings)
         correction.partition_ = partition
@@ -177,7 +180,7 @@ class ClusterAffineCorrection:
         return correction
 
     def save(self, path: str | Path) -> None:
-        """Write what ``transform`` needs as an npz file.
+        """Write the fitted correction to an npz file.
 
         Raises:
             OSError: the file cannot be written.
@@ -202,13 +205,13 @@ class ClusterAffineCorrection:
 
     @classmethod
     def load(cls, path: str | Path, num_classes: int | None = None) -> ClusterAffineCorrection:
-        """Read a file of ``save``; ``transform`` gives the same bytes as before.
+        """Read a file written by ``save``; ``transform`` then returns the same bytes as before.
 
         Args:
-            num_classes: of the model; None: any.
+            num_classes: number of classes of the model; None accepts any.
 
         Raises:
-            InputError: missing, damaged, something else, or of another number of classes.
+            InputError: missing, damaged, not such a file, or of another number of classes.
         """
         try:
             content = io.BytesIO(Path(path).read_bytes())
@@ -232,13 +235,13 @@ class ClusterAffineCorrection:
         classes = correction.slope_.shape[1]
         if num_classes not in (None, classes):
             raise InputError(
-                f"{path}: must be of {num_classes} classes like the model, got {classes}"
+                f"{path}: must be for {num_classes} classes like the model, got {classes}"
             )
         return correction
 
 
 def _check_shapes(partition: Partition, lines: Lines, counts: np.ndarray) -> None:
-    """Raise ValueError where the arrays do not belong together or a value is not finite."""
+    """Raise ValueError if shapes do not match, or a value is not finite or too large."""
     components = partition.projection.components
     (dims, classes), clusters = components.shape, len(partition.centres)
     expected = {

@@ -1,4 +1,4 @@
-"""A line per cluster and class, from sums over samples that can be added up in any number of parts.
+"""A line per cluster and class, fitted from sums that can be accumulated part by part.
 
 Letters: N samples, C classes, K clusters.
 """
@@ -12,7 +12,7 @@ import scipy
 
 from evaluation.blocks import blocks, map_blocks
 
-MIN_VARIANCE = 1e-12  # relative to the second moment: below it a class has no slope to fit
+MIN_VARIANCE = 1e-12  # relative to the second moment; below it no slope is fitted
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Lines:
 
 
 class Moments:
-    """Sums of q, f, q * q and q * f per cluster and class, float64, with q and f measured from the
-    means of the first samples, so that they do not cancel.
+    """Sums of q, f, q * q and q * f per cluster and class, float64.
+
+    q and f are measured from the means of the first samples added, to avoid cancellation.
 
     Args:
         num_clusters: K.
@@ -38,7 +39,7 @@ class Moments:
         self.sums: list[np.ndarray] = []
 
     def add(self, q_logits: np.ndarray, fp_logits: np.ndarray, labels: np.ndarray) -> None:
-        """Add (N, C) logits of the clusters ``labels``, (N,)."""
+        """Add (N, C) logits; ``labels`` (N,) holds the cluster of each sample."""
         if self.origin is None:
             means = [logits.mean(axis=0, dtype=np.float64) for logits in (q_logits, fp_logits)]
             self.origin = (means[0], means[1])
@@ -52,11 +53,11 @@ class Moments:
                 total += members @ values
 
     def lines(self, shrinkage: float) -> Lines:
-        """The line over all samples plus, per cluster, a residual line with weight n / (n +
-        shrinkage), n samples in it.
+        """The global line plus, per cluster, a residual line shrunk towards zero.
 
-        Shrinkage 0 gives each cluster its own least-squares line; an empty cluster keeps the line
-        over all samples.
+        The weight of the residual line of a cluster of n samples is n / (n + shrinkage): with
+        shrinkage 0 each cluster has its own least-squares line. An empty cluster keeps the global
+        line.
         """
         whole = self.global_line()
         counts = self.counts[:, None]
@@ -67,14 +68,14 @@ class Moments:
         return Lines(whole.slope + share * slope, whole.shift + share * shift)
 
     def global_line(self) -> Lines:
-        """Per class the least-squares line over all samples, K = 1; slope 1 where q does not vary."""
+        """Least-squares line of each class over all samples, K = 1; slope 1 if q is constant."""
         sums = [total.sum(axis=0, keepdims=True) for total in self.sums]
         mean_q, mean_f, variance, covariance, flat = self._centred(sums, self.counts.sum())
         slope = np.where(flat, 1.0, covariance / np.where(flat, 1.0, variance))
         return Lines(slope, mean_f - slope * mean_q)
 
     def _centred(self, sums: list[np.ndarray], count: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Means of q and f, variance of q, covariance, and where q does not vary."""
+        """Means of q and f, variance of q, covariance of q and f, and where q is constant."""
         assert self.origin is not None
         q, f, qq, qf = (total / count for total in sums)
         variance, covariance = qq - q * q, qf - q * f
@@ -84,7 +85,7 @@ class Moments:
 
 
 def _membership(labels: np.ndarray, num_clusters: int) -> scipy.sparse.csr_array:
-    """(K, N) ones where a sample belongs to a cluster."""
+    """Sparse (K, N) matrix with ones where a sample belongs to a cluster."""
     ends = np.arange(len(labels) + 1)
     rows = scipy.sparse.csr_array((np.ones(len(labels)), labels, ends), (len(labels), num_clusters))
     return rows.T.tocsr()
@@ -93,7 +94,7 @@ def _membership(labels: np.ndarray, num_clusters: int) -> scipy.sparse.csr_array
 def apply_lines(q_logits: np.ndarray, lines: Lines, labels: np.ndarray, alpha: float) -> np.ndarray:
     """q + alpha * (slope * q + shift - q) with the line of each sample's cluster, (N, C) float32.
 
-    alpha 0 returns the very bits of ``q_logits``.
+    alpha 0 returns a copy of ``q_logits``, bit for bit.
     """
     if alpha == 0:
         return q_logits.copy()
@@ -109,6 +110,6 @@ def apply_lines(q_logits: np.ndarray, lines: Lines, labels: np.ndarray, alpha: f
 
 
 def blended(lines: Lines, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and summand, each (K, C) float32, that alpha makes of the lines."""
+    """Factor and summand, each (K, C) float32, of the lines blended with the identity by alpha."""
     gain = (1.0 + alpha * (lines.slope - 1.0)).astype(np.float32)
     return gain, (alpha * lines.shift).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What stands in the place of a fitted grid: a correction from a file, or none."""
+"""Replacements of a fitted grid: a correction from a file, or none."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ IDENTITY = SettingResult("identity", None, None)
 
 
 class LoadedCorrection:
-    """One correction that is not fitted here, beside the logits as they are.
+    """The identity and one correction that was not fitted here.
 
     Attributes:
-        results: the identity, then the correction; nothing is held out, so neither has a KL divergence.
+        results: the identity, then the correction; both without a held-out KL divergence.
         selected: index of the correction.
     """
 
@@ -27,26 +27,26 @@ class LoadedCorrection:
         self.selected = 1
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
-        """The logits as they are, then corrected."""
+        """Yield the unchanged logits, then the corrected ones."""
         yield self.results[0], q_logits
         yield self.results[1], self.correction.transform(q_logits)
 
     def selected_correction(self) -> ClusterAffineCorrection:
-        """The correction itself."""
+        """The correction from the file."""
         return self.correction
 
 
 class NoCorrection:
-    """The logits as they are, alone."""
+    """The identity alone."""
 
     def __init__(self) -> None:
         self.results = [IDENTITY]
         self.selected = 0
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[SettingResult, np.ndarray]]:
-        """The logits as they are."""
+        """Yield the unchanged logits."""
         yield IDENTITY, q_logits
 
     def selected_correction(self) -> None:
-        """There is none."""
+        """None: nothing is corrected."""
         return

@@ -1,4 +1,4 @@
-"""Which cluster a sample belongs to: PCA of its logits, then the nearest centre.
+"""Assignment of samples to clusters: PCA of the logits, then the nearest centre.
 
 Letters: N samples, C classes, K clusters, D dimensions of the projection.
 """
@@ -23,7 +23,7 @@ class Projection:
     components: np.ndarray  # (D, C) float32
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """(N, D) float32 of (N, C)."""
+        """Project (N, C) logits to (N, D) float32."""
         return logits @ self.components.T - self.mean @ self.components.T
 
 
@@ -35,21 +35,22 @@ class Partition:
     centres: np.ndarray  # (K, D) float32
 
     def assign(self, logits: np.ndarray) -> np.ndarray:
-        """The cluster of each of (N, C) logits, (N,) int64."""
+        """The cluster of each sample of (N, C) logits, (N,) int64."""
         return self.nearest(self.projection(logits))
 
     def nearest(self, projected: np.ndarray) -> np.ndarray:
-        """The cluster of each of (N, D) projections, (N,) int64; the first of equally near ones."""
+        """The cluster of each of (N, D) projections, (N,) int64; ties go to the first centre."""
         sizes = np.square(self.centres).sum(axis=1)
         return (sizes - 2 * (projected @ self.centres.T)).argmin(axis=1)
 
 
 def fit_projection(q_logits: np.ndarray, pca_dim: int) -> Projection:
-    """PCA of the quantized logits, exact and deterministic; the first components of it are the PCA to
-    fewer dimensions.
+    """Exact and deterministic PCA of (N, C) quantized logits.
+
+    Its leading components are the PCA to fewer dimensions.
 
     Raises:
-        InputError: more dimensions than classes or samples.
+        InputError: fewer than 2 samples, or more dimensions than classes or samples.
     """
     if len(q_logits) < 2:
         raise InputError(f"correction must have at least 2 fitting samples, got {len(q_logits)}")
@@ -66,15 +67,17 @@ def fit_projection(q_logits: np.ndarray, pca_dim: int) -> Projection:
 
 
 def fit_centres(projected: np.ndarray, num_clusters: int, random_state: int) -> np.ndarray:
-    """Centres (K, D) by KMeans of (N, D) projections, on one thread: with several its sums depend on
-    which finishes first.
+    """Find (K, D) centres of (N, D) projections by KMeans.
+
+    KMeans runs on one thread: with several its sums depend on which finishes first.
 
     Raises:
         InputError: more clusters than samples.
     """
     if not 1 <= num_clusters <= len(projected):
         raise InputError(
-            f"num_clusters must be between 1 and the {len(projected)} fitting samples, got {num_clusters}"
+            f"num_clusters must be between 1 and the {len(projected)} fitting samples, "
+            f"got {num_clusters}"
         )
     from sklearn.cluster import KMeans
 
@@ -86,6 +89,6 @@ def fit_centres(projected: np.ndarray, num_clusters: int, random_state: int) -> 
 def fit_partition(
     q_logits: np.ndarray, pca_dim: int, num_clusters: int, random_state: int
 ) -> Partition:
-    """Projection and clusters of quantized logits."""
+    """Fit the projection and the clusters of (N, C) quantized logits."""
     projection = fit_projection(q_logits, pca_dim)
     return Partition(projection, fit_centres(projection(q_logits), num_clusters, random_state))

@@ -1,14 +1,14 @@
-"""The grid of correction settings: fitted together, selected on held-out calibration logits, labels
-unseen.
+"""The grid of correction settings: fitting, and selection on held-out samples without labels.
 
-Selection: mean KL divergence to the full-precision model on samples that were not fitted; all of them
-in turn (cross-validation) where fitting is cheap, else a fifth. The identity, then the global line, is
-preferred to what is better by less than one standard error of the paired difference (Hastie et al., The
-Elements of Statistical Learning, section 7.10).
+Selection criterion: mean KL divergence to the full-precision model on held-out fitting samples. If
+fitting is cheap, all samples are held out in turn (cross-validation), else a fifth of them. The
+identity, then the global line, is preferred to a setting that is better by at most one standard
+error of the paired difference (Hastie et al., The Elements of Statistical Learning, section 7.10).
 
-Letters: N samples, C classes. PCA is fitted once at the largest dimension (its leading components
-are those of any smaller one), KMeans and lines once per (clusters, dimension), and alpha costs
-nothing; no network is run.
+Cost: PCA is fitted once at the largest dimension, whose leading components serve the smaller ones;
+KMeans and lines are fitted once per (clusters, dimension); alpha costs nothing. No network is run.
+
+Letters: N samples, C classes, K clusters, D dimensions of the projection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from correction.partition import Partition, Projection, fit_centres, fit_project
 from evaluation.metrics import sample_divergences
 
 HOLDOUT = 0.2
-CHEAP_VALUES = 1 << 21  # samples times classes up to which every fold is held out in turn
+CHEAP_VALUES = 1 << 21  # samples times classes up to which cross-validation is used
 SIMPLE_KINDS = ("identity", "global_line")
 DEFAULT_ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 DEFAULT_CLUSTERS = (8, 16, 64)
@@ -53,19 +53,17 @@ class Setting:
     pca_dim: int
 
 
-GLOBAL_LINE = Setting(
-    alpha=1.0, num_clusters=1, pca_dim=1
-)  # with one cluster the projection plays no part
+# With one cluster the projection has no effect.
+GLOBAL_LINE = Setting(alpha=1.0, num_clusters=1, pca_dim=1)
 
 
 @dataclass(frozen=True)
 class SettingResult:
-    """A correction and its mean KL divergence to the full-precision model on the held-out fitting
-    samples.
+    """A correction and its held-out mean KL divergence to the full-precision model, in nats.
 
     ``kind`` is identity, global_line, ridge_map or cluster_affine. Identity and ridge map have no
-    ``setting``; the ridge map is shown for comparison and never selected. A correction that was not
-    fitted here has no ``heldout_kl``.
+    ``setting``; the ridge map is a comparison that is never selected. Without a grid fitted here
+    there is no ``heldout_kl``.
     """
 
     kind: str
@@ -75,7 +73,7 @@ class SettingResult:
 
 @dataclass(frozen=True)
 class GridRequest:
-    """The grid asked for; None stands for the default, which adapts to classes and samples."""
+    """The requested grid; None selects the default, which depends on classes and samples."""
 
     alphas: Sequence[float] | None = None
     num_clusters: Sequence[int] | None = None
@@ -86,7 +84,7 @@ class GridRequest:
 
 @dataclass(frozen=True)
 class GridShape:
-    """The grid as it is run."""
+    """The grid that is run, with all defaults filled in."""
 
     alphas: tuple[float, ...]
     num_clusters: tuple[int, ...]
@@ -99,7 +97,7 @@ class GridShape:
 
 
 def plan_grid(request: GridRequest, num_samples: int, num_classes: int) -> GridShape:
-    """Check the values asked for and fill in the defaults.
+    """Check the requested values and fill in the defaults.
 
     Raises:
         InputError: alpha outside [0, 1], more clusters than fitting samples, more dimensions than
@@ -119,7 +117,8 @@ def plan_grid(request: GridRequest, num_samples: int, num_classes: int) -> GridS
     for dim in request.pca_dims or ():
         if not 1 <= dim <= limit:
             raise InputError(
-                f"pca_dim must be between 1 and {limit} ({num_classes} classes, {fitted} fitting samples), got {dim}"
+                f"pca_dim must be between 1 and {limit} ({num_classes} classes, {fitted} fitting "
+                f"samples), got {dim}"
             )
     clusters = request.num_clusters or [k for k in DEFAULT_CLUSTERS if k <= fitted] or [1]
     dims = request.pca_dims or default_pca_dims(limit)
@@ -127,9 +126,7 @@ def plan_grid(request: GridRequest, num_samples: int, num_classes: int) -> GridS
 
 
 def default_pca_dims(limit: int) -> list[int]:
-    """25, 50 and 100, or a quarter, half and all of the possible dimensions where there are fewer
-    than 100.
-    """
+    """25, 50 and 100; if ``limit`` is below 100, a quarter, a half and all of it."""
     if limit >= DEFAULT_PCA_DIMS[-1]:
         return list(DEFAULT_PCA_DIMS)
     return [max(1, limit // 4), max(1, limit // 2), limit]
@@ -140,10 +137,10 @@ def _unique(values: Sequence) -> tuple:
 
 
 def holdout_size(num_samples: int) -> int:
-    """Fitting samples on which the setting is selected.
+    """Number of fitting samples to hold out for the selection.
 
     Raises:
-        InputError: fewer than three samples, of which two must be left to fit on.
+        InputError: fewer than three samples; two must remain to fit on.
     """
     if num_samples < 3:
         raise InputError(f"correction must have at least 3 fitting samples, got {num_samples}")
@@ -152,7 +149,7 @@ def holdout_size(num_samples: int) -> int:
 
 @dataclass(frozen=True)
 class _FittedLines:
-    """Clusters in some dimensions of the projection, and their lines."""
+    """Clusters in the first D dimensions of the projection, and their lines."""
 
     centres: np.ndarray  # (K, D)
     lines: Lines
@@ -186,7 +183,7 @@ class _FittedGrid:
 
         pairs = [(k, dim) for dim in shape.pca_dims for k in shape.num_clusters]
         with (
-            threadpool_limits(limits=1),  # each fit in one thread, several fits at a time
+            threadpool_limits(limits=1),  # one thread per fit, several fits in parallel
             ThreadPoolExecutor(
                 os.cpu_count(), initializer=threadpool_limits, initargs=(1,)
             ) as pool,
@@ -195,7 +192,7 @@ class _FittedGrid:
         self.clusters = dict(zip(pairs, fits, strict=True))
 
     def corrected(self, q_logits: np.ndarray) -> Iterator[tuple[str, Setting | None, np.ndarray]]:
-        """Kind, setting and corrected logits of every correction, baselines first."""
+        """Yield kind, setting and corrected logits of every correction, baselines first."""
         yield "identity", None, q_logits
         one_cluster = np.zeros(len(q_logits), dtype=np.int64)
         yield (
@@ -217,7 +214,7 @@ class _FittedGrid:
                 )
 
     def correction(self, setting: Setting | None) -> ClusterAffineCorrection:
-        """The correction of a setting by itself; None: the identity."""
+        """The single correction of a setting; the identity for None."""
         if setting is None:
             setting, fitted = Setting(0.0, 1, 1), self.global_line
         else:
@@ -234,7 +231,7 @@ class _FittedGrid:
 
 
 def fit_global_line(q_logits: np.ndarray, fp_logits: np.ndarray) -> _FittedLines:
-    """Per class the least-squares line from quantized to full-precision logits: one cluster."""
+    """Fit one least-squares line per class from quantized to full-precision logits."""
     moments = Moments(1)
     moments.add(q_logits, fp_logits, np.zeros(len(q_logits), dtype=np.int64))
     return _FittedLines(np.zeros((1, 1), np.float32), moments.global_line(), moments.counts)
@@ -243,9 +240,7 @@ def fit_global_line(q_logits: np.ndarray, fp_logits: np.ndarray) -> _FittedLines
 def _fit_ridge(q_logits: np.ndarray, fp_logits: np.ndarray) -> RidgeMap | None:
     samples, classes = q_logits.shape
     if classes > MAX_RIDGE_CLASSES or samples < RIDGE_SAMPLES_PER_CLASS * classes:
-        logger.info(
-            "no ridge map: %d samples of %d classes are too few or too wide", samples, classes
-        )
+        logger.info("no ridge map: too few samples (%d) or too many classes (%d)", samples, classes)
         return None
     return RidgeMap().fit(q_logits, fp_logits)
 
@@ -254,8 +249,8 @@ class Corrections(Protocol):
     """Corrections to compare on the evaluation images: a fitted grid, one from a file, or none.
 
     Attributes:
-        results: one per correction, in the order of ``corrected``; the identity comes first.
-        selected: index of the one to use.
+        results: one per correction, in the order of ``corrected``; the identity is first.
+        selected: index of the correction to use.
     """
 
     results: list[SettingResult]
@@ -265,15 +260,15 @@ class Corrections(Protocol):
         """Every correction with its (N, C) corrected logits, one after the other."""
 
     def selected_correction(self) -> ClusterAffineCorrection | None:
-        """The one to use by itself; None where there is no correction."""
+        """The correction to use; None if there is none."""
 
 
 class CorrectionGrid:
-    """All corrections of a grid, fitted on all samples, with the figures by which one was selected.
+    """All corrections of a grid, fitted on all samples, with the metrics that selected one.
 
     Attributes:
-        results: baselines first, then the grid; in the order of ``corrected``.
-        selected: index of the selected one, never the ridge map.
+        results: baselines first, then the grid, in the order of ``corrected``.
+        selected: index of the selected correction, never the ridge map.
     """
 
     def __init__(self, fitted: _FittedGrid, results: list[SettingResult], selected: int):
@@ -289,16 +284,16 @@ class CorrectionGrid:
             yield result, logits
 
     def selected_correction(self) -> ClusterAffineCorrection:
-        """The selected correction by itself, to be saved or applied elsewhere."""
+        """The selected correction, to be saved or applied elsewhere."""
         return self._fitted.correction(self.results[self.selected].setting)
 
 
 def fit_grid(q_logits: np.ndarray, fp_logits: np.ndarray, request: GridRequest) -> CorrectionGrid:
-    """Fit all settings, measure each on samples that were held out, then refit on all of them.
+    """Fit all settings on all samples, and select one by trial fits without the held-out samples.
 
     Args:
-        q_logits, fp_logits: (N, C) logits of the same fitting samples, none of which is reported
-            on.
+        q_logits, fp_logits: (N, C) logits of the same fitting samples; results must not be
+            reported on these samples.
 
     Raises:
         InputError: as ``plan_grid``; or NaN, Inf or differing shapes.
@@ -324,7 +319,7 @@ def fit_grid(q_logits: np.ndarray, fp_logits: np.ndarray, request: GridRequest) 
 
 
 def _held_out(order: np.ndarray, classes: int) -> list[np.ndarray]:
-    """The parts of the samples to be held out one after the other."""
+    """The sets of sample indices to hold out, one after the other."""
     size = holdout_size(len(order))
     if len(order) * classes > CHEAP_VALUES:
         return [order[:size]]

@@ -1,7 +1,8 @@
-"""The fitted correction as operations on tensors: for logits on a GPU, and for the ONNX graph.
+"""The fitted correction as tensor operations, for logits on a GPU and for the ONNX graph.
 
-Tensors bring their own methods, so that nothing here imports torch. Letters: N samples, C classes, K
-clusters, D dimensions of the projection.
+Only methods of the tensors are called, so that nothing here imports torch.
+
+Letters: N samples, C classes, K clusters, D dimensions of the projection.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from correction.partition import Partition
 
 
 class TensorForm(NamedTuple):
-    """What a correction multiplies and adds, as arrays or as tensors, float32."""
+    """The constants of a fitted correction, as float32 arrays or tensors."""
 
     components: Any  # (C, D)
-    mean: Any  # (D,) projection of the mean of the fitting logits
+    mean: Any  # (D,) projected mean of the fitting logits
     centres: Any  # (D, K)
     sizes: Any  # (K,) squared length of each centre
     gain: Any  # (K, C)
@@ -26,7 +27,7 @@ class TensorForm(NamedTuple):
 
 
 def tensor_form(partition: Partition, lines: Lines, alpha: float) -> TensorForm:
-    """The arrays of a fitted correction."""
+    """The constants of a fitted correction as arrays."""
     components = partition.projection.components.T
     gain, offset = blended(lines, alpha)
     arrays = (
@@ -41,7 +42,7 @@ def tensor_form(partition: Partition, lines: Lines, alpha: float) -> TensorForm:
 
 
 def corrected_tensor(logits: Any, form: TensorForm) -> Any:
-    """Corrected (N, C) logits; ``form`` lies where they lie."""
+    """Correct (N, C) logits; the tensors of ``form`` must be on the same device."""
     projected = logits @ form.components - form.mean
     cluster = (form.sizes - 2 * (projected @ form.centres)).argmin(1)
     return form.gain[cluster] * logits + form.offset[cluster]

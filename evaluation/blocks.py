@@ -1,4 +1,4 @@
-"""Rows of large arrays, a block at a time, on all cores."""
+"""Rows of large arrays, processed in blocks on all cores."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-BLOCK_ROWS = 512  # rows whose intermediate arrays stay in the caches of a CPU
+BLOCK_ROWS = 512  # few enough that the intermediate arrays of a block fit in CPU caches
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Slices that cover ``rows`` rows in order."""
+    """Yield slices that cover ``rows`` rows in order."""
     for start in range(0, rows, BLOCK_ROWS):
         yield slice(start, min(start + BLOCK_ROWS, rows))
 
 
 def map_blocks(function: Callable[[slice], T], rows: int) -> list[T]:
-    """``function`` of every block, in order whatever the number of threads."""
+    """Apply ``function`` to every block; the results are in order for any number of threads."""
     if rows <= BLOCK_ROWS:
         return [function(block) for block in blocks(rows)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

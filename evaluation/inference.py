@@ -1,4 +1,4 @@
-"""Running networks over a loader: the only place where that happens.
+"""Inference of networks over a loader.
 
 Letters: N images, C classes.
 """
@@ -39,8 +39,8 @@ def infer_logits(
         networks: in evaluation mode, on ``device``.
         batches: (images (B, 3, H, W) float32, labels (B,)).
         total: number of batches, for the progress bar.
-        on_batch: told of the logits by name and of the labels of every batch as it is done.
-        known: logits (N, C) of further networks on all these images, computed before.
+        on_batch: called after each batch with its logits by name and its labels.
+        known: (N, C) logits of further networks on the same images, computed earlier.
     """
     known = known or {}
     done = 0

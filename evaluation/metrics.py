@@ -1,4 +1,4 @@
-"""Figures of logits: numpy in, floats out.
+"""Metrics of logits, computed with numpy.
 
 Letters: N samples, C classes; all logits are (N, C), targets (N,).
 """
@@ -21,15 +21,17 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def topk_accuracy(logits: np.ndarray, targets: np.ndarray, k: int = 1) -> float:
-    """Share of samples whose target is among the ``k`` largest logits; of equal logits the first
-    class counts.
+    """Fraction of samples whose target is among the ``k`` largest logits.
+
+    Among equal logits the lower class index ranks first.
     """
     return float((classes_ahead(logits, targets) < k).mean())
 
 
 def classes_ahead(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """How many classes come before the target, (N,) int64: 0 is Top-1; of equal logits the first
-    class comes first.
+    """Number of classes that rank before the target, (N,) int64; 0 means Top-1 is right.
+
+    Among equal logits the lower class index ranks first.
     """
     target_logits = np.take_along_axis(logits, targets[:, None], axis=1)
     ahead = np.count_nonzero(logits > target_logits, axis=1)
@@ -40,7 +42,7 @@ def classes_ahead(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def agreement(logits: np.ndarray, reference: np.ndarray) -> float:
-    """Share of samples on which both predict the same class."""
+    """Fraction of samples on which both predict the same class."""
     return float((logits.argmax(axis=1) == reference.argmax(axis=1)).mean())
 
 
@@ -61,35 +63,40 @@ def mean_confidence(logits: np.ndarray) -> float:
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean over samples of the gap between confidence and accuracy of their bin; both (N,). Guo et
-    al. 2017, arXiv:1706.04599, equation 3.
+    """Mean over samples of the gap between mean confidence and accuracy in the sample's bin.
+
+    Guo et al. 2017, arXiv:1706.04599, equation 3.
+
+    Args:
+        confidence: (N,) probability of the predicted class.
+        right: (N,) bool, whether the prediction is right.
     """
     gaps = np.bincount(confidence_bins(confidence), confidence - right, ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def confidence_bins(confidence: np.ndarray) -> np.ndarray:
-    """The bin (low, high] of each confidence, (N,) int64."""
+    """Index of the bin (low, high] that holds each confidence, (N,) int64."""
     return np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
 
 
 @dataclass(frozen=True)
 class SampleFigures:
-    """Figures of each sample, all (N,)."""
+    """Metrics of each sample, all (N,)."""
 
-    ahead: np.ndarray  # classes that come before the target: 0 is Top-1
-    prediction: np.ndarray  # the first class of the largest logit
-    agrees: np.ndarray  # bool: the reference predicts the same
+    ahead: np.ndarray  # classes that rank before the target: 0 is Top-1
+    prediction: np.ndarray  # the first class with the largest logit
+    agrees: np.ndarray  # bool: the reference predicts the same class
     kl: np.ndarray  # KL(softmax(reference) || softmax(logits)) in nats
     mse: np.ndarray  # squared difference to the reference, averaged over classes
-    cosine: np.ndarray  # of the angle between logits and reference
-    confidence: np.ndarray  # probability of the prediction
+    cosine: np.ndarray  # cosine similarity of logits and reference
+    confidence: np.ndarray  # probability of the predicted class
 
 
 class Scorer:
-    """Scores logits beside the same reference again and again, on all cores.
+    """Computes the metrics of any number of logits against one reference, on all cores.
 
-    Sums over classes are float32, within 1e-5 of those in float64. Identical logits have a KL
+    Sums over classes are float32, within 1e-5 of float64 ones. Identical logits have a KL
     divergence of exactly 0.
 
     Args:
@@ -110,7 +117,7 @@ class Scorer:
         self.length = np.sqrt(_row_dots(reference, reference))
 
     def __call__(self, logits: np.ndarray) -> SampleFigures:
-        """The figures of (N, C) float32 logits."""
+        """Metrics of (N, C) float32 logits."""
         parts = map_blocks(lambda block: self._block(logits[block], block), len(logits))
         return SampleFigures(
             *(

@@ -1,1 +1,1 @@
-"""Long-tailed experts: splits, training, logits on new splits."""
+"""Experts for long-tailed data sets: splits, training, logits on new splits, their verification."""

@@ -1,5 +1,6 @@
-"""One temperature per expert: Guo et al. 2017, "On Calibration of Modern Neural Networks",
-arXiv:1706.04599, section 4.2.
+"""Temperature scaling, with one temperature per expert.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, section 4.2.
 
 Letters: N samples, C classes.
 """
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature and what it does on the split that it was fitted on."""
+    """A temperature, and NLL (nats) and ECE (0 to 1) on the split that it was fitted on."""
 
     split: str
     temperature: float
@@ -43,10 +44,10 @@ def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature T in [0.05, 20] of the least negative log-likelihood of logits / T.
+    """The temperature T in [0.05, 20] that minimises the negative log-likelihood of logits / T.
 
     The loss is convex in 1 / T, so its minimum is where the derivative, the mean of E_p[z] - z_y,
-    changes its sign; without such a place it is at an end, with a warning.
+    changes its sign. If it does not change its sign, a bound is returned, with a warning.
 
     Args:
         logits: (N, C).
@@ -62,7 +63,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     low, high = -np.log(HIGHEST), -np.log(LOWEST)
     if slope(low) >= 0 or slope(high) <= 0:
         bound = HIGHEST if slope(low) >= 0 else LOWEST
-        logger.warning("the best temperature lies at or beyond the bound %g, which is kept", bound)
+        logger.warning("the best temperature is at or beyond the bound %g, which is used", bound)
         return bound
     return float(np.exp(-scipy.optimize.brentq(slope, low, high, xtol=1e-9)))
 
@@ -71,8 +72,9 @@ def calibrate(logits: np.ndarray, targets: np.ndarray, split: str) -> Calibratio
     """Fit the temperature of an expert on a split.
 
     Args:
-        logits: (N, C) raw.
+        logits: (N, C), not yet divided by a temperature.
         targets: (N,) classes.
+        split: name of the split, for the record.
     """
     temperature = fit_temperature(logits, targets)
     scaled = logits.astype(np.float64) / temperature
@@ -87,6 +89,6 @@ def calibrate(logits: np.ndarray, targets: np.ndarray, split: str) -> Calibratio
 
 
 def calibration_error(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Expected calibration error of (N, C) logits."""
+    """Expected calibration error, 0 to 1, of (N, C) logits."""
     confidence = np.exp(log_softmax(logits).max(axis=1))
     return expected_calibration_error(confidence, logits.argmax(axis=1) == targets)

@@ -1,4 +1,4 @@
-"""Checkpoints of experts: written, looked up, and loaded exactly or not at all."""
+"""Checkpoints of experts: writing, finding, and loading, which requires an exact fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def save_expert(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
     """Write a checkpoint that holds tensors and plain values only.
 
     Args:
-        state: of ``Expert``, on the CPU.
+        state: state dict of an ``Expert``, on the CPU.
+        metadata: further entries, plain values.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -62,7 +63,7 @@ def save_expert(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a checkpoint is; ``fallback``: not under the name asked for."""
+    """Where a checkpoint is; ``fallback``: under a name without the requested prefix."""
 
     path: Path
     fallback: bool
@@ -74,10 +75,10 @@ def find_checkpoint(
     """The checkpoint of an expert below ``root/slug`` or ``root``.
 
     Args:
-        fallback_names: take ``{expert}.pth`` and ``expert_{expert}.pth`` too.
+        fallback_names: also accept ``{expert}.pth`` and ``expert_{expert}.pth``.
 
     Raises:
-        InputError: there is none; the text names what was tried and what is there.
+        InputError: there is none; the error names the paths tried and the files that are there.
     """
     folders = (root / slug, root)
     tried = [checkpoint_path(folder, prefix, expert) for folder in folders]
@@ -115,13 +116,13 @@ class LoadedExpert:
 
 
 def read_content(path: Path, unsafe: bool = False) -> Any:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Args:
-        unsafe: unpickle it, which runs whatever code it holds.
+        unsafe: unpickle it, which runs any code in it.
 
     Raises:
-        InputError: missing, damaged, or it would have to be unpickled.
+        InputError: it is missing, damaged, or would have to be unpickled.
     """
     if not unsafe:
         return read_torch_file(path, remedy=" (--unsafe-load reads it, and runs the code in it)")
@@ -135,14 +136,14 @@ def read_content(path: Path, unsafe: bool = False) -> Any:
 def load_expert(
     path: Path, num_classes: int, backbone: str | None = None, unsafe: bool = False
 ) -> LoadedExpert:
-    """Load a checkpoint, ours or a foreign state dict; every name and shape must fit.
+    """Load a checkpoint of this suite or a foreign state dict; every name and shape must fit.
 
     Args:
-        num_classes: of the data set.
+        num_classes: number of classes of the data set.
         backbone: None: the one that the checkpoint names, else ``cifar_resnet32``.
 
     Raises:
-        InputError: unusable, or it does not fit; the text names what does not.
+        InputError: it is unusable or does not fit; the error names what does not fit.
     """
     content = read_content(path, unsafe)
     metadata = metadata_of(content)
@@ -158,7 +159,7 @@ def load_expert(
 
 
 def metadata_of(content: Any) -> dict[str, Any]:
-    """What a checkpoint of ours says of itself; nothing of a foreign one."""
+    """The metadata of a checkpoint of this suite; empty for a foreign one."""
     if not is_expert_file(content):
         return {}
     return {key: value for key, value in content.items() if key != "model_state_dict"}
@@ -173,7 +174,7 @@ def _backbone(path: Path, metadata: Mapping[str, Any], asked: str | None) -> str
 
 
 def fitted_state(state: Mapping[str, Tensor], expert: Expert, path: Path) -> dict[str, Tensor]:
-    """The state under the names of ``expert``, temperature of shape [1].
+    """The state dict with the names of ``expert`` and a temperature of shape [1].
 
     Raises:
         InputError: a name or a shape does not fit.
@@ -198,7 +199,7 @@ def fitted_state(state: Mapping[str, Tensor], expert: Expert, path: Path) -> dic
 
 
 def rename(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """``state`` under the names of ``own``, by the first rule that gives exactly those."""
+    """``state`` renamed by the first rule that gives exactly the names of ``own``; None if none."""
     with_temperature = {TEMPERATURE: torch.ones(1), **state}
     for rule in RULES:
         named = {rule(key): value for key, value in with_temperature.items()}
@@ -250,10 +251,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def describe_checkpoint(path: Path, unsafe: bool = False) -> list[str]:
-    """What a checkpoint holds and whether ``load_expert`` takes it, in lines.
+    """The content of a checkpoint, in lines: keys, metadata, the first tensors.
 
     Raises:
-        InputError: it does not; nothing else of it can be told.
+        InputError: it cannot be read, or holds no state dict.
     """
     content = read_content(path, unsafe)
     state = state_dict_of(content, path)
@@ -267,10 +268,10 @@ def describe_checkpoint(path: Path, unsafe: bool = False) -> list[str]:
 
 
 def head_classes(path: Path, unsafe: bool = False) -> int:
-    """Number of classes of a checkpoint, read off its head.
+    """Number of classes of a checkpoint, read from its head.
 
     Raises:
-        InputError: unusable, or without a head that is known.
+        InputError: it is unusable, or its head has no known name.
     """
     state = state_dict_of(read_content(path, unsafe), path)
     for key, value in state.items():

@@ -1,7 +1,7 @@
 """Long-tailed class counts and the splits drawn from them.
 
-Letters: C classes, N_c training samples of class c. The legacy ``RandomState`` draws: its streams are
-those of published split files of the same seed.
+Letters: C classes, N_c training samples of class c. The legacy ``RandomState`` is used, so that a
+seed gives the same splits as published split files.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ POOL_PARTS = 10  # a tenth of the pool for val and for tunev each, the rest for 
 
 
 def exponential_counts(num_classes: int, ratio: float, max_per_class: int) -> list[int]:
-    """N_c of the exponential profile (Cui et al. 2019, section 6): class 0 is the head, the last one
-    has a ``ratio``-th of it, and at least 1.
+    """N_c of the exponential profile (Cui et al. 2019, section 6).
+
+    Class 0 has ``max_per_class`` samples, the last class that number over ``ratio``, at least 1.
 
     Raises:
-        InputError: fewer than two classes, or a ratio below 1.
+        InputError: fewer than two classes, a ratio below 1, or ``max_per_class`` out of range.
     """
     if num_classes < 2:
         raise InputError(f"num_classes must be at least 2, got {num_classes}")
@@ -35,10 +36,13 @@ def exponential_counts(num_classes: int, ratio: float, max_per_class: int) -> li
 
 
 def draw_train(labels: np.ndarray, counts: Sequence[int], seed: int) -> list[int]:
-    """Indices into the train source, class 0 first, ``counts`` of each class or all there are.
+    """Draw ``counts`` indices of each class, or all if it has fewer, class 0 first.
+
+    Args:
+        labels: (N,) classes of the train source.
 
     Raises:
-        InputError: a class without a sample.
+        InputError: a class has no sample.
     """
     random = np.random.RandomState(seed)
     chosen: list[int] = []
@@ -51,11 +55,17 @@ def draw_train(labels: np.ndarray, counts: Sequence[int], seed: int) -> list[int
 
 
 def split_pool(labels: np.ndarray, num_classes: int, seed: int) -> tuple[dict[str, list[int]], int]:
-    """Indices into the test source for ``test``, ``val`` and ``tunev``, 8 : 1 : 1 in every class, and
-    how many samples were dropped because their class is larger than the smallest.
+    """Split the samples of every class 8 : 1 : 1 into ``test``, ``val`` and ``tunev``.
+
+    Args:
+        labels: (N,) classes of the test source.
+
+    Returns:
+        indices of each split, and the number of samples left out because their class is larger than
+        the smallest one.
 
     Raises:
-        InputError: a class of fewer than 10 samples.
+        InputError: a class has fewer than 10 samples.
     """
     random = np.random.RandomState(seed)
     sizes = np.bincount(labels, minlength=num_classes)

@@ -1,4 +1,4 @@
-"""What the scripts of the experts print."""
+"""The console output of the experts' scripts, and the flags that they share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Console:
     """Lines on stdout.
 
     Args:
-        plain: marks in ASCII; they are, too, where stdout cannot show others.
-        quiet: only what is printed with ``always``.
+        plain: print check marks in ASCII, as is also done where stdout cannot show other marks.
+        quiet: print only the lines of ``always``.
     """
 
     def __init__(self, plain: bool = False, quiet: bool = False):
@@ -41,27 +41,34 @@ def _can_show(marks: dict[str, str]) -> bool:
     return True
 
 
-def add_data_flags(parser: FlagParser) -> None:
-    """Which data set, and which splits of it."""
-    parser.add_argument(
+def add_data_flags(parser: FlagParser) -> argparse._ArgumentGroup:
+    """Add the flags of the data set and its splits; returns their group."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
         "--dataset",
         type=str.lower,
         default="auto",
-        help="auto, digits, cifar10, cifar100, imagenet",
+        help="data set: auto (found from --data_root or the splits), digits, cifar10, cifar100, "
+        "imagenet (default auto)",
     )
-    parser.add_argument(
-        "--data_root", type=Path, help="where CIFAR or ImageNet lies (default data)"
+    group.add_argument(
+        "--data_root", type=Path, help="folder of CIFAR or ImageNet (default data for CIFAR)"
     )
-    parser.add_argument(
-        "--splits_dir", type=Path, help="of create_splits_fixed.py (default by data set)"
+    group.add_argument(
+        "--splits_dir",
+        type=Path,
+        help="folder of the splits made by create_splits_fixed.py (default "
+        "data/{dataset}_lt_if{imb_factor}_splits_fixed)",
     )
+    return group
 
 
 def add_console_flags(parser: FlagParser) -> None:
-    """How much is printed, and how."""
-    parser.add_argument("--ascii", action="store_true", help="[ok] [FAIL] [warn] for marks")
-    parser.add_argument("--quiet", action="store_true", help="print less")
-    parser.add_argument("--verbose", action="store_true", help="log more, tracebacks too")
+    """Add the flags of the console output."""
+    add = parser.add_argument_group("console").add_argument
+    add("--ascii", action="store_true", help="print check marks as [ok], [FAIL] and [warn]")
+    add("--quiet", action="store_true", help="print only failures and the result")
+    add("--verbose", action="store_true", help="log more, with tracebacks of errors")
 
 
 def console_of(options: argparse.Namespace) -> Console:

@@ -1,4 +1,4 @@
-"""The two sources of a data set and the images of its splits."""
+"""The two sources of a data set, train and test, and the images of its splits."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ STATISTICS = {
 
 
 def default_backbone(dataset: str) -> str:
-    """The backbone of a data set."""
+    """The default backbone for a data set."""
     return "resnet18" if dataset == "imagenet" else "cifar_resnet32"
 
 
 def network_input(dataset: str, backbone: str) -> Preprocess:
-    """Mean and standard deviation of the data set, size of the backbone."""
+    """Preprocessing with mean and deviation of the data set and the image size of the backbone."""
     size = BACKBONES[backbone].preprocess
     return replace(STATISTICS[dataset], resize=size.resize, crop=size.crop)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The data set and splits that a command is about."""
+    """The data set and splits of a command, and the reason for choosing this data set."""
 
     dataset: str
     root: Path | None
@@ -55,10 +55,10 @@ class Choice:
 
 
 def resolve_source(options: argparse.Namespace) -> tuple[str, Path | None, str]:
-    """Data set, where it lies, and why it is this one.
+    """Name of the data set, its folder, and the reason for choosing it.
 
     Raises:
-        InputError: unknown, or not where ``--data-root`` says.
+        InputError: it is unknown, or not in ``--data-root``.
     """
     try:
         return resolve_dataset(options.dataset, options.data_root)
@@ -67,10 +67,10 @@ def resolve_source(options: argparse.Namespace) -> tuple[str, Path | None, str]:
 
 
 def choose(options: argparse.Namespace) -> Choice:
-    """The data set that the flags mean, or that the given splits are of.
+    """The data set that the flags name, or that the given splits belong to.
 
     Raises:
-        InputError: unknown, no splits, or splits of another data set.
+        InputError: it is unknown, has no splits, or the splits belong to another data set.
     """
     name, root, reason = resolve_source(options)
     splits = read_splits(splits_folder(name, options.splits_dir), name)
@@ -78,16 +78,15 @@ def choose(options: argparse.Namespace) -> Choice:
         name, reason = splits.dataset, f"the splits in {splits.folder} are of it"
     if splits.dataset != name:
         raise InputError(
-            f"splits-dir must hold splits of {name}, got those of {splits.dataset} in {splits.folder}"
+            f"splits-dir must hold splits of {name}, got those of {splits.dataset} in "
+            f"{splits.folder}"
         )
     return Choice(name, root, reason, splits)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The images that the indices of splits point into; train, val, test and tunev are evaluated
-    with the same transform.
-    """
+    """The images that the indices of splits refer to, with the preprocessing of evaluation."""
 
     train: ImageSet
     test: ImageSet
@@ -108,10 +107,10 @@ def open_sources(
     """Read or list a data set.
 
     Args:
-        workers: image files decoded at once; None: one less than there are cores, at most 4.
+        workers: image files decoded in parallel; None: one less than there are cores, at most 4.
 
     Raises:
-        InputError: not there or damaged; the text says what to do.
+        InputError: it is missing or damaged; the error says what to do.
     """
     if workers is not None and workers < 0:
         raise InputError(f"num_workers must be at least 0, got {workers}")
@@ -130,10 +129,10 @@ def open_sources(
 def read_source_labels(
     dataset: str, root: Path | None, download: bool = False
 ) -> dict[str, np.ndarray]:
-    """The labels (N,) of the sources ``train`` and ``test``.
+    """The (N,) labels of the sources ``train`` and ``test``.
 
     Raises:
-        InputError: not there, damaged, or without ``train``.
+        InputError: the data set is missing, damaged, or without ``train``.
     """
     sources = open_sources(dataset, root, STATISTICS[dataset], download, workers=None)
     return {"train": sources.train.labels, "test": sources.test.labels}

@@ -17,7 +17,7 @@ DEFAULT_TAU = 1.0
 
 
 class AdjustedCrossEntropy(nn.Module):
-    """Cross entropy of logits that are shifted by a constant per class while training.
+    """Cross entropy of logits to which a constant per class is added during training.
 
     Args:
         shift: (C,) float32.
@@ -39,10 +39,11 @@ def make_loss(kind: str, counts: Sequence[int], tau: float = DEFAULT_TAU) -> nn.
 
     ``ce`` and ``decoupling``: cross entropy. ``balsoftmax``: shift log N_c (Ren et al. 2020,
     arXiv:2007.10740, equation 4). ``logitadjust``: shift tau log(N_c / N) (Menon et al. 2021,
-    arXiv:2007.07314, equation 10). With tau 1 the two are the same loss: softmax ignores log N.
+    arXiv:2007.07314, equation 10). With tau 1 the last two are the same loss, since softmax ignores
+    the constant log N.
 
     Raises:
-        InputError: a class without a sample, or a kind that is unknown.
+        InputError: a class has no sample, or the kind is unknown.
     """
     numbers = torch.tensor(counts, dtype=torch.float64)
     if (numbers <= 0).any():

@@ -1,6 +1,6 @@
-"""Figures of an expert on a split of a long-tailed problem.
+"""Metrics of an expert on a split of a long-tailed data set.
 
-Letters: n samples, C classes, N_c training samples of class c, w_c its share in them.
+Letters: n samples, C classes, N_c training samples of class c, w_c their fraction of all.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ TOP5_CLASSES = 10  # fewer classes have no Top-5
 def class_groups(
     counts: Sequence[int], rule: str = "thirds", threshold: int = DEFAULT_THRESHOLD
 ) -> dict[str, list[int]]:
-    """Head, medium and tail classes by training samples, of equals the lower class first.
+    """Head, medium and tail classes, ordered by falling number of training samples, then by class.
 
-    ``thirds``: of the classes; ``threshold``: more than ``threshold`` samples are head, the rest tail;
-    ``shots``: more than 100, 20 to 100, fewer (Liu et al. 2019, arXiv:1904.05160, section 4). Of fewer
-    than three classes the first is head, the rest tail.
+    Rules: ``thirds`` of the classes; ``threshold``: more than ``threshold`` samples are head, the
+    rest tail; ``shots``: more than 100, 20 to 100, fewer than 20 samples (Liu et al. 2019,
+    arXiv:1904.05160, section 4). With fewer than three classes the first is head, the rest tail.
 
     Raises:
         InputError: unknown rule.
@@ -50,13 +50,15 @@ def class_groups(
 
 @dataclass(frozen=True)
 class ExpertFigures:
-    """Shares from 0 to 1, likelihoods in nats; None where no class of a group is present.
+    """Metrics of an expert: accuracies from 0 to 1, negative log-likelihoods in nats.
+
+    A metric of a group is None if the split holds none of its classes.
 
     Attributes:
-        reweighted: accuracy where classes are as frequent as in training.
-        balanced: mean over classes.
-        per_class: None of classes that are absent.
-        absent_weight: share in training of the classes that are absent.
+        reweighted: accuracy if classes were as frequent as in training.
+        balanced: mean of the classes' accuracies.
+        per_class: accuracy of each class; None for a class without samples.
+        absent_weight: sum of the weights of classes without samples.
     """
 
     accuracy: float
@@ -79,11 +81,12 @@ def expert_figures(
     weights: Sequence[float],
     groups: dict[str, list[int]],
 ) -> ExpertFigures:
-    """The figures of (n, C) finite logits; classes without a sample are in no mean.
+    """The metrics of (n, C) finite logits; classes without a sample are left out of the means.
 
     Args:
         targets: (n,) classes from 0 to C - 1.
         weights: (C,) with sum 1.
+        groups: classes of head, medium and tail, as ``class_groups`` gives them.
     """
     classes = logits.shape[1]
     w = np.asarray(weights, dtype=np.float64)

@@ -1,5 +1,6 @@
-"""Logits of trained experts on the splits of a data set, computed once and written beside what says
-where they are from.
+"""Computes the logits of trained experts on the splits of a data set.
+
+Each file of logits gets a side file that records its checkpoint, split and settings.
 
 Letters: n samples of a split, C classes.
 """
@@ -31,17 +32,17 @@ from logits_io.npz import SIDE_FORMAT_VERSION, npz_path, read_npz, read_side, si
 from models import get_entry, load_quantized
 from models.expert import input_in
 
-VAL_TOLERANCE = 0.005  # of the recomputed accuracy on val
+VAL_TOLERANCE = 0.005  # largest difference of the accuracy on val from that in the checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint of an expert, or a quantized model, that logits are asked of.
+    """A checkpoint of an expert, or a quantized model, whose logits are computed.
 
     Attributes:
-        prefix: of the checkpoint asked for; None of a quantized model.
+        prefix: requested prefix of the checkpoint; None for a quantized model.
         apply_temperature: divide the logits by the temperature of the checkpoint.
     """
 
@@ -57,7 +58,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that is ready to run, and what is known of it."""
+    """A network that is ready to run, with its preprocessing and metadata."""
 
     source: Source
     network: nn.Module
@@ -71,7 +72,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of all experts."""
+    """The settings that hold for all experts."""
 
     choice: Choice
     indices: Mapping[str, Sequence[int]]
@@ -93,7 +94,7 @@ class Request:
 
 @dataclass
 class Images:
-    """The images of the splits, decoded once for every size of input."""
+    """The images of the splits, decoded once for every input size."""
 
     choice: Choice
     download: bool
@@ -110,7 +111,7 @@ class Images:
         return self.sources[key]
 
     def of(self, split: str, indices: Sequence[int], preprocess: Preprocess) -> ImageSet:
-        """The images of a split as a network expects them."""
+        """The images of a split with the preprocessing of a network."""
         key = (split, preprocess.resize, preprocess.crop, preprocess.interpolation)
         if key not in self.decoded:
             self.decoded[key] = self.open(preprocess).images(split, indices)
@@ -118,10 +119,10 @@ class Images:
 
 
 def load_candidate(source: Source, request: Request) -> Candidate:
-    """The network of a source on the device of the request.
+    """Load the network of a source onto the device of the request.
 
     Raises:
-        InputError: it cannot be loaded exactly, or is not of the data set.
+        InputError: it does not fit exactly, or belongs to another data set.
     """
     loaded = _load_quantized if source.quantized else _load_expert
     candidate = loaded(source, request)
@@ -156,10 +157,10 @@ def _load_expert(source: Source, request: Request) -> Candidate:
 
 
 def _require_its_own(source: Source, metadata: Mapping[str, Any], request: Request) -> None:
-    """Check that a checkpoint is the one that its name says.
+    """Check that the metadata of a checkpoint match its name and the data set.
 
     Raises:
-        InputError: it is another expert's, or of another data set.
+        InputError: it belongs to another expert or another data set.
     """
     path, slug = source.found.path, request.choice.splits.slug
     if metadata["dataset"]["slug"] != slug:
@@ -168,7 +169,8 @@ def _require_its_own(source: Source, metadata: Mapping[str, Any], request: Reque
         raise InputError(f"{path}: must be of {source.name}, got {metadata['expert_name']}")
     if metadata["arch"]["num_classes"] != request.num_classes:
         raise InputError(
-            f"{path}: must have {request.num_classes} classes, got {metadata['arch']['num_classes']}"
+            f"{path}: must have {request.num_classes} classes, got "
+            f"{metadata['arch']['num_classes']}"
         )
 
 
@@ -195,7 +197,7 @@ def _load_quantized(source: Source, request: Request) -> Candidate:
 
 
 def quantized_name(metadata: Mapping[str, Any]) -> str:
-    """What a quantized model is called among experts, when no name is given."""
+    """The default name of a quantized model among experts."""
     settings = metadata["settings"]
     bits = f"w{settings['n_bits_w']}a{settings['n_bits_a']}"
     return f"{metadata['arch']}_{metadata['method']}_{bits}_seed{settings['seed']}"
@@ -203,7 +205,7 @@ def quantized_name(metadata: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Written:
-    """What came out for one expert and split."""
+    """The result for one expert and split; ``kept``: it was up to date already."""
 
     expert: str
     split: str
@@ -235,7 +237,7 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     logits = result.logits["network"]
     if wanted["temperature_applied"]:
         logits = logits / np.float32(candidate.temperature)
-    with np.errstate(over="ignore"):  # what does not fit is found in the next line
+    with np.errstate(over="ignore"):  # an overflow is found in the next line
         stored_logits = logits.astype(request.dtype)
     _require_finite(stored_logits, split)
     predictions = stored_logits.argmax(axis=1).astype(np.int64)
@@ -249,14 +251,14 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     side = {**wanted, **_circumstances(candidate, request), "n": len(indices)}
     side |= {"batch_size_used": used, "accuracy": accuracy, "npz_sha256": write_npz(path, arrays)}
     write_json(side_path(path), side)
-    if csv:  # a folder of former logits would be stale
+    if csv:  # an existing CSV folder would be stale
         _export_csv(candidate, split, arrays, wanted, request)
     _compare_with_training(candidate, split, accuracy, wanted["indices_sha256"])
     return Written(candidate.source.name, split, len(indices), accuracy, path)
 
 
 def _identity(candidate: Candidate, split: str, request: Request) -> dict[str, Any]:
-    """Everything that decides the logits, as the side file holds it."""
+    """Everything that determines the logits, for the side file."""
     source, choice = candidate.source, request.choice
     return {
         "format_version": SIDE_FORMAT_VERSION,
@@ -280,6 +282,7 @@ def _identity(candidate: Candidate, split: str, request: Request) -> dict[str, A
 
 
 def _circumstances(candidate: Candidate, request: Request) -> dict[str, Any]:
+    """Further entries of the side file, which do not determine the logits."""
     return {
         "dataset_choice": request.choice.reason,
         "checkpoint_val_accuracy": candidate.metadata.get("val_accuracy"),
@@ -290,7 +293,7 @@ def _circumstances(candidate: Candidate, request: Request) -> dict[str, Any]:
 
 
 def _matching_side(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The side file of logits that need not be computed again."""
+    """The content of the side file if the logits are up to date, else None."""
     try:
         stored = read_side(path)
         if stored is None or sha256_file(path) != stored.get("npz_sha256"):
@@ -302,7 +305,7 @@ def _matching_side(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | No
 
 
 def run_in_batches(network: nn.Module, images: ImageSet, request: Request) -> tuple[Inference, int]:
-    """Logits of all images, and the batch size that fitted into memory.
+    """Logits of all images, and the batch size that fits into memory.
 
     Raises:
         RunError: not even one image fits, or the batch must not be halved.
@@ -335,7 +338,7 @@ def _require_finite(logits: np.ndarray, split: str) -> None:
 
 
 def _compare_with_training(candidate: Candidate, split: str, accuracy: float, digest: str) -> None:
-    """Warn when training saw another accuracy on the same images: other weights or another input."""
+    """Warn if the accuracy on val differs from training: other weights or another preprocessing."""
     metadata = candidate.metadata
     known = metadata.get("splits_sha256", {}).get("val")
     if split == "val" and digest == known:
@@ -349,7 +352,7 @@ def _compare_with_training(candidate: Candidate, split: str, accuracy: float, di
 
 
 def csv_folder(root: Path, expert: str, split: str) -> Path:
-    """Where the logits of a split are as CSV."""
+    """Folder of the CSV logits of a split."""
     return root / expert / f"{split}_csv"
 
 
@@ -374,7 +377,7 @@ def _export_csv(
 
 
 def require_same_slug(names: Sequence[str], request: Request) -> None:
-    """Check that no file that would be replaced is of another data set.
+    """Check that no file that would be replaced belongs to another data set.
 
     Raises:
         InputError: one is.
@@ -390,8 +393,8 @@ def require_same_slug(names: Sequence[str], request: Request) -> None:
             slug = request.choice.splits.slug
             if stored is not None and stored.get("slug") != slug:
                 raise InputError(
-                    f"{path}: must be of {slug} to be replaced, got {stored.get('slug')}; choose another "
-                    "--output-dir"
+                    f"{path}: must be of {slug} to be replaced, got {stored.get('slug')}; choose "
+                    "another --output-dir"
                 )
 
 
@@ -404,10 +407,13 @@ def compute_all(
     on_failed: Callable[[str, str | None, Exception], None],
     fail_fast: bool = False,
 ) -> None:
-    """All splits of all sources; a failure of one leaves the others alone unless ``fail_fast``.
+    """Compute all splits of all sources; after a failure continue with the next, or stop.
 
     Args:
-        on_failed: told of the expert, the split (None: the expert itself) and the error.
+        on_loaded: called with each network.
+        on_written: called with each result.
+        on_failed: called with the expert, the split (None: loading failed) and the error.
+        fail_fast: stop at the first failure.
     """
     foreseen = (InputError, RunError, OSError)
     for source in sources:

@@ -1,4 +1,4 @@
-"""A command of ``recompute_logits.py`` from its flags to its exit status."""
+"""Runs a command of ``recompute_logits.py``, from its flags to its exit status."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from experts.recompute_report import Report, further_flags, header, plan
 
 
 def run_command(options: argparse.Namespace, command: str) -> int:
-    """Compute what the flags ask for; returns the exit status.
+    """Compute the requested logits; returns the exit status.
 
     Args:
-        command: as it was typed, for the side files.
+        command: the command line, for the side files.
 
     Raises:
-        InputError: something that is needed is missing, and nothing was computed.
+        InputError: something needed is missing, and nothing was computed.
     """
     start = time.perf_counter()
     console = console_of(options)
@@ -66,7 +66,7 @@ def run_command(options: argparse.Namespace, command: str) -> int:
 def _compute(
     sources: Sequence[Source], images: Images, request: Request, report: Report, fail_fast: bool
 ) -> None:
-    """Compute everything; when interrupted, say what is there."""
+    """Compute everything; on Ctrl-C, print which files are finished."""
     try:
         compute_all(
             sources, images, request, report.loaded, report.wrote, report.failure, fail_fast

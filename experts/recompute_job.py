@@ -1,4 +1,4 @@
-"""What a command of ``recompute_logits.py`` is about: checkpoints, quantized models, data, splits."""
+"""The input of ``recompute_logits.py``: checkpoints, quantized models, data set, splits."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 def asked_experts(options: argparse.Namespace, slug: str) -> list[str]:
-    """The experts that the flags name, or all whose checkpoint the default list requires.
+    """The experts that the flags name; by default all, decoupling only if it has a checkpoint.
 
     Raises:
-        InputError: an unknown name.
+        InputError: a name is unknown.
     """
     if options.experts is not None:
         return expert_names(options.experts)
@@ -45,7 +45,7 @@ def asked_experts(options: argparse.Namespace, slug: str) -> list[str]:
 
 
 def find_sources(options: argparse.Namespace, names: Sequence[str], slug: str) -> list[Source]:
-    """Where the checkpoints are; one that is missing is logged and left out."""
+    """Find the checkpoints; a missing one is logged as an error and left out."""
     applied = {"yes": True, "no": False, "auto": options.checkpoint_prefix == CALIBRATED}
     found = []
     for name in names:
@@ -61,7 +61,7 @@ def find_sources(options: argparse.Namespace, names: Sequence[str], slug: str) -
             logger.error("%s", error)
             continue
         if place.fallback:
-            logger.warning("expert %r: taken from %s, without prefix", name, place.path)
+            logger.warning("expert %r: taken from %s, a name without prefix", name, place.path)
         temperature = applied[options.apply_temperature]
         found.append(Source(name, place, options.checkpoint_prefix, temperature))
     return found
@@ -71,7 +71,7 @@ def quantized_sources(texts: Sequence[str], taken: Sequence[str]) -> list[Source
     """Quantized models given as FILE or NAME=FILE.
 
     Raises:
-        InputError: unusable, or two of one name.
+        InputError: a file is unusable, or a name is taken.
     """
     found: list[Source] = []
     for text in texts:
@@ -89,7 +89,8 @@ def quantized_sources(texts: Sequence[str], taken: Sequence[str]) -> list[Source
             or any(source.name == name for source in found)
         ):
             raise InputError(
-                f"quantized models must differ in name (NAME=FILE) from all others, got {name!r} twice"
+                "quantized models must differ in name (NAME=FILE) from all others, got "
+                f"{name!r} twice"
             )
         found.append(Source(name, Found(path, False), None, False))
     return found
@@ -98,7 +99,7 @@ def quantized_sources(texts: Sequence[str], taken: Sequence[str]) -> list[Source
 def train_those_missing(
     options: argparse.Namespace, choice: Choice, names: Sequence[str], console: Console
 ) -> None:
-    """Train the experts that have no checkpoint of the prefix."""
+    """Train the experts that have no checkpoint with the requested prefix."""
     folder = options.experts_dir / choice.splits.slug
     missing = []
     for name in names:
@@ -129,7 +130,7 @@ def train_those_missing(
 
 
 def prepare(options: argparse.Namespace, choice: Choice, command: str) -> tuple[Request, Images]:
-    """Everything but the checkpoints, checked.
+    """Check everything but the checkpoints, and return the settings and the images.
 
     Raises:
         InputError: a flag, the data or the splits are unusable.

@@ -1,4 +1,4 @@
-"""What ``recompute_logits.py`` prints, and the run that it prints about."""
+"""What ``recompute_logits.py`` prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Report:
-    """Prints what happens, and remembers it for the table at the end."""
+    """Prints results and failures, and collects them for the table at the end."""
 
     def __init__(self, console: Console, traceback: bool):
         self.console, self.traceback = console, traceback
@@ -42,8 +42,8 @@ class Report:
         self.written.append(result)
         note = " (up to date)" if result.kept else ""
         self.console.line(
-            f"  {result.split:<6} {result.samples:>6} samples   accuracy {result.accuracy:.4f}   -> "
-            f"{result.path}{note}"
+            f"  {result.split:<6} {result.samples:>6} samples   accuracy {result.accuracy:.4f}   "
+            f"-> {result.path}{note}"
         )
 
     def failure(self, name: str, split: str | None, error: Exception) -> None:
@@ -52,14 +52,14 @@ class Report:
         logger.error("%s: %s", where, error, exc_info=self.traceback)
 
     def conclude(self, failed: int, seconds: float) -> None:
-        """How many files were written, in one line."""
+        """Print one line with the numbers of files and failures."""
         kept = sum(result.kept for result in self.written)
         note = f", {kept} up to date" if kept else ""
         written = len(self.written) - kept
         self.console.always(f"{written} files written{note}, {failed} failed, {seconds:.1f} s")
 
     def table(self, names: Sequence[str], splits: Sequence[str]) -> None:
-        """Accuracy of every expert and split."""
+        """Print the accuracy of every expert and split."""
         found = {(r.expert, r.split): f"{r.accuracy:.4f}" for r in self.written}
         width = max([len("Expert"), *map(len, names)])
         self.console.line()
@@ -90,7 +90,7 @@ def plan(console: Console, sources: Sequence[Source], request: Request) -> None:
 
 
 def further_flags(options: argparse.Namespace) -> str:
-    """The flags of this command that verify_logits.py needs as well."""
+    """The flags of this command that ``verify_logits.py`` needs as well, as text."""
     given = {
         "dataset": None if options.dataset == "auto" else options.dataset,
         "data-root": options.data_root,
@@ -102,7 +102,7 @@ def further_flags(options: argparse.Namespace) -> str:
 
 
 def inspect(path: Path, unsafe: bool) -> int:
-    """Print what a checkpoint holds and whether it would be loaded; the exit status."""
+    """Print the content of a checkpoint and whether it can be loaded; returns the exit status."""
     try:
         for line in describe_checkpoint(path, unsafe):
             write_stdout(line)
@@ -111,6 +111,7 @@ def inspect(path: Path, unsafe: bool) -> int:
         write_stdout(f"verdict: not accepted: {error}")
         return EXIT_FAILED
     write_stdout(
-        f"verdict: accepted as {loaded.expert.backbone_name}, {loaded.tensors}/{loaded.tensors} tensors"
+        f"verdict: accepted as {loaded.expert.backbone_name}, "
+        f"{loaded.tensors}/{loaded.tensors} tensors"
     )
     return EXIT_OK

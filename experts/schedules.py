@@ -1,4 +1,4 @@
-"""Which experts there are, and how each is trained on which data set."""
+"""The experts, and the training schedule of each on each data set."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ EXPERTS = {
     "decoupling_twostage": "decoupling",
 }
 TWO_STAGES = "decoupling"
-GAMMA = 0.1  # of the learning rate at every milestone
+GAMMA = 0.1  # factor on the learning rate at every milestone
 MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD of one stage; no milestones: a cosine to 0."""
+    """SGD of one stage.
+
+    Attributes:
+        milestones: epochs after which the learning rate is multiplied by ``GAMMA``; empty: it falls
+            to 0 along half a cosine.
+        dropout: probability of dropping a channel.
+    """
 
     epochs: int
     lr: float
@@ -57,8 +63,10 @@ _HEAD = Schedule(30, 0.1, 5e-4)
 
 @dataclass(frozen=True)
 class Overrides:
-    """What differs from the table; None: nothing. ``lr``, ``dropout`` and ``epochs`` are of the first
-    stage.
+    """Changes to the default schedules; None: no change.
+
+    ``epochs``, ``lr`` and ``dropout`` apply to the first or only stage, ``stage2_epochs`` to the
+    second, the others to both.
     """
 
     epochs: int | None = None
@@ -90,7 +98,7 @@ class Overrides:
         return {name: value for name, value in given.items() if value is not None}
 
     def first(self, dataset: str) -> dict[str, Schedule]:
-        """The schedule of the only stage, or of the representation, by kind of expert."""
+        """The schedules of the first or only stage, by kind of expert."""
         changes = self._shared("lr", "batch_size", "weight_decay", "dropout")
         table = dict.fromkeys(_CIFAR, _DIGITS) if dataset == "digits" else _CIFAR
         return {
@@ -99,17 +107,17 @@ class Overrides:
         }
 
     def second(self, dataset: str) -> Schedule:
-        """The schedule of the head of a two-stage expert."""
+        """The schedule of the second stage, which trains the head."""
         size = _DIGITS.batch_size if dataset == "digits" else _HEAD.batch_size
         schedule = replace(_HEAD, batch_size=size).over(self.stage2_epochs or _HEAD.epochs)
         return replace(schedule, **self._shared("batch_size", "weight_decay"))
 
 
 def expert_names(asked: Sequence[str]) -> list[str]:
-    """Full names of experts given by name or by key (``ce``), without repeats; ``all`` is all.
+    """Full names of experts given by name or key (``ce``), without repeats; ``all``: every expert.
 
     Raises:
-        InputError: unknown; the text gives the closest known name.
+        InputError: a name is unknown; the error gives the closest known one.
     """
     if "all" in asked:
         return list(EXPERTS)
@@ -118,10 +126,10 @@ def expert_names(asked: Sequence[str]) -> list[str]:
 
 
 def known_expert(name: str) -> str:
-    """Return ``name`` when it is an expert's.
+    """Return ``name`` if it is the full name of an expert.
 
     Raises:
-        InputError: unknown.
+        InputError: it is unknown; the error gives the closest known name.
     """
     if name in EXPERTS:
         return name

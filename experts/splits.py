@@ -1,4 +1,4 @@
-"""The files of a splits folder: written together, compared, read back."""
+"""Drawing the splits of a data set, and writing and comparing the files of a splits folder."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from experts.class_counts import draw_train, exponential_counts, split_pool
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val", "tunev")
-DEFAULT_RATIOS = {"digits": 10.0}  # the others: 100
-CHANGING_KEYS = (
-    "created_utc",
-    "tool",
-    "dataset_choice",
-)  # of split_info.json, that make no other splits
+DEFAULT_RATIOS = {"digits": 10.0}  # other data sets: 100
+# Keys of split_info.json that may differ between equal splits.
+CHANGING_KEYS = ("created_utc", "tool", "dataset_choice")
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What is asked for; None stands for the default of the data set.
+    """The requested splits; None stands for the default of the data set.
 
     Attributes:
-        choice: why this data set.
+        imb_factor: training samples of class 0 over those of the last class.
+        max_per_class: training samples of class 0.
+        choice: reason for choosing this data set, for split_info.json.
     """
 
     dataset: str
     seed: int = 42
     imb_factor: float | None = None
     max_per_class: int | None = None
-    choice: str = "asked for"
+    choice: str = "as given"
 
     @property
     def ratio(self) -> float:
@@ -55,8 +54,10 @@ class Splits:
     """Drawn splits.
 
     Attributes:
-        indices: of train into the train source, of test, val and tunev into the test source.
-        dropped: samples of the test source in no split.
+        indices: split -> indices into the train source (train) or the test source (the others).
+        counts: training samples of each class.
+        info: content of split_info.json.
+        dropped: number of samples of the test source that are in no split.
     """
 
     request: SplitRequest
@@ -66,10 +67,13 @@ class Splits:
     dropped: int
 
     def require_sound(self, test: np.ndarray) -> None:
-        """Check that test, val and tunev share no sample and hold every class equally often.
+        """Check that test, val and tunev are disjoint and that each is balanced.
+
+        Args:
+            test: (N,) labels of the test source.
 
         Raises:
-            RunError: they do not.
+            RunError: they are not.
         """
         pool = [self.indices[name] for name in SPLITS[1:]]
         if len(set().union(*pool)) != sum(map(len, pool)):
@@ -82,13 +86,13 @@ class Splits:
                 )
 
     def short_of_profile(self) -> bool:
-        """Whether a class has fewer samples than the profile asks for."""
+        """Whether a class has fewer training samples than the exponential profile requires."""
         info = self.info
         asked = exponential_counts(len(self.counts), info["imb_factor"], info["max_per_class"])
         return any(found < count for found, count in zip(self.counts, asked, strict=True))
 
     def files(self) -> dict[str, Any]:
-        """File name -> content."""
+        """Name of each file -> its content."""
         total = sum(self.counts)
         found: dict[str, Any] = {
             f"{name}_indices.json": indices for name, indices in self.indices.items()
@@ -100,12 +104,15 @@ class Splits:
 
 
 def list_digest(values: Iterable[int]) -> str:
-    """SHA-256 of a list of integers, as split_info.json and the side files of logits hold it."""
+    """SHA-256 of a list of integers, as stored in split_info.json and the side files of logits."""
     return hashlib.sha256(json.dumps([int(value) for value in values]).encode()).hexdigest()
 
 
 def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> Splits:
-    """Draw all splits from the labels of the two sources, each (N,).
+    """Draw all splits.
+
+    Args:
+        train, test: (N,) labels of the two sources.
 
     Raises:
         InputError: as ``exponential_counts``, ``draw_train`` and ``split_pool``.
@@ -148,9 +155,7 @@ def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> S
 
 
 def different_file(splits: Splits, folder: Path) -> str | None:
-    """The first file of a folder whose content is not that of ``splits``; None when all that are
-    there agree.
-    """
+    """Name of the first existing file in ``folder`` that differs from ``splits``; None if none."""
     for name, content in splits.files().items():
         if not (folder / name).exists():
             continue
@@ -170,7 +175,7 @@ def _lasting(content: Any) -> Any:
 
 
 def write_splits(splits: Splits, folder: Path) -> list[Path]:
-    """Write every file, each under its name only when complete, split_info.json last.
+    """Write every file, split_info.json last; a file gets its name only when it is complete.
 
     Raises:
         OSError: the folder cannot be written.

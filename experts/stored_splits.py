@@ -1,4 +1,4 @@
-"""A splits folder read back, and its index lists checked."""
+"""Reads a splits folder, and checks its index lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experts.class_counts import MAX_PER_CLASS
 from experts.splits import SplitRequest, list_digest
 
 SUFFIX = "_splits_fixed"
-PUBLISHED_SIZES = {"test": 8000, "val": 1000, "tunev": 1000}  # of CIFAR without split_info.json
+PUBLISHED_SIZES = {"test": 8000, "val": 1000, "tunev": 1000}  # for CIFAR without split_info.json
 WEIGHT_TOLERANCE = 1e-6
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ class StoredSplits:
     """A splits folder.
 
     Attributes:
-        info: the content of split_info.json; None where the folder has none.
+        info: content of split_info.json; None if the folder has none.
         counts: training samples of each class.
-        weights: share of each class in the training samples.
+        weights: each class's fraction of the training samples.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class StoredSplits:
         """The indices of a split.
 
         Raises:
-            InputError: missing, or no list of integers.
+            InputError: the file is missing, or holds no list of integers.
         """
         path = self.path(name)
         values = _read_json(path)
@@ -65,13 +65,13 @@ class StoredSplits:
         return values
 
     def recorded(self, name: str, key: str) -> Any:
-        """What split_info.json says of a split; None where it does not."""
+        """The entry ``key`` of a split in split_info.json; None if there is none."""
         splits = self.info.get("splits") if self.info else None
         known = splits.get(name) if isinstance(splits, dict) else None
         return known.get(key) if isinstance(known, dict) else None
 
     def expected_size(self, name: str) -> int | None:
-        """How many samples a split must have; None where nothing says so."""
+        """Number of samples that a split must have; None if unknown."""
         recorded = self.recorded(name, "size")
         if recorded is not None or self.info is not None:
             return recorded
@@ -79,18 +79,18 @@ class StoredSplits:
 
 
 def splits_folder(dataset: str, folder: Path | None) -> Path:
-    """``folder``, or the one of a data set with its default imbalance."""
+    """``folder``, or by default that of the data set with its default imbalance."""
     return folder or Path("data") / f"{SplitRequest(dataset).slug}{SUFFIX}"
 
 
 def read_splits(folder: Path, dataset: str) -> StoredSplits:
-    """Read the tables of a splits folder; the index lists are read when asked for.
+    """Read class counts and weights of a splits folder; the index lists are read later, on demand.
 
     Args:
-        dataset: used where the folder does not say.
+        dataset: data set named in the error text about a missing folder.
 
     Raises:
-        InputError: no such folder, or a table is missing or not what it must be.
+        InputError: the folder or a file is missing, or a file is not what it must be.
     """
     if not folder.is_dir():
         raise InputError(
@@ -119,7 +119,7 @@ def read_splits(folder: Path, dataset: str) -> StoredSplits:
 
 
 def _names_itself(info: Any) -> bool:
-    """Whether dataset and slug are names, with which folders can be made."""
+    """Whether dataset and slug are valid as parts of folder names."""
     if not isinstance(info, dict):
         return False
     names = [info.get("dataset"), info.get("slug")]
@@ -135,7 +135,7 @@ def read_weights(path: Path) -> list[float]:
     """The class weights.
 
     Raises:
-        InputError: missing, no numbers, or their sum is not 1.
+        InputError: the file is missing, holds no numbers, or their sum is not 1.
     """
     weights = _numbers(path, (int, float))
     if not (abs(sum(weights) - 1) <= WEIGHT_TOLERANCE and min(weights) >= 0):
@@ -174,11 +174,11 @@ def check_indices(
 
     Args:
         sizes: samples of the sources ``train`` and ``test``.
-        allow_mismatch: only warn of splits of another size than recorded.
+        allow_mismatch: only warn if a split has another size than recorded.
 
     Raises:
-        InputError: an index outside its source or repeated, two splits that share a sample, or another
-            size.
+        InputError: an index is outside its source or repeated, two splits share a sample, or a size
+            or a list is not the recorded one.
     """
     owners: dict[int, str] = {}
     found = {}
@@ -188,7 +188,8 @@ def check_indices(
         for position, index in enumerate(indices):
             if not 0 <= index < size:
                 raise InputError(
-                    f"{path}: indices must be from 0 to {size - 1}, got {index} at position {position}"
+                    f"{path}: indices must be from 0 to {size - 1}, got {index} at position "
+                    f"{position}"
                 )
         if len(set(indices)) < len(indices):
             position = next(i for i, v in enumerate(indices) if v in indices[:i])
@@ -201,7 +202,7 @@ def check_indices(
         if expected is not None and len(indices) != expected:
             text = f"{path}: {name} has {len(indices)} samples, expected {expected}"
             if not allow_mismatch:
-                raise InputError(f"{text} (--allow-size-mismatch goes on)")
+                raise InputError(f"{text} (--allow-size-mismatch continues)")
             logger.warning(text)
             continue
         recorded = splits.recorded(name, "indices_sha256")

@@ -1,7 +1,7 @@
-"""Training experts on the long-tailed split, one loss each; the best epoch on ``val`` is kept.
+"""Trains experts on the long-tailed split, each with its loss; the best epoch on ``val`` is kept.
 
-Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition",
-arXiv:1910.09217, section 4.1 (cRT), is the expert of two stages.
+The expert with two stages follows Kang et al. 2020, "Decoupling Representation and Classifier for
+Long-Tailed Recognition", arXiv:1910.09217, section 4.1 (cRT).
 
 Letters: N training images, C classes.
 """
@@ -43,12 +43,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What one run of training is asked for.
+    """The settings of a training run.
 
     Attributes:
-        first, second: the schedules of the stages by expert's kind; the second is of two-stage
-            experts.
-        stage1_from: take the backbone of this expert's best checkpoint instead of a first stage.
+        folder: folder of the checkpoints.
+        first: schedules of the first or only stage, by kind of expert.
+        second: schedule of the second stage of two-stage experts.
+        tau: strength of the logit adjustment.
+        stage1_from: use the backbone of this expert's best checkpoint instead of a first stage.
+        report: called with each line to print.
     """
 
     folder: Path
@@ -68,7 +71,11 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Stage:
-    """One optimisation: of everything, or of the head with every class drawn equally often."""
+    """One stage: trains everything, or only the head, with every class drawn equally often.
+
+    Attributes:
+        prefix: prefix of its checkpoint.
+    """
 
     number: int
     prefix: str
@@ -77,17 +84,17 @@ class Stage:
 
 
 def finished(options: TrainingOptions, expert: str) -> bool:
-    """Whether an expert is there, whole."""
+    """Whether all checkpoints of an expert exist and no interrupted training is left."""
     prefixes = (BEST, CALIBRATED) if options.calibrate else (BEST,)
     whole = all(checkpoint_path(options.folder, p, expert).is_file() for p in prefixes)
     return whole and not checkpoint_path(options.folder, LAST, expert).is_file()
 
 
 def train_expert(name: str, data: TrainingData, options: TrainingOptions) -> None:
-    """Train one expert and write its checkpoints; one that is finished is kept unless forced.
+    """Train one expert and write its checkpoints; a finished one is kept unless ``force`` is set.
 
     Raises:
-        InputError: what is to be resumed or taken over does not fit.
+        InputError: a checkpoint to resume from, or the one with the backbone, does not fit.
         RunError: the loss is not finite.
         OSError: a checkpoint cannot be written.
     """
@@ -96,7 +103,10 @@ def train_expert(name: str, data: TrainingData, options: TrainingOptions) -> Non
         return
     last = checkpoint_path(options.folder, LAST, name)
     if last.is_file() and not options.resume:
-        logger.warning("%s is of an interrupted run and begins anew; --resume would go on", last)
+        logger.warning(
+            "%s is left from an interrupted training; it starts again (--resume would continue it)",
+            last,
+        )
     training = _Training(name, data, options)
     training.run()
     if options.calibrate:
@@ -108,7 +118,7 @@ def train_expert(name: str, data: TrainingData, options: TrainingOptions) -> Non
 def _report_kept(name: str, data: TrainingData, options: TrainingOptions) -> None:
     path = checkpoint_path(options.folder, BEST, name)
     stored = load_expert(path, data.splits.num_classes, options.backbone).metadata
-    options.report(f"{name}: kept {path} (--force trains anew)")
+    options.report(f"{name}: kept {path} (--force trains it again)")
     if stored.get("splits_sha256") != dict(data.digests):
         logger.warning("%s was trained on other splits", path)
     elif stored.get("hparams") != _hparams(name, options) or stored.get("seed") != options.seed:
@@ -131,7 +141,7 @@ def _as_lists(schedule: Schedule) -> dict[str, Any]:
 
 
 class _Training:
-    """An expert under way."""
+    """The training of one expert."""
 
     def __init__(self, name: str, data: TrainingData, options: TrainingOptions):
         self.name, self.data, self.options = name, data, options
@@ -149,7 +159,7 @@ class _Training:
         self.resumed = self._read_last() if options.resume and self.last.is_file() else None
 
     def run(self) -> None:
-        """All stages, from where a former run was."""
+        """Run all stages, or those left by an interrupted run."""
         self.options.folder.mkdir(parents=True, exist_ok=True)
         for stage in self._stages():
             start = self.resumed["stage"] if self.resumed else 0
@@ -168,7 +178,7 @@ class _Training:
         return [second] if self.options.stage1_from else [Stage(1, STAGE1, first, False), second]
 
     def _take_backbone(self) -> None:
-        """Load the representation, freeze it and draw the head anew."""
+        """Load the trained backbone, freeze it, and initialise the head again."""
         source = self.options.stage1_from
         prefix, name = (BEST, source) if source else (STAGE1, self.name)
         path = checkpoint_path(self.options.folder, prefix, name)
@@ -182,8 +192,9 @@ class _Training:
         self.expert.reset_head()
 
     def _run_stage(self, stage: Stage) -> None:
-        """Train over all epochs; the best on ``val`` is saved at the end, the first in any case. What was
-        there before stays until then.
+        """Train over all epochs and save the best epoch on ``val`` at the end.
+
+        Earlier checkpoints stay until then.
         """
         schedule = stage.schedule
         trained = self.expert.fc if stage.head_only else self.expert
@@ -212,13 +223,13 @@ class _Training:
                 self.best_state = _copied(self.expert)
                 self.best_metadata = self._metadata(stage.prefix, epoch, accuracy)
             self._write_last(stage, epoch, best, optimizer, scheduler)
-        if stage.prefix == BEST:  # of the former weights
+        if stage.prefix == BEST:  # the calibrated checkpoint holds the old weights
             checkpoint_path(self.options.folder, CALIBRATED, self.name).unlink(missing_ok=True)
         path = checkpoint_path(self.options.folder, stage.prefix, self.name)
         save_expert(path, self.best_state, self.best_metadata)
 
     def _epoch(self, stage: Stage, optimizer: SGD, loss_of: nn.Module, epoch: int) -> float:
-        """One pass; the mean loss."""
+        """Train for one epoch; returns the mean loss."""
         self.expert.train()
         if stage.head_only:
             self.expert.backbone.eval()
@@ -234,13 +245,13 @@ class _Training:
             count += len(labels)
         mean = float(total) / count
         if not math.isfinite(mean):
-            raise RunError(f"loss must be finite, got {mean} in epoch {epoch}; --lr is too high")
+            raise RunError(
+                f"loss must be finite, got {mean} in epoch {epoch}; --lr is probably too high"
+            )
         return mean
 
     def _batches(self, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images of an epoch in random order, each randomly cropped; an incomplete batch at the
-        end is dropped.
-        """
+        """The augmented images of an epoch in random order, without an incomplete last batch."""
         size = stage.schedule.batch_size
         labels = torch.from_numpy(self.data.train.labels)
         if stage.head_only:
@@ -266,7 +277,7 @@ class _Training:
         return result.logits[self.name], result.targets
 
     def calibrate(self) -> None:
-        """Fit the temperature of the best epoch and save it under the same weights.
+        """Fit the temperature of the best epoch and save it with the same weights.
 
         Raises:
             OSError: the checkpoint cannot be written.
@@ -318,7 +329,7 @@ class _Training:
     def _write_last(
         self, stage: Stage, epoch: int, best: float, optimizer: SGD, scheduler: LRScheduler
     ) -> None:
-        """Everything that --resume needs."""
+        """Write the checkpoint that --resume reads."""
         content = {
             **self._same_run(),
             "stage": stage.number,
@@ -338,10 +349,10 @@ class _Training:
         write_torch_file(self.last, content)
 
     def _read_last(self) -> dict[str, Any]:
-        """What a former run left.
+        """Read the checkpoint of an interrupted run.
 
         Raises:
-            InputError: damaged, or it had other settings.
+            InputError: it is damaged, or has other settings.
         """
         content = read_torch_file(self.last)
         for key, value in self._same_run().items():
@@ -357,7 +368,7 @@ class _Training:
         return content
 
     def _same_run(self) -> dict[str, Any]:
-        """What must not change when a run goes on."""
+        """The settings that must be equal to resume a run."""
         return {
             "hparams": _hparams(self.name, self.options),
             "seed": self.options.seed,
@@ -366,10 +377,10 @@ class _Training:
         }
 
     def _restore(self, optimizer: SGD, scheduler: LRScheduler) -> tuple[float, int]:
-        """Best accuracy and epochs done of a stage that goes on.
+        """Restore the state of an interrupted stage; returns its best accuracy and epochs done.
 
         Raises:
-            InputError: the file of the former run is damaged.
+            InputError: the checkpoint of the interrupted run is damaged.
         """
         assert self.resumed is not None
         try:
@@ -392,7 +403,7 @@ class _Training:
 
 
 def _copied(expert: Expert) -> dict[str, Tensor]:
-    """The present weights, on the CPU."""
+    """A copy of the weights, on the CPU."""
     return {key: value.detach().cpu().clone() for key, value in expert.state_dict().items()}
 
 
@@ -403,8 +414,7 @@ def _scheduler(optimizer: SGD, schedule: Schedule) -> LRScheduler:
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """(N,) indices: each a class drawn uniformly, then one of its images uniformly, with
-    replacement.
+    """Draw (N,) indices: each time a class uniformly, then one of its images, with replacement.
 
     Args:
         labels: (N,) int64.
@@ -423,7 +433,7 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 def train_all(
     names: Sequence[str], data: TrainingData, options: TrainingOptions, traceback: bool = False
 ) -> list[str]:
-    """Train experts one after the other; the names of those that failed, whose errors are logged."""
+    """Train experts one after the other; failures are logged, and their names returned."""
     failed = []
     for name in names:
         options.report(f"EXPERT: {name.upper()}")

@@ -1,4 +1,4 @@
-"""The images that training looks at."""
+"""The images that experts are trained, selected and calibrated on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from loaders.transforms import Preprocess
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images of the splits for training, for choosing the epoch and for the temperature.
+    """The images for training, for choosing the epoch and for fitting the temperature.
 
     Attributes:
+        calibration_split: name of the split that the temperature is fitted on.
         digests: SHA-256 of the index lists of train and val.
     """
 
@@ -36,10 +37,10 @@ def read_training_data(
     download: bool = False,
     workers: int | None = None,
 ) -> TrainingData:
-    """Read the images of the splits, as a backbone expects them.
+    """Read the images of the splits with the preprocessing of a backbone.
 
     Args:
-        calibration: split of the temperature.
+        calibration: split that the temperature is fitted on.
         workers: as in ``open_sources``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a command of ``train_experts.py`` trains, and how."""
+"""The settings of ``train_experts.py``, and its plan as text."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_TAU = 1e3
 def training_options(
     options: argparse.Namespace, choice: Choice, console: Console
 ) -> TrainingOptions:
-    """What the flags ask of training.
+    """The settings of the training that the flags describe.
 
     Raises:
-        InputError: a flag is out of range or not available.
+        InputError: a flag is out of range, or names an unknown backbone, device or expert.
     """
     overrides = Overrides(**{f.name: getattr(options, f.name) for f in fields(Overrides)})
     overrides.require_sane()
@@ -60,6 +60,6 @@ def describe(names: Sequence[str], options: TrainingOptions) -> list[str]:
             stages.append(f"then the head: {options.second.describe()}")
         if kind == "logitadjust":
             stages.append(f"tau {options.tau:g}")
-        kept = " (there already: kept)" if finished(options, name) and not options.force else ""
+        kept = " (already trained: kept)" if finished(options, name) and not options.force else ""
         lines.append(f"{name}{kept}: {'; '.join(stages)} -> {options.folder}")
     return lines

@@ -1,7 +1,7 @@
-"""Are the logits of experts what they claim to be? Checks of every file, and across files.
+"""The checks of experts' logits: of every file, and across files.
 
-A check that cannot be made because an earlier one failed is skipped, never passed. Nothing here needs
-torch.
+A check that cannot be made because an earlier one failed is skipped, never passed. Nothing here
+needs torch.
 
 Letters: n samples of a split, C classes.
 """
@@ -48,14 +48,14 @@ NAMES = {
 }
 FLOATS = (np.float16, np.float32, np.float64)
 ARRAYS = ("logits", "targets", "predictions")
-SAME = 1e-6  # largest difference of the logits of two experts that are one
+SAME = 1e-6  # logits that differ by no more are those of one expert
 BALANCE_TOLERANCE = 1e-12
 METRICS = ("accuracy", "reweighted", "balanced")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its number and name, how it went, and what was found."""
+    """One check: its number and name, its status, and what was found."""
 
     id: int
     name: str
@@ -69,8 +69,10 @@ class Rules:
 
     Attributes:
         groups: head, medium and tail classes.
+        min_accuracy: accuracy that check 13 demands, 0 to 1.
+        accuracy_metric: metric that check 13 compares with it, one of ``METRICS``.
         accuracy_check: whether check 13 warns, fails, or is off.
-        labels: of the sources ``train`` and ``test``, where they are read.
+        labels: (N,) labels of the sources ``train`` and ``test``; None: not compared.
     """
 
     splits: StoredSplits
@@ -83,7 +85,7 @@ class Rules:
 
 @dataclass
 class FileResult:
-    """What the checks of one file found; figures only where its logits can be trusted."""
+    """What the checks of one file found; it has metrics only if its logits are valid."""
 
     expert: str
     split: str
@@ -98,7 +100,7 @@ class FileResult:
         return any(check.status == FAIL for check in self.checks)
 
     def as_record(self) -> dict[str, Any]:
-        """For the JSON report."""
+        """Plain values for the JSON report."""
         return {
             "expert": self.expert,
             "split": self.split,
@@ -109,12 +111,12 @@ class FileResult:
 
 
 def verify_file(root: Path, expert: str, split: str, rules: Rules) -> FileResult:
-    """Checks 1 to 17 of one file."""
+    """Run checks 1 to 17 on one file."""
     return _File(root, expert, split, rules).result
 
 
 class _File:
-    """A file under check; each method gives a status and a detail, or raises ``_Skip``."""
+    """The checks of one file; each returns a status and a detail."""
 
     def __init__(self, root: Path, expert: str, split: str, rules: Rules):
         self.rules, self.split = rules, split
@@ -272,7 +274,7 @@ class _File:
             return FAIL, f"balanced and overall accuracy differ by {gap:g} on a balanced split"
         if good and figures.absent_weight > 0:
             return WARN, f"classes of weight {figures.absent_weight:.4f} have no sample"
-        return _judge(good, "a figure is out of its range")
+        return _judge(good, "a metric is out of its range")
 
     def up_to_date(self) -> tuple[str, str]:
         side = self.result.side = read_side(self.result.path)
@@ -301,7 +303,7 @@ def _judge(good: bool, otherwise: str) -> tuple[str, str]:
     return (PASS, "") if good else (FAIL, otherwise)
 
 
-# Number -> the check and those that must have passed before it.
+# Number -> the check, and the numbers of those that must have passed before it.
 CHECKS: dict[int, tuple[Callable[[_File], tuple[str, str]], set[int]]] = {
     1: (_File.file_present, set()),
     2: (_File.arrays_present, {1}),
@@ -324,7 +326,7 @@ CHECKS: dict[int, tuple[Callable[[_File], tuple[str, str]], set[int]]] = {
 
 
 def cross_checks(results: Sequence[FileResult]) -> list[Check]:
-    """Checks 18 to 20 of all files together."""
+    """Run checks 18 to 20 across all files."""
     by_split: dict[str, list[FileResult]] = {}
     by_expert: dict[str, list[FileResult]] = {}
     for result in results:

@@ -69,7 +69,7 @@ class Verification:
         return any(check.status in self.bad for check in file.checks)
 
     def best(self, metric: str, split: str) -> list[str]:
-        """The experts with the largest figure on a split; a file with a failure cannot be best."""
+        """The experts with the best metric on a split; a file with a failure cannot be best."""
         found = {
             file.expert: getattr(file.figures, metric)
             for file in self.files
@@ -83,7 +83,7 @@ class Verification:
 
 
 def print_files(console: Console, verification: Verification) -> None:
-    """Checks and figures of every file, then the checks across files."""
+    """Print checks and metrics of every file, then the checks across files."""
     for file in verification.files:
         console.line(f"\n{file.expert} / {file.split}: {file.path}")
         _print_checks(console, file.checks, f"{file.expert} / {file.split}: ", verification.bad)
@@ -95,7 +95,7 @@ def print_files(console: Console, verification: Verification) -> None:
 def _print_checks(
     console: Console, checks: Sequence[Check], where: str, bad: Sequence[str]
 ) -> None:
-    """``bad`` are printed even by a quiet console."""
+    """Print checks; a quiet console prints those whose status is in ``bad``."""
     for check in checks:
         mark = console.marks[check.status]
         skipped = "skipped: " if check.status == SKIPPED else ""
@@ -124,7 +124,7 @@ def _labelled(figures: Any) -> dict[str, float | None]:
 
 
 def print_summaries(console: Console, verification: Verification) -> None:
-    """The tables of reweighted and balanced accuracy, and the best of each."""
+    """Print the tables of reweighted and balanced accuracy, and the best experts."""
     experts = sorted({file.expert for file in verification.files})
     splits = verification.splits()
     width = max(len("Expert"), *map(len, experts))
@@ -154,7 +154,7 @@ def _cell(verification: Verification, expert: str, split: str, metric: str) -> s
 
 
 def as_json(verification: Verification, about: dict[str, Any], exit_code: int) -> dict[str, Any]:
-    """The report of --json."""
+    """The content of the report of --json."""
     return {
         "format_version": REPORT_FORMAT_VERSION,
         **about,
@@ -172,7 +172,7 @@ def as_json(verification: Verification, about: dict[str, Any], exit_code: int) -
 
 
 def as_table(verification: Verification) -> pd.DataFrame:
-    """The report of --csv: a row per file."""
+    """The report of --csv: one row per file."""
     import pandas as pd
 
     rows = []
@@ -185,8 +185,9 @@ def as_table(verification: Verification) -> pd.DataFrame:
 
 
 def bars(verification: Verification) -> dict[str, dict[str, list[float | None]]]:
-    """Split -> expert -> accuracies in percent in the order of ``BAR_LABELS``; files that failed are
-    left out.
+    """Split -> expert -> accuracies in percent, in the order of ``BAR_LABELS``.
+
+    Files with a failed check are left out.
     """
     names = ("accuracy", "balanced", "reweighted", *GROUPS)
     found: dict[str, dict[str, list[float | None]]] = {}

@@ -1,4 +1,4 @@
-"""Checking the logits of experts from the command line: which files, against what, and the reports."""
+"""Runs the checks of ``verify_logits.py`` on experts' logits, and writes the reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from experts.verification_report import (
 
 
 def verify_experts(options: argparse.Namespace) -> int:
-    """Check the logits of experts; the exit status."""
+    """Check the logits of experts; returns the exit status."""
     console = console_of(options)
     if not 0 <= options.min_accuracy <= 1:
         raise InputError(f"min-accuracy must be from 0 to 1, got {options.min_accuracy}")
@@ -54,7 +54,7 @@ def verify_experts(options: argparse.Namespace) -> int:
         - set(wanted)
     )
     if unchecked:
-        console.line(f"not checked: {', '.join(unchecked)} (--splits names what is)")
+        console.line(f"not checked: {', '.join(unchecked)} (add them to --splits)")
     files = [verify_file(options.logits_dir, e, s, rules) for e in experts for s in wanted]
     verification = Verification(files, cross_checks(files), groups, options.strict)
     print_files(console, verification)
@@ -80,14 +80,14 @@ def require_report(path: Path) -> None:
     """
     require_writable(path.parent)
     if path.exists() and not path.is_file():
-        raise InputError(f"reports must be files, got {path}, which is none")
+        raise InputError(f"reports must be files, got {path}, which is not a file")
 
 
 def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
     """The experts to check, sorted.
 
     Raises:
-        InputError: no such folder, or no expert in it.
+        InputError: there is no such folder, or no expert in it.
     """
     if not root.is_dir():
         raise InputError(f"logits-dir must be a folder, got {str(root)!r}")
@@ -108,7 +108,7 @@ def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
 
 
 def _holds_logits(folder: Path) -> bool:
-    """Whether a folder is an expert's; one that cannot be read may be."""
+    """Whether a folder holds logits of an expert; an unreadable one counts as such."""
     try:
         return any(path.name.endswith((".npz", ".meta.json")) for path in folder.iterdir())
     except OSError:
@@ -116,15 +116,15 @@ def _holds_logits(folder: Path) -> bool:
 
 
 def choose_splits(options: argparse.Namespace) -> tuple[StoredSplits, str]:
-    """The splits that the logits are of, and why these.
+    """The splits of the logits, and the reason for choosing them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or they belong to another data set.
     """
     folder, name = options.splits_dir, options.dataset
     if name == "auto" and folder is not None:
         return read_splits(folder, "digits"), f"the splits in {folder} are of it"
-    reason = "asked for"
+    reason = "as given"
     if name == "auto":
         cifar100 = splits_folder("cifar100", None)
         name = "cifar100" if cifar100.is_dir() else "digits"
@@ -138,10 +138,10 @@ def choose_splits(options: argparse.Namespace) -> tuple[StoredSplits, str]:
 def read_labels(
     options: argparse.Namespace, splits: StoredSplits
 ) -> Mapping[str, np.ndarray] | None:
-    """The labels of both sources; None when they are not asked for or not on disk.
+    """The (N,) labels of both sources; None if they are not to be compared or not on disk.
 
     Raises:
-        InputError: they are asked for with ``yes`` and cannot be read.
+        InputError: ``--against_data yes`` is given and they cannot be read.
     """
     if options.against_data == "no":
         return None
@@ -158,7 +158,7 @@ def read_labels(
 def write_reports(
     options: argparse.Namespace, verification: Verification, about: dict, status: int
 ) -> None:
-    """Write the files that were asked for.
+    """Write the requested reports.
 
     Raises:
         RunError: one cannot be written.

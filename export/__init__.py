@@ -1,4 +1,4 @@
-"""A quantized model as an ONNX file of real integers, with the check that it says the same elsewhere.
+"""Export of a quantized model to an ONNX file with integer weights, checked in ONNX Runtime.
 
 Needs onnx, onnxscript and onnxruntime (requirements-export.txt), which are imported when a function
 is called.

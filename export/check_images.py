@@ -26,8 +26,9 @@ class CheckImages:
     """The images to check on.
 
     Attributes:
-        shape: of one, (3, H, W).
-        origin: in words.
+        batches: images (B, 3, H, W) float32 and labels (B,) int64.
+        shape: (3, H, W) of one image.
+        origin: name of the data set, or ``noise``.
     """
 
     batches: Batches
@@ -38,6 +39,14 @@ class CheckImages:
 def check_images(
     options: argparse.Namespace, settings: ExportSettings, metadata: dict[str, Any]
 ) -> CheckImages:
+    """The images that the flags request: evaluation images of a data set, or noise.
+
+    Args:
+        metadata: metadata of the quantized model.
+
+    Raises:
+        InputError: the data set or the metadata is unusable.
+    """
     try:
         if options.noise:
             return _noise(settings.export_images, options.batch_size, metadata)
@@ -53,8 +62,8 @@ def check_images(
         ) from None
     if name == "imagenet" and options.data_path is None:
         raise InputError(
-            "data_path must be given, the folder of images that the file is checked on "
-            "(or --noise), got none"
+            "data_path must be given (the folder of images that the file is checked on, or use "
+            "--noise instead), got none"
         )
     name, path, _ = resolve_dataset(name, options.data_path)
     dataset = load_dataset(name, path, preprocess, val_labels=options.val_labels)
@@ -64,12 +73,12 @@ def check_images(
 
 
 def _noise(count: int, batch_size: int, metadata: dict[str, Any]) -> CheckImages:
-    """Normally distributed images."""
+    """Images of standard normal noise, with labels 0."""
     shape = metadata.get("image_shape")
     if shape is None:
         raise InputError(
-            "noise must be of a model file that holds the shape of its images, got an older one "
-            "(--data_path gives images)"
+            "noise must be used with a model file that holds the shape of its images, got an older "
+            "file (use --data_path instead)"
         )
     is_shape = isinstance(shape, list) and len(shape) == 3 and shape[0] == 3
     if not is_shape or not all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in shape):

@@ -1,8 +1,8 @@
-"""Which integer type holds a tensor's codes, and the codes as they lie in it.
+"""The integer type that holds a tensor's codes, and the codes stored in it.
 
-A quantized value is scale * (code - zero_point), so adding one number to the codes and zero points of
-a channel changes nothing: that is how unsigned codes become signed, and how channels fit whose zero
-point lies outside the codes (channels of zero bits).
+A quantized value is scale * (code - zero_point), so adding one number to the codes and the zero
+point of a channel changes nothing. In this way unsigned codes become signed, and channels fit whose
+zero point is outside the range of the codes (channels of zero bits).
 
 Letters: O output channels.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from common.errors import InputError
 from quant.network.layers import ActivationQuantizer, QuantLayer
 
-WEIGHT_WIDTHS = (4, 8, 16)  # ONNX has these signed integers; 2 where it is asked for
+WEIGHT_WIDTHS = (4, 8, 16)  # signed integers of ONNX; INT2_WIDTH only if requested
 INT2_WIDTH = 2
 MAX_ACTIVATION_BITS = 8
 
@@ -45,10 +45,10 @@ class StoredActivation:
     Attributes:
         scale: (C,) or (), float32.
         zero_point: shape of ``scale``, int32.
-        bits: shape of ``scale``, int32: the codes that are used are 0 .. 2^bits - 1, unless moved.
-        low, high: as they broadcast against the activation, float32: the smallest and largest value.
+        bits: shape of ``scale``, int32; codes 0 .. 2^bits - 1 are used, unless ``moved``.
+        low, high: float32, broadcast against the activation: smallest and largest value.
         width: bits of the integer type.
-        moved: whether the zero point is another than the model's, or outside of the codes.
+        moved: whether the zero point differs from the model's or is outside the range of the codes.
     """
 
     scale: np.ndarray
@@ -61,19 +61,20 @@ class StoredActivation:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether one pair of smallest and largest code holds for all channels."""
+        """Whether all channels have the same smallest and largest code."""
         return not self.moved and bool((self.bits == self.bits.flat[0]).all())
 
 
 def per_channel(values: np.ndarray) -> np.ndarray:
-    """(O,) values as they broadcast against a weight, (O, 1, 1, 1); a scalar as it is."""
+    """Reshape (O,) values to (O, 1, 1, 1), to broadcast against a weight; a scalar is unchanged."""
     return values.reshape(-1, 1, 1, 1) if values.ndim else values
 
 
 def stored_weight(name: str, layer: QuantLayer, int2: bool) -> StoredWeight:
-    """The weight of a layer in the narrowest type that holds it.
+    """The weight of a layer in the narrowest integer type that holds it.
 
     Args:
+        name: name of the layer, for errors.
         int2: use 2-bit integers where they suffice.
 
     Raises:
@@ -103,14 +104,15 @@ def stored_weight(name: str, layer: QuantLayer, int2: bool) -> StoredWeight:
 def stored_activation(
     name: str, quantizer: ActivationQuantizer, int2: bool, narrow: bool
 ) -> StoredActivation:
-    """The quantization of an activation in the narrowest type that holds it.
+    """The quantization of an activation in the narrowest integer type that holds it.
 
     Args:
+        name: name of the quantizer, for errors.
         int2: use 2-bit integers where they are exact.
-        narrow: use fewer than 8 bits at all.
+        narrow: allow types of fewer than 8 bits.
 
     Raises:
-        InputError: it has more than 8 bits, or a zero point that no 8-bit integer holds.
+        InputError: it has more than 8 bits, or a zero point that is no integer or above 255.
     """
     scale = _flat(quantizer.scale.cpu().numpy(), axis=1)
     zero_point = _integers(name, _flat(quantizer.zero_point.cpu().numpy(), axis=1))
@@ -142,12 +144,12 @@ def stored_activation(
 
 
 def too_many_bits(bits: int) -> str:
-    """What is wrong with activations of that many bits."""
+    """The error text for activations of ``bits`` bits, which are too many."""
     return f"activations must have at most {MAX_ACTIVATION_BITS} bits in ONNX, got {bits}"
 
 
 def _flat(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Per-channel values as (O,), one value as ()."""
+    """Reshape per-channel values to (O,), a single value to ()."""
     return values.reshape(()) if values.size == 1 else values.reshape(values.shape[axis])
 
 

@@ -1,7 +1,7 @@
-"""From our own operators to ONNX's QuantizeLinear and DequantizeLinear, with fresh integer initialisers.
+"""Replaces our own operators by ONNX's QuantizeLinear and DequantizeLinear.
 
-The exporter merges initialisers that are equal, so that one would serve layers of different types;
-here every layer gets its own.
+Every layer gets its own integer initialisers: the exporter would merge equal ones, also of layers
+that are stored in different types.
 """
 
 from __future__ import annotations
@@ -27,17 +27,31 @@ from quant.network.layers import ActivationQuantizer, QuantLayer
 INT2_OPSET, INT2_IR_VERSION = 25, 13
 SIGNED: dict[int, Any] = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8, 16: np.int16}
 UNSIGNED: dict[int, Any] = {2: ml_dtypes.uint2, 4: ml_dtypes.uint4, 8: np.uint8}
+# Operators that only move values.
 MOVING = {
-    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad"),
-    *("Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
+    "Concat",
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
     "Unsqueeze",
 }
 CODES, SCALE, ZERO_POINT = "codes", "scale", "zero_point"
 
 
 def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
-    """Replace every operator of ours in ``model``, in place, and drop what the exporter says of the
-    nodes.
+    """Replace our own operators in ``model``, in place, and remove the exporter's annotations.
 
     Raises:
         InputError: a weight or an activation fits no integer type of ONNX.
@@ -56,7 +70,7 @@ def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
                 narrow = _may_be_narrow(node, module)
                 result = _activation(builder, stored_activation(name, module, int2, narrow))
             builder.finish(result)
-    model.graph.opset_imports.pop(DOMAIN, None)  # it is not there where nothing is quantized
+    model.graph.opset_imports.pop(DOMAIN, None)  # absent if nothing is quantized
     if _uses_int2(model):
         model.graph.opset_imports[""] = INT2_OPSET
         model.ir_version = max(model.ir_version, INT2_IR_VERSION)
@@ -64,11 +78,12 @@ def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
 
 
 def _may_be_narrow(node: ir.Node, quantizer: ActivationQuantizer) -> bool:
-    """Whether onnxruntime keeps integers of fewer than 8 bits right here.
+    """Whether ONNX Runtime handles integers of fewer than 8 bits correctly at this node.
 
-    It carries integers through operators that only move values, which it has for whole bytes only; it
-    cannot join a clamp to a quantization to such integers, and refuses the file; and it drops a ReLU before
-    one even where the zero point is not 0 (all seen with onnxruntime 1.31).
+    Seen with onnxruntime 1.31: it moves integers through operators that only move values, but has
+    these operators for whole bytes only; it refuses a file in which a clamp comes before a
+    quantization to such integers, since it cannot fuse the two; and it drops a ReLU before such a
+    quantization even if the zero point is not 0.
     """
     (value,), (result,) = node.inputs, node.outputs
     assert value is not None
@@ -84,7 +99,7 @@ def _may_be_narrow(node: ir.Node, quantizer: ActivationQuantizer) -> bool:
 
 
 class _Builder:
-    """Puts nodes and initialisers in the place of one node."""
+    """Makes the nodes and initialisers that replace one node."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, name: str):
         self.graph, self.node, self.name = graph, node, name
@@ -107,7 +122,7 @@ class _Builder:
         return node.outputs[0]
 
     def finish(self, result: ir.Value) -> None:
-        """Let every reader of the former node read ``result``."""
+        """Insert the new nodes and make ``result`` the output in place of the old node's."""
         former = self.node.outputs[0]
         result.shape, result.type = former.shape, former.type
         self.graph.insert_before(self.node, self.nodes)
@@ -155,7 +170,7 @@ def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
 
 
 def _clamped(builder: _Builder, value: ir.Value, stored: StoredActivation) -> ir.Value:
-    """The values kept inside what their channel's codes stand for."""
+    """The values clamped to the range of their channel's codes."""
     value = builder.add("Max", [value, builder.constant("low", stored.low)])
     return builder.add("Min", [value, builder.constant("high", stored.high)])
 
@@ -166,8 +181,9 @@ def _uses_int2(model: ir.Model) -> bool:
 
 
 def _strip(model: ir.Model) -> None:
-    """Drop what the exporter notes beside each node and value, and the shapes that follow from the rest:
-    they are larger than small networks.
+    """Remove annotations of nodes and values, and shapes that can be inferred.
+
+    They would take more bytes than a small network does.
     """
     nodes: Iterable[ir.Node] = model.graph
     for node in nodes:
@@ -179,7 +195,7 @@ def _strip(model: ir.Model) -> None:
                 value.shape, value.type = None, None
     for value in model.graph.inputs:
         value.metadata_props.clear()
-    for value in model.graph.initializers.values():  # the tensor itself has type and shape
+    for value in model.graph.initializers.values():  # the tensor itself holds type and shape
         value.metadata_props.clear()
         value.shape, value.type = None, None
     model.graph.metadata_props.clear()

@@ -1,8 +1,8 @@
-"""The quantized model as torch's exporter shall see it: its weights and activation quantizers are
-operators of our own, which ``export.lowering`` turns into ONNX's.
+"""The form of a quantized model that torch's exporter can export.
 
-``ptq::Weight`` (no input) and ``ptq::Activation`` (one) carry the name of their layer or quantizer; the
-integers themselves never pass through the exporter.
+Its weights and activation quantizers are operators of our own, ``ptq::Weight`` (no input) and
+``ptq::Activation`` (one input), which hold the name of their layer or quantizer. The module
+``export.lowering`` replaces them by ONNX's; the integers never pass through the exporter.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ WEIGHT, ACTIVATION, NAME = "Weight", "Activation", "name"
 
 
 class ExportableLayer(nn.Module):
-    """A quantized layer whose weight is an operator and whose bias is an addition of its own.
+    """A quantized layer whose weight is an operator and whose bias is added separately.
 
-    onnxruntime rounds the bias inside a convolution to a multiple of the product of both scales
-    (its WeightBiasQuantization), which costs accuracy at low bits; a separate addition it leaves alone.
+    ONNX Runtime rounds the bias inside a convolution to a multiple of the product of both scales
+    (its WeightBiasQuantization), which costs accuracy at low bits; a separate addition is not
+    changed.
     """
 
     bias: Tensor | None
@@ -68,11 +69,11 @@ class ExportableConv2d(ExportableLayer):
 
 
 class ExportableLinear(ExportableLayer):
-    """See ``ExportableLayer``; a linear layer is a 1 x 1 convolution here.
+    """See ``ExportableLayer``; a linear layer is exported as a 1 x 1 convolution.
 
-    A matrix product and its bias onnxruntime would fuse, and round the bias as above, or replace by its
-    MatMulNBits, which rounds the inputs to 8 bits (measured: argmax agreement 0.906 at W4A4 for MobileNetV2
-    with random weights, 1.0 as a convolution).
+    ONNX Runtime would fuse a matrix product with its bias and round the bias as above, or replace
+    the product by its MatMulNBits, which rounds the inputs to 8 bits (measured: argmax agreement
+    0.906 at W4A4 for MobileNetV2 with random weights, 1.0 as a convolution).
     """
 
     def __init__(self, name: str, layer: QuantLayer):
@@ -119,7 +120,7 @@ class CorrectionLayer(nn.Module):
 
 
 class _Corrected(nn.Module):
-    """The units of a network, which keep their names in the file, and a correction behind them."""
+    """The units of a network, which keep their names in the file, followed by a correction."""
 
     def __init__(self, network: QuantModel, correction: ClusterAffineCorrection):
         super().__init__()
@@ -133,9 +134,9 @@ class _Corrected(nn.Module):
 
 
 def exportable(quantized: QuantModel, correction: ClusterAffineCorrection | None) -> nn.Module:
-    """A copy of the network for torch's exporter, with the correction behind it.
+    """A copy of the network for torch's exporter, followed by the correction, if any.
 
-    It cannot be run; only exported.
+    It can be exported but not run.
     """
     network = copy.deepcopy(quantized).cpu()
     for name, module in list(network.named_modules()):

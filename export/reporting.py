@@ -1,4 +1,4 @@
-"""The export of a run from beginning to end: file, check, ``export_report.json``."""
+"""The whole export of a model: ONNX file, check, ``export_report.json``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 from quant import QuantModel
 
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
-NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")  # of the model
+# Entries of the model's metadata that go into the file and the report.
+NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ class ExportJob:
     """A model and the images to check its file on.
 
     Attributes:
-        correction: becomes part of the file; None: the logits as they are.
+        correction: made part of the graph; None: the logits are not corrected.
         image_shape: (3, H, W).
-        batches: images (B, 3, H, W) float32 and labels.
+        batches: images (B, 3, H, W) float32 and labels (B,) int64.
         notes: plain values for the file and the report: architecture, preprocessing, ...
     """
 
@@ -49,10 +50,10 @@ class ExportJob:
 def export_and_verify(
     job: ExportJob, settings: ExportSettings, folder: Path, name: str = ONNX_FILE
 ) -> list[str]:
-    """Write the file and its report.
+    """Write the ONNX file, check it, and write the report.
 
     Returns:
-        what the check found wrong, a line each; empty when the file says what the model says.
+        what the check found wrong, one line each; empty when file and model agree.
 
     Raises:
         InputError: the model cannot be exported.
@@ -92,8 +93,8 @@ def export_and_verify(
     write_json(folder / EXPORT_REPORT_FILE, report)
     sizes = found["bytes"]
     logger.info(
-        "%s: argmax agreement with the simulation %.4f (its own when it sums in another order %.4f) on %d images; "
-        "%d bytes, %d in float32",
+        "%s: argmax agreement with the simulation %.4f (of the simulation with itself, summed in "
+        "another order: %.4f) on %d images; %d bytes, %d bytes in float32",
         name,
         found["agreement"],
         found[REORDERED]["agreement"],
@@ -105,8 +106,10 @@ def export_and_verify(
 
 
 def _limit(found: dict[str, Any], min_agreement: float) -> float:
-    """The agreement that the file must reach: no more than the simulation has with itself when it sums
-    in another order, less two standard errors.
+    """The agreement that the file must reach.
+
+    It is ``min_agreement`` or, if that is lower, the agreement of the simulation with itself when
+    it sums in another order, less two standard errors.
     """
     own = found[REORDERED]["agreement"]
     return min(min_agreement, own - 2 * math.sqrt(own * (1 - own) / found["images"]))
@@ -116,7 +119,8 @@ def _problems(found: dict[str, Any], limit: float) -> list[str]:
     problems = []
     if found["wrong_integers"]:
         problems.append(
-            f"integers in the file must be the model's, got others in {', '.join(found['wrong_integers'][:5])}"
+            "integers in the file must be the model's, got others in "
+            f"{', '.join(found['wrong_integers'][:5])}"
         )
     low = [
         f"{level['agreement']:.4f} at {name}"
@@ -125,6 +129,7 @@ def _problems(found: dict[str, Any], limit: float) -> list[str]:
     ]
     if low:
         problems.append(
-            f"argmax agreement with the simulation must be at least {limit:.4f}, got {', '.join(low)}"
+            f"argmax agreement with the simulation must be at least {limit:.4f}, got "
+            f"{', '.join(low)}"
         )
     return problems

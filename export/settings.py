@@ -1,4 +1,4 @@
-"""What of a model is exported, and how closely the file must follow it."""
+"""Settings of the export to ONNX, and their flags."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_IMAGES = 1_000_000
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """The flags of an export.
+    """The settings of an export.
 
     Attributes:
-        with_correction: the correction of the logits becomes part of the graph.
-        int2: 2-bit integers where they suffice.
-        export_images: how many images the file is run on, at most all.
-        min_agreement: share of them whose argmax must be that of the simulation, unless the simulation
-            itself scatters more.
+        with_correction: make the correction of the logits part of the graph.
+        int2: store tensors in 2-bit integers where these suffice.
+        export_images: number of images that the file is checked on, at most all.
+        min_agreement: minimum fraction of them with the same argmax as the simulation; lowered if
+            the simulation agrees less with itself when it sums in another order.
     """
 
     with_correction: bool = False
@@ -35,7 +35,7 @@ class ExportSettings:
     min_agreement: float = 0.995
 
     def require_sane(self) -> None:
-        """Check the numbers.
+        """Check the ranges of the numbers.
 
         Raises:
             InputError: one is out of range.
@@ -48,7 +48,7 @@ class ExportSettings:
             raise InputError(f"min_agreement must be from 0 to 1, got {self.min_agreement}")
 
     def require_bits(self, n_bits_a: int) -> None:
-        """Check that ONNX has integers for the activations.
+        """Check that ONNX has an integer type for the activations.
 
         Raises:
             InputError: they have too many bits.
@@ -57,16 +57,16 @@ class ExportSettings:
             raise InputError(too_many_bits(n_bits_a))
 
     def choose(self, available: int) -> np.ndarray:
-        """Indices of the images that the file is run on, spread over all of them, ascending."""
+        """Random indices of the images that the file is checked on, ascending."""
         count = min(self.export_images, available)
         return np.sort(np.random.RandomState(0).permutation(available)[:count])
 
 
 def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
-    """The flags of ``ExportSettings``; those not given stay away from the configuration.
+    """Add the flags of ``ExportSettings``; those not given are left out of the configuration.
 
     Args:
-        with_switch: ``--export_onnx`` too.
+        with_switch: add ``--export_onnx`` as well.
     """
     group = parser.add_argument_group("ONNX")
     if with_switch:
@@ -74,27 +74,32 @@ def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
             f"--{ONNX_FLAG}",
             action="store_const",
             const=True,
-            help="write the quantized model as ONNX and check that file in onnxruntime",
+            help="write the quantized model as an ONNX file and check it in ONNX Runtime (default "
+            "off)",
         )
     group.add_argument(
         "--with_correction",
         action="store_const",
         const=True,
-        help="the correction of the logits becomes part of the graph",
+        help="make the correction of the logits part of the ONNX graph (default off)",
     )
     group.add_argument(
         "--int2",
         action="store_const",
         const=True,
-        help="store weights and activations of 2 bits as INT2 (opset 25) instead of INT4",
+        help="store weights and activations of 2 bits as INT2 (opset 25) instead of INT4 (default "
+        "off)",
     )
     group.add_argument(
-        "--export_images", type=int, help="images to check on (default 1000), or all"
+        "--export_images",
+        type=int,
+        help="number of images that the ONNX file is checked on (default 1000, or all if fewer)",
     )
     group.add_argument(
         "--min_agreement",
         type=float,
-        help="share of them whose class must be that of the simulation, 0..1 (default 0.995)",
+        help="minimum fraction of checked images on which ONNX Runtime and the simulation predict "
+        "the same class, 0 to 1 (default 0.995)",
     )
 
 
@@ -111,15 +116,15 @@ def export_settings(options: argparse.Namespace) -> ExportSettings:
 
 
 def optional_export_settings(options: argparse.Namespace) -> ExportSettings | None:
-    """The settings of an export; None where none is asked for by ``--export_onnx``.
+    """The settings of an export; None without ``--export_onnx``.
 
     Raises:
-        InputError: as ``export_settings``, or a flag without ``--export_onnx``.
+        InputError: as ``export_settings``, or another flag is given without ``--export_onnx``.
     """
     if getattr(options, ONNX_FLAG, None):
         return export_settings(options)
     for name, value in _given(options).items():
-        raise InputError(f"{name} must be with --{ONNX_FLAG}, got {value} alone")
+        raise InputError(f"{name} must be given with --{ONNX_FLAG}, got {value} alone")
     return None
 
 

@@ -13,7 +13,7 @@ def require_export_tools() -> None:
     """Check that the packages of the export are installed.
 
     Raises:
-        InputError: one is not; the text says how to install them.
+        InputError: one is missing; the error says how to install them.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Does an exported file say what the model says? Run in onnxruntime, and compared integer by integer."""
+"""Checks an exported file against its model: outputs in ONNX Runtime, and every integer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SIMULATION, REORDERED = "simulation", "reordered"
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file as a network on the CPU.
+    """An ONNX file that runs in ONNX Runtime on the CPU.
 
     Args:
-        level: of ``LEVELS``; onnxruntime's own default is the last.
+        level: graph optimisation level, one of ``LEVELS``; ONNX Runtime's default is the last.
     """
 
     def __init__(self, path: Path, level: str = LEVELS[-1]):
@@ -53,8 +53,9 @@ class OnnxNetwork(nn.Module):
 
 
 class _Reordered(nn.Module):
-    """The same network with its tensors in another order in memory, so that its sums are in another
-    order: one sum that rounds to the other side moves everything behind it.
+    """The same network with another memory format, so that it sums in another order.
+
+    A sum that is rounded to another code changes everything computed from it.
     """
 
     def __init__(self, network: nn.Module):
@@ -74,13 +75,14 @@ def verify(
     """Run the file at every optimisation level and compare it with the simulation.
 
     Args:
-        batches: images and labels.
-        correction: that in the file.
+        batches: images (B, 3, H, W) float32 and labels (B,) int64.
+        correction: the correction that is part of the file.
 
     Returns:
-        plain values: Top-1 by the labels, agreement of the argmax, mean and largest difference per level, the least
-        agreement, the same of the simulation with itself when it sums in another order, the tensors
-        whose integers are not the model's, and sizes in bytes.
+        plain values: Top-1 in percent; per level the agreement of the argmax and the mean and
+        largest difference of the logits; the lowest agreement; the same metrics of the simulation
+        with itself when it sums in another order; the tensors whose integers are not the model's;
+        sizes in bytes.
     """
     networks: dict[str, nn.Module] = {level: OnnxNetwork(path, level) for level in LEVELS}
     networks |= {SIMULATION: quantized, REORDERED: _Reordered(quantized)}
@@ -121,7 +123,7 @@ def _compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
 
 def uses_int2(path: Path) -> bool:
-    """Whether the file holds integers of 2 bits."""
+    """Whether the ONNX file holds integers of 2 bits."""
     import onnx
 
     narrow = (onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
@@ -129,8 +131,9 @@ def uses_int2(path: Path) -> bool:
 
 
 def wrong_integers(path: Path, quantized: QuantModel) -> list[str]:
-    """Names of the weights and activations whose integers or scales in the file are not, bit for bit,
-    those of the model; empty when all are.
+    """Names of the weights and activations whose integers or scales differ from the model's.
+
+    They are compared bit for bit; empty if all are equal.
     """
     import onnx
 

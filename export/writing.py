@@ -33,21 +33,22 @@ def write_onnx(
     int2: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a quantized model as ONNX: input ``image``, (N, 3, H, W) float32 as the network takes it,
-    output ``logits``, (N, C) float32; N is free.
+    """Write a quantized model as an ONNX file.
 
-    Weights of up to 4 bits are INT4, of up to 8 INT8; activations UINT4 or UINT8, with a clamp of the
-    codes where neither is exact.
+    Input ``image`` is (N, 3, H, W) float32, normalised as for the network; output ``logits`` is
+    (N, C) float32; N is free. Weights of up to 4 bits are stored as INT4, of up to 8 bits as INT8,
+    of up to 16 bits as INT16. Activations are UINT4 or UINT8, with a clamp of the codes where
+    neither is exact.
 
     Args:
         image_shape: (3, H, W).
-        correction: becomes part of the graph.
-        int2: weights and activations of up to 2 bits are INT2 and UINT2, opset 25.
-        notes: kept in the file as its metadata.
+        correction: correction to make part of the graph.
+        int2: store weights and activations of up to 2 bits as INT2 and UINT2, opset 25.
+        notes: metadata to store in the file.
 
     Raises:
-        InputError: a package is missing, the network cannot be exported, or a tensor has more bits than
-            ONNX has.
+        InputError: a package is missing, the network cannot be exported, or a tensor has more bits
+            than the integers of ONNX.
         OSError: the file cannot be written.
     """
     require_export_tools()
@@ -65,7 +66,7 @@ def write_onnx(
 
 
 def _exported(network: nn.Module, image_shape: Sequence[int]) -> Any:
-    """What torch makes of the network, an ``onnx_ir.Model``."""
+    """The network exported by torch, as an ``onnx_ir.Model``."""
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -88,7 +89,7 @@ def _exported(network: nn.Module, image_shape: Sequence[int]) -> Any:
 
 
 def _root_reason(error: BaseException) -> str:
-    """The first line of what went wrong first; the exporter wraps it in advice."""
+    """The first line of the original error, which the exporter wraps in advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -96,7 +97,7 @@ def _root_reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No word of the exporter's steps in the log."""
+    """Keep the exporter's progress messages out of the log."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

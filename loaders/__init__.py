@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Loading of data sets by name."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ __all__ = [
 ]
 
 DATASETS = ("digits", "imagenet", *LAYOUTS)
-DEFAULT_ROOT = Path("data")  # where CIFAR and MNIST are when no data_path is given
+DEFAULT_ROOT = Path("data")  # folder of CIFAR and MNIST if no data_path is given
 
 
 def resolve_dataset(name: str, data_path: Path | None) -> tuple[str, Path | None, str]:
-    """The data set that ``auto`` stands for, where it lies, and why; other names are checked and
-    kept.
+    """Resolve ``auto`` to a data set; other names are checked and kept.
 
-    Without a path ``auto`` is CIFAR-100 where its files are below ``data``, else the embedded
-    digits.
+    With a path ``auto`` is the data set whose layout is found there. Without a path it is CIFAR-100
+    if its files are below ``data``, else the embedded digits.
+
+    Returns:
+        Name, path and the reason for the choice.
 
     Raises:
-        InputError: unknown name, or a folder in which no known layout is found.
+        InputError: unknown name, or ``auto`` and a path where no known layout is found.
     """
     if name != "auto":
         require_known("dataset", name, (*DATASETS, "auto"))
-        return name, data_path, "asked for"
+        return name, data_path, "as given"
     if data_path is None:
         cifar100 = DEFAULT_ROOT / LAYOUTS["cifar100"].folder
         if all((cifar100 / part).is_file() for part in ("train", "test", "meta")):
@@ -73,14 +75,15 @@ def load_dataset(
 
     Args:
         name: one of ``DATASETS``.
-        data_path: where it lies; None: CIFAR and MNIST are in ``data``, ``digits`` needs none.
-        download: fetch it first (CIFAR, MNIST).
-        skip_bad: leave out unreadable image files instead of refusing them.
-        threads: image files decoded at once.
-        val_labels: labels of a flat ``val`` folder (image folders).
+        data_path: folder of the data; None: CIFAR and MNIST are in ``data``, ``digits`` needs none.
+        download: download the files first (CIFAR, MNIST).
+        skip_bad: leave out unreadable image files instead of raising an error.
+        threads: number of image files decoded in parallel.
+        val_labels: file with the labels of a flat ``val`` folder (image folders).
 
     Raises:
-        InputError: unknown name, missing or empty folder, damaged files.
+        InputError: unknown name, an argument that the data set does not use, missing or empty
+            folder, damaged files.
     """
     require_known("dataset", name, DATASETS)
     unused = {

@@ -1,4 +1,4 @@
-"""A data set: its classes, its training images where it has them, and its evaluation images."""
+"""A data set: its classes, its training images if it has any, and its evaluation images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from loaders.imageset import ImageSet
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled data set; ``train`` is None where only evaluation images exist.
+    """A labelled data set; ``train`` is None if only evaluation images exist.
 
-    ``origin`` says in words where the number of classes comes from, where that is not a matter of course.
+    ``origin`` states where the classes come from, empty if they are fixed by the data set.
     """
 
     name: str

@@ -1,6 +1,4 @@
-"""scikit-learn's handwritten digits, embedded in the package: 1,297 training and 500 evaluation
-images.
-"""
+"""The handwritten digits that scikit-learn ships: 1,297 training and 500 evaluation images."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ NUM_CLASSES = 10
 def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and of the evaluation images, both ascending.
 
-    50 images of each class, drawn with ``RandomState(0)``, evaluate.
+    50 images of each class, drawn with ``RandomState(0)``, are for evaluation.
     """
     generator = np.random.RandomState(0)
     shuffled = [

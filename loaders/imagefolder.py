@@ -22,14 +22,15 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", "
 def load_folder(
     root: Path, preprocess: Preprocess, skip_bad: bool, threads: int, val_labels: Path | None = None
 ) -> Dataset:
-    """List the images below ``root``; classes are the sorted sub-folders of ``val``.
+    """List the images below ``root``; the classes are the sorted sub-folders of ``val``.
 
     Args:
-        val_labels: labels of the images of a ``val`` without sub-folders (loaders.label_file).
+        val_labels: file with the labels of the images of a ``val`` without sub-folders
+            (``loaders.label_file``); the classes are then those of ``train`` or of the file.
 
     Raises:
-        InputError: a folder is missing or empty, the classes of ``train`` and ``val`` differ, or the
-            labels do not fit the images.
+        InputError: a folder is missing or empty, the classes of ``train`` and ``val`` differ, or
+            the labels do not fit the images.
     """
     if not root.is_dir():
         raise InputError(f"data_path must be an existing folder, got {str(root)!r}")
@@ -68,7 +69,9 @@ def _class_names(folder: Path) -> list[str]:
     if not names:
         images = len(_image_names(folder))
         hint = (
-            f"{images} images and no folder (--val_labels FILE labels them)" if images else "none"
+            f"{images} images and no folder (--val_labels FILE gives their labels)"
+            if images
+            else "none"
         )
         raise InputError(f"{folder} must hold a folder per class, got {hint}")
     return names
@@ -76,11 +79,11 @@ def _class_names(folder: Path) -> list[str]:
 
 def _difference(train: list[str] | None, val: list[str]) -> str:
     different = sorted(set(train or []) ^ set(val))
-    return f"{', '.join(different[:5])} in one of them only"
+    return f"{', '.join(different[:5])} in only one of them"
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Names of the images right in ``folder``, sorted.
+    """Sorted names of the images in ``folder`` itself.
 
     Raises:
         InputError: a name is not UTF-8.
@@ -102,13 +105,13 @@ def _is_image(name: str) -> bool:
 
 
 def _flat_images(folder: Path) -> list[str]:
-    """Names of the images right in ``folder``, sorted."""
+    """Sorted names of the images in a ``val`` folder without sub-folders."""
     if not folder.is_dir():
         raise InputError(f"data_path must hold a folder val, got none in {str(folder.parent)!r}")
     names = _image_names(folder)
     if not names:
         raise InputError(
-            f"{folder} must hold the images themselves with --val_labels, got no image there"
+            f"{folder} must itself hold images if --val_labels is given, got no image there"
         )
     return names
 

@@ -1,5 +1,4 @@
-"""Sets of labelled images: in memory as decoded pixels, or as files that are decoded while they are
-read.
+"""Sets of labelled images: decoded pixels in memory, or files that are decoded when read.
 
 Letters: N images, B images in a batch, H x W pixels.
 """
@@ -24,7 +23,7 @@ from common.errors import InputError
 from common.files import atomic_folder, locked
 from loaders.transforms import Preprocess, as_rgb, augment_small, image_transform
 
-MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels that are kept instead of decoded anew
+MEMORY_LIMIT = 2 << 30  # bytes; larger sets are not kept in memory but decoded in every pass
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +34,9 @@ class ImageSet(ABC):
     """A fixed sequence of labelled images.
 
     Attributes:
-        ids: names of the images, split first: ``val/cat/0001.jpg``, ``train/000017``.
+        ids: names of the images, starting with the split: ``val/cat/0001.jpg``, ``train/000017``.
         labels: (N,) int64.
-        preprocess: how pixels become network input.
+        preprocess: transform of pixels to network input.
     """
 
     ids: list[str]
@@ -53,23 +52,23 @@ class ImageSet(ABC):
 
     @abstractmethod
     def loaded(self, cache: Path | None = None) -> ImageSet:
-        """The same images, decoded into memory where they fit in ``MEMORY_LIMIT``.
+        """Decode the images into memory, if they fit in ``MEMORY_LIMIT``.
 
         Args:
-            cache: folder where decoded files are kept for other runs; None keeps nothing.
+            cache: folder that keeps decoded files for later runs; None keeps nothing.
         """
 
     @abstractmethod
     def augmented(self, seed: int) -> ImageSet:
-        """One random training augmentation of every image, the same for the same seed."""
+        """The images with one random training augmentation each, fixed by the seed."""
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images in order."""
+        """Yield all images in order."""
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 that changes with the images, their order or their labels."""
+        """SHA-256 over the images, their order and their labels (files: by name and size)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class MemoryImages(ImageSet):
 
     Attributes:
         pixels: (N, 3, H, W) uint8, from 0 to ``white``.
-        crop_padding, flip: the random crop and mirroring of the training augmentation.
+        crop_padding, flip: padding (pixels) before the random crop, and whether to mirror at
+            random, in the training augmentation.
     """
 
     pixels: Tensor
@@ -122,13 +122,13 @@ class MemoryImages(ImageSet):
 
 @dataclass(frozen=True)
 class FileImages(ImageSet):
-    """Image files; each is decoded when it is read.
+    """Image files, each decoded when it is read.
 
     Attributes:
         root: folder that the ids are relative to.
-        skip_bad: leave out unreadable images, with a warning, instead of refusing them.
-        threads: files decoded at once.
-        augment_seed: apply the random training augmentation with this seed.
+        skip_bad: leave out unreadable images, with a warning, instead of raising an error.
+        threads: number of files decoded in parallel.
+        augment_seed: seed of the random training augmentation; None: no augmentation.
     """
 
     root: Path
@@ -156,7 +156,7 @@ class FileImages(ImageSet):
         return self._in_memory(torch.from_numpy(np.load(entry / "pixels.npy", mmap_mode="c")), kept)
 
     def _cache_key(self) -> str:
-        """16 hex digits that change with the files, their order and how they are decoded."""
+        """16 hex digits that depend on the files, their order and the decoding."""
         digest = hashlib.sha256(f"{self.preprocess} {self.augment_seed} {self.skip_bad}".encode())
         for name in self.ids:
             status = (self.root / name).stat()
@@ -164,7 +164,7 @@ class FileImages(ImageSet):
         return digest.hexdigest()[:16]
 
     def _keep(self, decoded: ImageSet, entry: Path) -> None:
-        if not isinstance(decoded, MemoryImages):  # too many for memory
+        if not isinstance(decoded, MemoryImages):  # too large for memory
             return
         place = {name: index for index, name in enumerate(self.ids)}
         try:
@@ -172,7 +172,7 @@ class FileImages(ImageSet):
                 np.save(part / "pixels.npy", decoded.pixels.numpy())
                 np.save(part / "kept.npy", np.array([place[name] for name in decoded.ids]))
         except OSError as error:
-            logger.warning("decoded images are not kept for other runs: %s", error)
+            logger.warning("decoded images are not kept for later runs: %s", error)
 
     def _decode_all(self) -> ImageSet:
         pixels: Tensor | None = None
@@ -188,12 +188,12 @@ class FileImages(ImageSet):
             kept.append(index)
         if pixels is None:
             raise InputError(
-                f"{self.root}: must hold at least one readable image among those asked for"
+                f"{self.root}: must hold at least one readable image among those chosen"
             )
         return self._in_memory(pixels[: len(kept)], np.array(kept))
 
     def _in_memory(self, pixels: Tensor, kept: np.ndarray) -> MemoryImages:
-        """Decoded pixels of the images at the indices ``kept``."""
+        """An image set from the decoded pixels of the images at the indices ``kept``."""
         return MemoryImages(
             pixels,
             self.labels[kept],
@@ -225,9 +225,7 @@ class FileImages(ImageSet):
         return digest.hexdigest()
 
     def _decoded(self, indices: range) -> Iterator[tuple[int, Tensor | None]]:
-        """Index and (3, H, W) uint8 pixels of each image in order; None for a bad one that is
-        skipped.
-        """
+        """Yield index and (3, H, W) uint8 pixels in order; None for a bad image that is skipped."""
         if self.augment_seed is not None:
             yield from ((index, self._decode(index)) for index in indices)
             return
@@ -238,8 +236,9 @@ class FileImages(ImageSet):
                 yield from zip(part, pool.map(self._decode, part), strict=True)
 
     def _with_readable_headers(self) -> FileImages:
-        """Find files that are no images now rather than in the middle of a run; a damaged body is
-        found when it is read.
+        """Drop or refuse files that are not images now rather than in the middle of a run.
+
+        Only headers are checked; damaged pixel data is found when the file is read.
         """
         with ThreadPoolExecutor(self.threads) as pool:
             checks = pool.map(lambda index: self._open(index, header_only=True), range(len(self)))
@@ -247,7 +246,7 @@ class FileImages(ImageSet):
         return self.subset([index for index, image in enumerate(opened) if image is not None])
 
     def _open(self, index: int, header_only: bool = False) -> Any:
-        """The image as PIL's RGB picture, or None for a bad one that is skipped."""
+        """The image as an RGB image of PIL (or its size), or None for a bad one that is skipped."""
         from PIL import Image
 
         path = self.root / self.ids[index]
@@ -260,7 +259,7 @@ class FileImages(ImageSet):
                 return None
             raise InputError(
                 f"{path}: must be a readable image, got {type(error).__name__}: {error} "
-                "(--skip_bad_images goes on)"
+                "(--skip_bad_images leaves it out)"
             ) from None
 
     def _decode(self, index: int) -> Tensor | None:
@@ -276,7 +275,7 @@ class FileImages(ImageSet):
     def _same_size(self, image: Tensor, shape: torch.Size, index: int) -> Tensor:
         if image.shape != shape:
             raise InputError(
-                f"{self.root / self.ids[index]}: image must be {shape[2]} x {shape[1]} pixels like the first, "
-                f"got {image.shape[2]} x {image.shape[1]}"
+                f"{self.root / self.ids[index]}: image must be {shape[2]} x {shape[1]} pixels "
+                f"like the first, got {image.shape[2]} x {image.shape[1]}"
             )
         return image

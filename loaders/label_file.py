@@ -1,9 +1,9 @@
-"""Labels of a flat folder of images: ImageNet's validation images as they are distributed.
+"""Label files of flat image folders, such as ImageNet's validation images as distributed.
 
-A line per image, ``NAME LABEL`` or ``NAME,LABEL`` (tabs and semicolons do as well; Kaggle's boxes behind
-the label are ignored), or ``LABEL`` alone in the order of the sorted names. A name may lack its
-extension. A label is the name of a class or its number, from 0 in the order of the sorted names of the
-classes.
+The file has one line per image: ``NAME LABEL`` or ``NAME,LABEL`` (a tab or semicolon works as well;
+bounding boxes after the label, as in Kaggle's file, are ignored), or only ``LABEL``, in the order
+of the sorted names. A name may lack its extension. A label is the name of a class, or its index
+from 0 among the sorted class names.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Labels:
     """Labels of images.
 
     Attributes:
-        classes: names, sorted; numbers where the file has numbers and there is no train folder.
+        classes: sorted names; numbers if the file holds numbers and there is no train folder.
         labels: (N,) int64, in the order of the images.
-        origin: where the number of classes comes from, in words.
+        origin: text that states where the classes come from.
     """
 
     classes: list[str]
@@ -43,13 +43,15 @@ class Labels:
 
 
 def read_labels(path: Path, names: Sequence[str], classes: list[str] | None) -> Labels:
-    """The labels of the images ``names``, file names in sorted order.
+    """Read the labels of images.
 
     Args:
-        classes: those of the train folder; None: those in the file.
+        names: file names of the images, sorted.
+        classes: classes of the train folder; None takes those in the file.
 
     Raises:
-        InputError: unreadable, not a label per image, or labels that are no classes.
+        InputError: the file is unreadable, does not hold one label per image, or holds an unknown
+            class.
     """
     texts = _texts(path, names)
     numeric = [text for text in texts if NUMBER.fullmatch(text)]
@@ -58,7 +60,8 @@ def read_labels(path: Path, names: Sequence[str], classes: list[str] | None) -> 
     odd = next((text for text in texts if not re.fullmatch(rf"\d{{1,{MAX_DIGITS}}}", text)), None)
     if odd is not None:
         raise InputError(
-            f"{path}: labels must be all names or all whole numbers from 0 to {10**MAX_DIGITS - 1}, got {odd[:40]!r}"
+            f"{path}: labels must be all names or all whole numbers from 0 to "
+            f"{10**MAX_DIGITS - 1}, got {odd[:40]!r}"
         )
     return _from_numbers(path, np.array(texts, dtype=np.int64), classes)
 
@@ -69,7 +72,8 @@ def _from_names(path: Path, texts: list[str], classes: list[str] | None) -> Labe
     unknown = next((text for text in texts if text not in index), None)
     if unknown is not None:
         raise InputError(
-            f"{path}: labels must be folders of train, got {unknown!r}, which is none of the {len(known)}"
+            f"{path}: labels must be folders of train, got {unknown!r}, "
+            f"which is none of the {len(known)}"
         )
     origin = f"names in {path.name}" if classes is None else "folders of train"
     return Labels(known, np.array([index[text] for text in texts], dtype=np.int64), origin)
@@ -81,8 +85,8 @@ def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) ->
         text = f"{path}: labels must be numbers from 0, got 1 to {largest}"
         if largest == ILSVRC_CLASSES:
             text += (
-                " (the numbers of ILSVRC's ground truth are not the order of the class folders either: "
-                "give a file with the synsets, n01440764 ..., instead)"
+                " (the numbers of ILSVRC's ground truth do not follow the order of the class "
+                "folders either: give a file with the synsets, n01440764 ..., instead)"
             )
         raise InputError(text)
     if classes is None:
@@ -95,19 +99,20 @@ def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) ->
     misplaced = next((n for i, n in enumerate(classes) if n.isdecimal() and int(n) != i), None)
     if misplaced is not None:
         raise InputError(
-            f"{path}: labels must be unambiguous, got numbers where folder {misplaced!r} of train is number "
-            f"{classes.index(misplaced)} in order"
+            f"{path}: labels must be unambiguous, got numbers where folder {misplaced!r} of train "
+            f"is number {classes.index(misplaced)} in order"
         )
     return Labels(classes, numbers, "folders of train")
 
 
 def _texts(path: Path, names: Sequence[str]) -> list[str]:
-    """The label of each image as it is in the file."""
+    """The text of the label of each image."""
     rows = _rows(path)
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(names):
             raise InputError(
-                f"{path}: labels without names must be one for each of the {len(names)} images in val, got {len(rows)}"
+                f"{path}: labels without names must be one for each of the {len(names)} images in "
+                f"val, got {len(rows)}"
             )
         return [row[0] for row in rows]
     short = next((row for row in rows if len(row) == 1), None)
@@ -117,38 +122,37 @@ def _texts(path: Path, names: Sequence[str]) -> list[str]:
     for row in rows:
         key = PurePath(row[0]).name
         if key in labels:
-            raise InputError(f"{path}: names must be there once, got {key!r} again")
+            raise InputError(f"{path}: names must occur once, got {key!r} again")
         labels[key] = row[1]
     stems = Counter(PurePath(name).stem for name in names)
     texts = [labels.pop(_key(path, name, stems, labels)) for name in names]
     if labels:
         raise InputError(
-            f"{path}: labels must be those of the {len(names)} images in val, got {len(labels)} of others, "
-            f"{next(iter(labels))!r} first"
+            f"{path}: labels must be those of the {len(names)} images in val, got {len(labels)} of "
+            f"other images, {next(iter(labels))!r} first"
         )
     return texts
 
 
 def _key(path: Path, name: str, stems: Counter[str], labels: dict[str, str]) -> str:
-    """What the file calls the image: its name, or its name without extension where that is of one image
-    only.
-    """
+    """The name of an image in the file: its full name, or its stem if no other image shares it."""
     if name in labels:
         return name
     stem = PurePath(name).stem
     if stems[stem] > 1:
         raise InputError(
-            f"{path}: names must tell images apart, got none for {name!r}, whose stem others have too"
+            f"{path}: names must identify images, got no line for {name!r}, "
+            "whose stem other images share"
         )
     if stem not in labels:
         raise InputError(
-            f"{path}: labels must be there for every image in val, got none for {name!r}"
+            f"{path}: labels must be given for every image in val, got none for {name!r}"
         )
     return stem
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """Name and label, or label alone, of each line."""
+    """Name and label, or only the label, of each line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
-"""Which images calibrate, which fit the correction, and which are reported on.
+"""Choice of the images for calibration, for fitting the correction, and for evaluation.
 
-The evaluation images never overlap the others: whatever is taken from ``val`` leaves every reported
-    figure.
+The evaluation images never overlap the others: images that calibration or correction take from
+``val`` are not evaluated.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from loaders.dataset import Dataset
 from loaders.imageset import ImageSet
 
 DEFAULT_CORRECTION_SAMPLES = 10_000
-DEFAULT_VAL_FRACTION = 0.2  # taken from val where there is no train
+DEFAULT_VAL_FRACTION = 0.2  # taken from val if there is no train
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What the user asked for; None means the default, which adapts to the images that there are.
+    """The requested choice; None selects the default, which depends on the available images.
 
     Attributes:
-        augment_calibration: calibrate with a random training augmentation of the images.
-        calibration_list: file of image ids, one a line or a JSON list.
+        augment_calibration: apply a random training augmentation to the calibration images.
+        calibration_list: file of image ids, one per line or as a JSON list.
         correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
-        fit_correction: choose images to fit a correction on at all.
+        fit_correction: whether to choose images to fit a correction on.
     """
 
     seed: int
@@ -48,8 +48,8 @@ class DataPlan:
     """The image sets of a run.
 
     Attributes:
-        correction: None where no correction is fitted.
-        correction_source: where the images of the correction are from.
+        correction: images to fit the correction on; None if none is fitted.
+        correction_source: source of these images, as in ``PlanRequest``.
     """
 
     calibration: ImageSet
@@ -58,8 +58,7 @@ class DataPlan:
     correction_source: str
 
     def decoded(self, cache: Path | None = None) -> DataPlan:
-        """The same plan with every image in memory that fits there; unreadable files are found
-        here.
+        """The same plan with each image set decoded into memory, if it fits there.
 
         Args:
             cache: as in ``ImageSet.loaded``.
@@ -79,7 +78,7 @@ def parse_source(text: str) -> tuple[str, float]:
     """Kind (``train``, ``train_aug`` or ``val``) and fraction of a correction source.
 
     Raises:
-        InputError: neither of them, or the fraction is not inside (0, 1).
+        InputError: another kind, or a fraction that is not inside (0, 1).
     """
     kind, _, number = text.partition(":")
     if kind in ("train", "train_aug") and not number:
@@ -90,23 +89,24 @@ def parse_source(text: str) -> tuple[str, float]:
         fraction = 0.0
     if kind != "val" or not 0.0 < fraction < 1.0:
         raise InputError(
-            f"correction_source must be train, train_aug or val:FRACTION with 0 < FRACTION < 1, got {text!r}"
+            "correction_source must be train, train_aug or val:FRACTION with 0 < FRACTION < 1, "
+            f"got {text!r}"
         )
     return kind, fraction
 
 
 def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) -> DataPlan:
-    """Choose the images of a run with generators that depend on the seed alone.
+    """Choose the images of a run; random choices depend only on the seed.
 
     Raises:
-        InputError: more images are asked for than there are, an id is unknown, or nothing is left
-            to evaluate.
+        InputError: more images are requested than available, an id is unknown, or no image is left
+            for evaluation.
     """
     source = request.correction_source or _default_source(dataset)
     kind, fraction = parse_source(source)
     if kind != "val" and dataset.train is None:
         raise InputError(
-            f"correction_source {source!r} must have a train folder, got a data set with val only"
+            f"correction_source {source!r} must have a train folder, got a data set with only val"
         )
     val_order = np.random.RandomState(request.seed).permutation(len(dataset.val))
     val_part = val_order[: round(fraction * len(dataset.val))]
@@ -121,7 +121,7 @@ def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) 
         )
     if len(left) < len(dataset.val):
         logger.info(
-            "%d of %d val images are set aside and in no figure",
+            "%d of %d val images are set aside and not evaluated",
             len(dataset.val) - len(left),
             len(dataset.val),
         )
@@ -142,7 +142,7 @@ def _default_source(dataset: Dataset) -> str:
 def _choose_calibration(
     dataset: Dataset, request: PlanRequest, default_num_samples: int, val_part: np.ndarray
 ) -> tuple[ImageSet, np.ndarray]:
-    """The calibration images and the indices of those that come from val."""
+    """The calibration images, and the indices of the val images set aside for them."""
     if request.calibration_list is not None:
         return _listed_images(dataset, request.calibration_list, request.num_samples)
     if dataset.train is not None:
@@ -157,7 +157,8 @@ def _choose_calibration(
         return dataset.train.subset(order[:count]), np.empty(0, dtype=np.int64)
     if len(val_part) == 0:
         raise InputError(
-            "calibration must have a train folder, --calibration_list or --correction_source val:FRACTION"
+            "calibration must have a train folder, --calibration_list or --correction_source "
+            "val:FRACTION"
         )
     count = _count(
         "num_samples",
@@ -198,10 +199,10 @@ def _listed_images(
 
 
 def read_id_list(path: Path) -> list[str]:
-    """Image ids from a JSON list or a text file with one id a line.
+    """Read image ids from a JSON list or a text file with one id per line.
 
     Raises:
-        InputError: missing, empty, or neither of the two.
+        InputError: the file is missing, empty, or not such a list.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -221,9 +222,7 @@ def read_id_list(path: Path) -> list[str]:
 def _choose_correction(
     dataset: Dataset, request: PlanRequest, kind: str, calibrated: int, val_part: np.ndarray
 ) -> ImageSet:
-    """Images to fit the correction on; of the training images those that did not calibrate come
-    first.
-    """
+    """Images to fit the correction on; training images used for calibration come last."""
     if kind == "val" or dataset.train is None:
         count = _count(
             "correction_samples",

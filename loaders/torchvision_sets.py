@@ -17,7 +17,7 @@ from loaders.transforms import Preprocess
 
 @dataclass(frozen=True)
 class Layout:
-    """torchvision's class for a data set and the folder that it reads."""
+    """torchvision's class for a data set, the folder that it reads, and whether images may flip."""
 
     class_name: str
     folder: str
@@ -32,10 +32,10 @@ LAYOUTS = {
 
 
 def load_torchvision_set(name: str, root: Path, preprocess: Preprocess, download: bool) -> Dataset:
-    """Read a data set below ``root``; downloaded only when asked for.
+    """Read a data set below ``root``; it is downloaded only with ``download``.
 
     Raises:
-        InputError: not there, damaged, or the download fails.
+        InputError: the files are missing or damaged, or the download fails.
     """
     layout = LAYOUTS[name]
     if not download and not (root / layout.folder).is_dir():

@@ -1,5 +1,4 @@
-"""From decoded images to network input. The evaluation transform is fixed; augmentation is an
-option.
+"""Transforms of decoded images to network input, and the optional training augmentation.
 
 Letters: B images in a batch, H x W pixels.
 """
@@ -21,10 +20,9 @@ from common.torch_setup import import_torchvision
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a network expects of its input; pixels are divided by their white value first.
+    """The input transform that a network expects; pixels are first divided by their white value.
 
-    ``resize`` (short side) and ``crop`` (centre) are in pixels; None leaves images at their own
-    size.
+    ``resize`` (short side) and ``crop`` (centre) are in pixels; None leaves that step out.
     """
 
     mean: tuple[float, float, float]
@@ -35,7 +33,7 @@ class Preprocess:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Preprocess:
-        """From what ``dataclasses.asdict`` made, and a file perhaps turned into lists.
+        """Build from the mapping of ``dataclasses.asdict``, whose tuples a file may hold as lists.
 
         Raises:
             TypeError: a value is missing or unknown.
@@ -44,14 +42,14 @@ class Preprocess:
         return cls(**{**values, **triples})
 
     def normalise(self, pixels: Tensor, white: int = 255) -> Tensor:
-        """(B, 3, H, W) uint8 pixels, ``white`` at most, to float32 network input."""
+        """Convert (B, 3, H, W) uint8 pixels from 0 to ``white`` to float32 network input."""
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
         return (pixels.float() / white - mean) / std
 
 
 def as_rgb(image: Any) -> Any:
-    """A PIL image as 8-bit RGB; 16-bit grey is scaled, which PIL's own conversion would clip."""
+    """Convert a PIL image to 8-bit RGB; 16-bit grey is scaled, while PIL itself would clip it."""
     if image.mode.startswith("I;16"):
         from PIL import Image
 
@@ -61,17 +59,19 @@ def as_rgb(image: Any) -> Any:
 
 
 def as_pixels(image: Any) -> Tensor:
-    """An RGB image of PIL as (3, H, W) uint8 pixels."""
+    """Convert an RGB image of PIL to (3, H, W) uint8 pixels."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 @cache
 def image_transform(preprocess: Preprocess, augment: bool) -> Callable[[Any], Tensor]:
-    """PIL image to (3, crop, crop) uint8 pixels: resize and centre crop, or random resized crop and
-    flip.
+    """The transform of an RGB image of PIL to (3, H, W) uint8 pixels.
+
+    It is resize and centre crop, or with ``augment`` random resized crop and flip. A step whose
+    size is None is left out.
     """
     if not (preprocess.crop or preprocess.resize):
-        return as_pixels  # torchvision takes seconds to import
+        return as_pixels  # without the import of torchvision, which takes seconds
     transforms = import_torchvision().transforms
     mode = transforms.InterpolationMode(preprocess.interpolation)
     steps: list[Any] = []
@@ -89,8 +89,11 @@ def image_transform(preprocess: Preprocess, augment: bool) -> Callable[[Any], Te
 
 
 def augment_small(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crop of the zero-padded images and, if asked, horizontal flip: (B, 3, H, W) uint8 in
-    and out.
+    """Random crop of the zero-padded images and, with ``flip``, random horizontal flip.
+
+    Args:
+        pixels: (B, 3, H, W) uint8, as the result.
+        padding: zeros added on each side, in pixels.
     """
     count, _, height, width = pixels.shape
     padded = F.pad(pixels, (padding,) * 4)

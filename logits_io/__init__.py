@@ -1,4 +1,4 @@
-"""Logits on disk. Knows numpy and pandas; no torch, no scikit-learn."""
+"""Logits on disk; uses numpy and pandas, neither torch nor scikit-learn."""
 
 from logits_io.analyzer import LogitsAnalyzer, SavedLogits
 from logits_io.naming import RunName

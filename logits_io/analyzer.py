@@ -1,4 +1,4 @@
-"""LogitsAnalyzer: the logits of a run in a folder of files, saved, linked and loaded back.
+"""LogitsAnalyzer: saves the logits of a run to a folder of files and loads them back.
 
 Letters: N samples, C classes.
 """
@@ -33,7 +33,7 @@ RESERVED = {"stem", "samples", "classes", "chunked", "kinds", "formats", "run", 
 
 @dataclass(frozen=True)
 class SavedLogits:
-    """What ``LogitsAnalyzer.load`` reads back."""
+    """Logits, targets and metadata of a folder."""
 
     logits: dict[str, np.ndarray]  # kind -> (N, C) float32
     targets: np.ndarray  # (N,) int64
@@ -44,10 +44,10 @@ class LogitsAnalyzer:
     """Saves and loads the logits folders of runs below ``root``.
 
     Args:
-        root: a folder, or the URL of one that fsspec reaches; there, folders are written to a local
-            one first and copied, metadata last.
-        chunk_size: rows per file; a folder of more samples is written in chunks.
-        formats: csv, parquet, npz, or several of them.
+        root: a folder, or its URL on storage that fsspec supports; in the latter case a folder is
+            first written locally and then copied, metadata last.
+        chunk_size: rows per file; more samples are written in chunks.
+        formats: one or more of csv, parquet, npz.
         compression: none, gzip or zstd.
 
     Raises:
@@ -75,24 +75,24 @@ class LogitsAnalyzer:
     def writer(
         self, folder: str, stem: str, metadata: Mapping[str, Any], same_as: str | None = None
     ) -> LogitsWriter:
-        """A context that takes batches while a network runs, and writes them meanwhile.
+        """A context manager that takes batches of logits and writes them in a thread.
 
         Args:
-            folder: name below the root; when it exists, the files of ``stem`` in it are replaced
-                and those of other stems (other seeds) stay.
-            stem: what the file names begin with.
+            folder: name below the root; if it exists, the files of ``stem`` in it are replaced and
+                those of other stems (other seeds) stay.
+            stem: beginning of the file names.
             metadata: one row of plain values; samples, classes and files are added.
-            same_as: a folder below the root; files that hold the same values are hard-linked from
-                there, or copied where the file system has no links, instead of being written again.
+            same_as: a folder below the root; files with the same values are hard-linked from there
+                (copied if the file system has no links) instead of written again.
 
         Raises:
-            InputError: a name cannot be used, or the folder is something else than logits.
+            InputError: a name is not allowed, or the folder holds something else than logits.
         """
         require_folder(folder)
         reserved = RESERVED & set(metadata)
         if reserved:
             raise InputError(
-                f"metadata must not hold {', '.join(sorted(reserved))}, which are added"
+                f"metadata must not hold {', '.join(sorted(reserved))}, which the writer adds"
             )
         source = self.root / same_as if same_as else None
         remote, root = self.remote, self.root
@@ -114,8 +114,9 @@ class LogitsAnalyzer:
         metadata: Mapping[str, Any],
         same_as: str | None = None,
     ) -> Path:
-        """Write a folder as a whole, in the formats of the analyzer (CSV unless told otherwise): it
-        appears under its name only when every file in it is complete.
+        """Write a folder in the formats of the analyzer, by default CSV.
+
+        The folder appears under its name only when every file in it is complete.
 
         Args:
             folder, stem, metadata, same_as: as in ``writer``.
@@ -127,7 +128,7 @@ class LogitsAnalyzer:
 
         Raises:
             InputError: arrays of different lengths or of another dtype.
-            OSError: the disk is full or not writable; the former folder is still there.
+            OSError: the disk is full or not writable; the former folder is unchanged.
         """
         arrays = checked(logits, targets)
         size = self.style.chunk_size
@@ -138,14 +139,14 @@ class LogitsAnalyzer:
         return self.root / folder
 
     def load(self, folder: str | Path, stem: str | None = None) -> SavedLogits:
-        """Read a folder back; every float has the bits that were saved.
+        """Read a folder back; every float is bit for bit as saved.
 
         Args:
-            stem: what the file names begin with; needed where the folder holds several seeds.
+            stem: beginning of the file names; needed if the folder holds several seeds.
 
         Raises:
             InputError: no such folder, no metadata, several stems and none chosen, or a file is
-                missing or has another shape than described.
+                missing or not of the described shape.
         """
         require_folder(folder)
         path = self.root / folder
@@ -173,8 +174,9 @@ class LogitsAnalyzer:
     def compare(
         self, folder: str | Path, stem: str | None = None, resamples: int = RESAMPLES, seed: int = 0
     ) -> Comparison:
-        """Quantized and corrected logits of a folder beside the full-precision ones, overall and per
-        class, with 95 % bootstrap intervals.
+        """Compare quantized and corrected logits with the full-precision ones.
+
+        The tables are overall and per class, with 95 % bootstrap intervals.
 
         Args:
             folder, stem: as in ``load``.
@@ -186,12 +188,13 @@ class LogitsAnalyzer:
         return compare_logits(saved.logits, saved.targets, resamples, seed)
 
     def to_duckdb(self, path: str | Path) -> None:
-        """Put all folders of logits below the root into one DuckDB file with the tables ``logits``
-        (run, folder, kind, sample, target, prediction, logits) and ``metadata`` (run, folder, and
-        what is known of it).
+        """Write all folders of logits below the root to one DuckDB file.
+
+        Its tables are ``logits`` (run, folder, kind, sample, target, prediction, logits) and
+        ``metadata`` (run, folder, and the metadata of the folder).
 
         Raises:
-            InputError: duckdb is missing, there are no logits, or a file is damaged.
+            InputError: duckdb or pyarrow is missing, there are no logits, or a file is damaged.
         """
         if self.remote is not None:
             self.remote.get_folder("", self.root)
@@ -202,7 +205,7 @@ def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> No
     """Read all files of a kind into ``array``, on all cores.
 
     Raises:
-        InputError: a file is missing, damaged, or has another shape than described.
+        InputError: a file is missing, damaged, or not of the described shape.
     """
     starts = np.cumsum([0, *(record.rows for record in records)])
     if starts[-1] != len(array):
@@ -212,7 +215,8 @@ def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> No
         part = decode(folder / record.file, array.dtype.type)
         if part.shape != (record.rows, array.shape[1]) or record.first_row != start:
             raise InputError(
-                f"{folder / record.file}: must hold {(record.rows, array.shape[1])} values, got {part.shape}"
+                f"{folder / record.file}: must hold {(record.rows, array.shape[1])} values, "
+                f"got {part.shape}"
             )
         array[start : start + len(part)] = part
 

@@ -1,7 +1,7 @@
-"""Is a logits folder what it claims to be? Every byte of every file counts.
+"""Checks that a logits folder is exactly as it was written, down to every byte of every file.
 
-Each check gives the failures it finds, in words that name the file and, where it can, the row (from 1,
-as editors count lines).
+Each check returns the failures it finds as texts that name the file and, if possible, the row
+(from 1, as editors count lines).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from logits_io.tables import read_records, seal_holds
 
 
 def find_logits_folders(root: Path) -> list[Path]:
-    """``root`` when it holds logits, else the folders below it that do.
+    """``root`` itself if it holds logits, else the folders below it that do.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such folder.
     """
     try:
         if not root.is_dir():
@@ -43,7 +43,7 @@ def _is_logits_file(path: Path) -> bool:
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """Every failure in a folder; none when it is what it claims to be."""
+    """Texts of all failures in a folder; empty if it is as it was written."""
     try:
         return _verify(folder)
     except OSError as error:
@@ -61,20 +61,20 @@ def _verify(folder: Path) -> list[str]:
         found, names = _verify_stem(folder, stem)
         failures += found
         known |= names
-        read[stem] = len(names) > 2  # more than the metadata: its files are known
+        read[stem] = len(names) > 2  # more than the metadata files: its records were read
     unread = {stem for stem, is_read in read.items() if not is_read}
     for path in sorted(folder.iterdir()):
         if path.name not in known and owner(path.name, stems) not in unread:
-            failures.append(f"{path}: is named in no metadata")
+            failures.append(f"{path}: is not named in any metadata")
     return failures
 
 
 def _verify_stem(folder: Path, stem: str) -> tuple[list[str], set[str]]:
-    """The failures of the files of a stem, and the names that its metadata know."""
+    """The failures of the files of a stem, and the file names in its metadata."""
     path = folder / metadata_file(stem)
     known = {path.name, chunk_metadata_file(stem)}
     if not seal_holds(path):
-        return [f"{path}: row 2 is not what was written, or is older than its SHA-256"], known
+        return [f"{path}: row 2 is not as it was written, or was written without a SHA-256"], known
     try:
         metadata = read_records(path)[0]
         if metadata["stem"] != stem:
@@ -86,7 +86,7 @@ def _verify_stem(folder: Path, stem: str) -> tuple[list[str], set[str]]:
             chunks = folder / chunk_metadata_file(stem)
             content = chunks.read_bytes() if chunks.is_file() else b""
             if hashlib.sha256(content).hexdigest() != metadata["sha256_chunked_metadata"]:
-                return [f"{chunks}: is missing or not what was written (SHA-256)"], known
+                return [f"{chunks}: is missing or not as it was written (SHA-256)"], known
         records = read_file_records(folder, stem, metadata)
     except (InputError, KeyError, TypeError, ValueError) as error:
         return [f"{path}: {error}"], known
@@ -100,7 +100,7 @@ def _verify_stem(folder: Path, stem: str) -> tuple[list[str], set[str]]:
 def _check_sequences(
     path: Path, records: list[FileRecord], metadata: dict[str, Any]
 ) -> Iterator[str]:
-    """Chunks 1..count of every kind and format, without gap or overlap, over all samples."""
+    """Check that the chunks of every kind and format cover all samples without gap or overlap."""
     for kind in str(metadata["kinds"]).split():
         for name in str(metadata["formats"]).split():
             chain = [r for r in records if (r.kind, r.format) == (kind, name)]
@@ -121,7 +121,10 @@ def _check_sequences(
 def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> Iterator[str]:
     path = folder / record.file
     if not path.is_file():
-        yield f"{path}: is missing (rows {record.first_row + 1} to {record.last_row + 1} of {record.kind})"
+        yield (
+            f"{path}: is missing (rows {record.first_row + 1} to {record.last_row + 1} of "
+            f"{record.kind})"
+        )
         return
     try:
         content = path.read_bytes()
@@ -143,19 +146,19 @@ def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> I
         return
     yield from _check_values(path, record, array, metadata)
     if not intact:
-        yield f"{path}: {_where(path, array, record, content)} is not what was written (SHA-256)"
+        yield f"{path}: {_where(path, array, record, content)} is not as it was written (SHA-256)"
     elif row_sums(array) != (record.row_sum, record.weighted_row_sum):
-        yield f"{path}: the values are not those that the metadata describe"
+        yield f"{path}: the values do not match the sums in the metadata"
 
 
 def _where(path: Path, array: np.ndarray, record: FileRecord, content: bytes) -> str:
-    """What has changed in a file of the right shape."""
+    """The place of the change in a file of the right shape."""
     row = damaged_row(array, record)
     if row is not None:
         return f"row {row + 1}"
     if row_sums(array) != (record.row_sum, record.weighted_row_sum):
         return "more than one row"
-    if path.name.endswith(".csv"):  # the same values in other words
+    if path.name.endswith(".csv"):  # the same values in another text
         lines = zip(content.split(b"\n"), encode(array, "csv", "none").split(b"\n"), strict=False)
         for number, (found, expected) in enumerate(lines, 1):
             if found != expected:
@@ -181,7 +184,7 @@ def _check_values(
 
 
 def _place_in_text(path: Path, columns: int) -> str:
-    """Where a CSV file stops being rows of so many numbers."""
+    """The first row of a CSV file that does not hold ``columns`` numbers, as text; else empty."""
     if ".csv" not in path.suffixes:
         return ""
     try:

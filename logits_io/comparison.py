@@ -1,6 +1,6 @@
-"""Quantized and corrected logits beside the full-precision ones: overall, per class, with intervals.
+"""Comparison of quantized and corrected logits with the full-precision ones.
 
-Letters: N samples, C classes, F figures, B resamples.
+Letters: N samples, C classes, F metrics, B resamples.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ FIGURES = {**SHARES, **FLIPS, **MEANS}  # name -> factor of the mean over sample
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tables of a value and the ends of its 95 % bootstrap interval (``…_low``, ``…_high``) for
-    Top-1, Top-5, agreement with full precision, flips, KL, MSE, cosine and ECE.
+    """Tables of metrics with 95 % bootstrap intervals.
+
+    The metrics are Top-1, Top-5, agreement with full precision, flips, KL, MSE, cosine and ECE; the
+    ends of an interval are in the columns ``…_low`` and ``…_high``.
     """
 
     overall: pd.DataFrame  # a row per kind of logits
@@ -47,11 +49,11 @@ def compare_logits(
     Args:
         logits: kind -> (N, C) float32, full precision among them.
         targets: (N,) int64.
-        resamples: B; the same samples are drawn for every kind.
+        resamples: B, number of bootstrap resamples; every kind uses the same ones.
 
     Raises:
-        InputError: there are no full-precision logits, a value is not finite, a target is no class,
-            or there is no resample.
+        InputError: there are no full-precision logits, a value is not finite, a target is not a
+            class, or ``resamples`` is below 1.
     """
     import pandas as pd
 
@@ -101,17 +103,23 @@ def _require_usable(logits: Mapping[str, np.ndarray], targets: np.ndarray, resam
 
 
 def _sample_table(figures: SampleFigures, fp_right: np.ndarray) -> np.ndarray:
-    """(N, F) float64 in the order of ``FIGURES``."""
+    """(N, F) float64 metrics of each sample, in the order of ``FIGURES``."""
     right = figures.ahead == 0
     columns = (
-        *(right, figures.ahead < 5, figures.agrees, fp_right & ~right, right & ~fp_right),
-        *(figures.kl, figures.mse, figures.cosine),
+        right,
+        figures.ahead < 5,
+        figures.agrees,
+        fp_right & ~right,
+        right & ~fp_right,
+        figures.kl,
+        figures.mse,
+        figures.cosine,
     )
     return np.stack(columns, axis=1).astype(np.float64)
 
 
 def _calibration_gaps(figures: SampleFigures) -> np.ndarray:
-    """(N, bins) float64: confidence minus right in the bin of each sample, 0 elsewhere."""
+    """(N, bins) float64: confidence minus correctness in the bin of each sample, 0 elsewhere."""
     table = np.zeros((len(figures.confidence), ECE_BINS))
     gap = figures.confidence - (figures.ahead == 0)
     table[np.arange(len(table)), confidence_bins(figures.confidence)] = gap
@@ -119,7 +127,7 @@ def _calibration_gaps(figures: SampleFigures) -> np.ndarray:
 
 
 def _draws(samples: int, resamples: int, random: np.random.RandomState) -> np.ndarray:
-    """(B, N) how often each sample is drawn."""
+    """(B, N) float32 counts of how often each sample is drawn."""
     draws = np.empty((resamples, samples), dtype=np.float32)
     for row in draws:
         row[:] = np.bincount(random.randint(0, samples, samples), minlength=samples)
@@ -127,7 +135,7 @@ def _draws(samples: int, resamples: int, random: np.random.RandomState) -> np.nd
 
 
 def _row(table: np.ndarray, gaps: np.ndarray | None, draws: np.ndarray) -> dict[str, float]:
-    """Values and interval ends of the figures of some samples."""
+    """Metrics of some samples, each with the ends of its interval."""
     values, spread = table.mean(axis=0), _weighted(draws, table)
     names = dict(FIGURES)
     if gaps is not None:

@@ -1,4 +1,4 @@
-"""All logits below a root as one DuckDB file, to be asked in SQL."""
+"""All logits below a root in one DuckDB file, for queries in SQL."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROWS = """CREATE TABLE logits (
     run VARCHAR, folder VARCHAR, kind VARCHAR, sample BIGINT, target BIGINT, prediction BIGINT,
     logits FLOAT[])"""
 
-Folder = tuple[Path, str]  # and the stem of its files
+Folder = tuple[Path, str]  # path and the stem of its files
 
 
 def logits_folders(root: Path) -> list[Folder]:
-    """Every folder of logits below ``root`` with every stem in it, those of the networks first."""
+    """Every folder of logits below ``root`` with each stem in it, initial folders first."""
     paths = {path.parent for path in root.rglob("logits_*_metadata.csv")}
     found = [(path, stem) for path in sorted(paths) for stem in find_stems(path)]
     found = [item for item in found if not item[0].name.startswith((".", "logits_summary_"))]
@@ -32,8 +32,8 @@ def logits_folders(root: Path) -> list[Folder]:
 def write_database(root: Path, path: Path, load: Any) -> None:
     """Write the tables ``metadata``, a row per folder, and ``logits``, a row per kind and sample.
 
-    A results folder shares quantized and full-precision logits with the initial folder of its run:
-    where that is there, only the corrected ones are stored for the results.
+    A results folder shares quantized and full-precision logits with the initial folder of its run;
+    if that exists, only the corrected logits of the results folder are stored.
 
     Args:
         load: (folder below the root, stem) -> SavedLogits.
@@ -67,7 +67,7 @@ def write_database(root: Path, path: Path, load: Any) -> None:
 
 
 def _run_of(root: Path, folder: Path, stem: str) -> str:
-    """What a run is called: the folder of its method, and its tag."""
+    """The name of a run: the folder of its method, and its tag."""
     method = folder.parent.relative_to(root).as_posix()
     tag = stem.removeprefix("logits_")
     return tag if method == "." else f"{method}/{tag}"

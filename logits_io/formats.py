@@ -1,7 +1,7 @@
-"""Arrays to bytes and back, float32 bit for bit: CSV, Parquet and npz, compressed or not.
+"""Conversion of arrays to CSV, Parquet or npz and back, float32 bit for bit.
 
-CSV holds numbers only and no header. Parquet holds one column, a list of fixed size per sample. npz
-holds one array of the name of the column.
+CSV holds only numbers, without a header. Parquet holds one column, with a list of fixed size per
+sample. npz holds one array, named like the column.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from common.files import sha256_file
 
 FORMATS = ("csv", "parquet", "npz")
 COMPRESSIONS = ("none", "gzip", "zstd")
-COLUMN = "values"  # of Parquet, and the array of npz
+COLUMN = "values"  # name of the Parquet column and of the npz array
 GZIP_LEVEL, ZSTD_LEVEL = 1, 3
 CSV_ENDINGS = {"none": ".csv", "gzip": ".csv.gz", "zstd": ".csv.zst"}
 
 
 def ending(file_format: str, compression: str) -> str:
-    """What the name of a file ends with; Parquet and npz say inside how they are compressed."""
+    """Ending of a file name; Parquet and npz store inside how they are compressed."""
     return CSV_ENDINGS[compression] if file_format == "csv" else f".{file_format}"
 
 
 def require_formats(formats: tuple[str, ...], compression: str) -> None:
-    """Check a choice.
+    """Check a choice of formats and compression.
 
     Raises:
-        InputError: unknown, or they do not go together, or pyarrow is missing and needed.
+        InputError: unknown or repeated names, a combination that is not possible, or pyarrow is
+            needed and missing.
     """
     for name in formats:
         if name not in FORMATS:
@@ -60,7 +61,7 @@ def _require_pyarrow(what: str) -> None:
 
 
 def encode(array: np.ndarray, file_format: str, compression: str) -> bytes:
-    """A file of a 1-d or 2-d array, a sample a row; the same bytes for the same values."""
+    """File content of a 1-d or 2-d array, one row per sample; equal values give equal bytes."""
     table = np.ascontiguousarray(array.reshape(len(array), -1))
     if file_format == "parquet":
         return _parquet(table, compression)
@@ -82,7 +83,7 @@ def encode(array: np.ndarray, file_format: str, compression: str) -> bytes:
 
 
 def write_array(path: Path, array: np.ndarray, file_format: str, compression: str) -> str:
-    """Write the file of ``encode``; its SHA-256."""
+    """Write ``encode(array)`` to ``path`` and return its SHA-256."""
     if (file_format, compression) == ("csv", "none") and importlib.util.find_spec("polars"):
         import polars
 
@@ -95,8 +96,10 @@ def write_array(path: Path, array: np.ndarray, file_format: str, compression: st
 
 
 def _csv(table: np.ndarray) -> bytes:
-    """polars writes the shortest text that reads back as the same float32; where it is missing
-    ``np.savetxt`` with nine significant digits does, whose text differs and whose values do not.
+    """CSV text that reads back as the same float32 values.
+
+    polars writes the shortest such text. Without polars, ``np.savetxt`` writes nine significant
+    digits: another text, the same values.
     """
     buffer = io.BytesIO()
     try:
@@ -127,10 +130,10 @@ def _parquet(table: np.ndarray, compression: str) -> bytes:
 
 
 def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
-    """The array (N, columns) of a file of ``encode``, whose name says what it is.
+    """Read a file of ``encode`` as an (N, columns) array; its ending decides on the format.
 
     Raises:
-        InputError: missing, damaged, or holding something else than numbers.
+        InputError: the file is missing or damaged, or holds something else than numbers.
     """
     try:
         if path.name.endswith(".parquet"):
@@ -148,7 +151,7 @@ def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
 
 
 def _parse(text: bytes, dtype: type) -> np.ndarray:
-    """The numbers of CSV text: polars reads them, 4 times as fast as ``numpy.loadtxt``, or pandas."""
+    """Parse CSV text with polars (4 times as fast as ``numpy.loadtxt``), else with pandas."""
     try:
         import polars
     except ImportError:
@@ -165,7 +168,7 @@ def _parse(text: bytes, dtype: type) -> np.ndarray:
 
 
 def read_text(path: Path) -> bytes:
-    """The text of a compressed CSV file."""
+    """Decompress the text of a compressed CSV file."""
     if path.name.endswith(".gz"):
         return gzip.decompress(path.read_bytes())
     import pyarrow

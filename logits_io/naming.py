@@ -1,4 +1,4 @@
-"""Every folder and file name of a run, in one place (those of its units are in quant.network.states)."""
+"""Every folder and file name of a run, except those of its units (quant.network.states)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METADATA_ENDING = "_metadata.csv"
 CHUNKED_ENDING = "_chunked_metadata.csv"
 
 # Below the root of a method, and in the folder of a run.
-RUN_FILE = "run.json"  # written last: it says that the run is complete
+RUN_FILE = "run.json"  # written last, so that it marks the run as complete
 
 # In the folder of a run.
 MODEL_FILE = "quantized_model.pt"
@@ -31,7 +31,7 @@ LOG_FILE = "run.log"
 STATE_FOLDER = "state"
 TENSORBOARD_FOLDER = "tensorboard"
 
-# Endings of what is copied last to a remote storage, since it says that the others are there.
+# Endings of the files that are copied last to remote storage, as they mark a folder as complete.
 LAST_FILES = (METADATA_ENDING, RUN_FILE)
 
 # Below the output folder, for all methods.
@@ -40,7 +40,7 @@ CACHE_FOLDER = "cache"
 
 @dataclass(frozen=True)
 class RunName:
-    """What tells one run from another below one root."""
+    """The values that distinguish runs below one root, and the names made from them."""
 
     arch: str
     n_bits_w: int
@@ -57,7 +57,7 @@ class RunName:
 
     @property
     def run_folder(self) -> str:
-        """Holds the quantized model, the settings and the record of the run."""
+        """Folder of the quantized model, the settings and the record of the run."""
         return f"run_{self.tag}"
 
     @property
@@ -72,12 +72,12 @@ class RunName:
         return f"results_alpha{alpha}_clusters{num_clusters}_pca{pca_dim}_{self.arch}_{self.bits}"
 
     def sweep_folder(self, method: str) -> str:
-        """Holds the sweep over random bits, unless it is named otherwise."""
+        """Default folder of the validation at random bits per layer."""
         return f"bitwidth_sweep_{self.arch}_{method}_seed{self.seed}"
 
     @property
     def file_stem(self) -> str:
-        """What the files of a logits folder begin with."""
+        """Beginning of the file names in a logits folder."""
         return f"logits_{self.tag}"
 
 
@@ -99,7 +99,7 @@ def chunk_metadata_file(stem: str) -> str:
 
 
 def find_stems(folder: Path) -> list[str]:
-    """The stems of the files in a logits folder, read off their metadata files, sorted."""
+    """The sorted stems in a logits folder, taken from the names of its metadata files."""
     return sorted(
         path.name.removesuffix(METADATA_ENDING)
         for path in folder.glob(f"logits_*{METADATA_ENDING}")
@@ -108,16 +108,16 @@ def find_stems(folder: Path) -> list[str]:
 
 
 def owner(name: str, stems: Iterable[str]) -> str | None:
-    """The stem that a file belongs to: the longest one that its name begins with."""
+    """The stem that a file belongs to: the longest one that its name begins with, else None."""
     found = [stem for stem in stems if name.startswith(f"{stem}_")]
     return max(found, key=len) if found else None
 
 
 def require_stem(stem: str) -> None:
-    """Check what file names shall begin with.
+    """Check a stem, the beginning of file names.
 
     Raises:
-        InputError: ``find_stems`` would not find it again.
+        InputError: ``find_stems`` would not find it again, or it is too long.
     """
     if not re.fullmatch(r"logits_[\w.-]+", stem) or stem.endswith("_chunked") or len(stem) > 200:
         raise InputError(f"stem must be logits_ and letters, digits, _ . or -, got {stem!r}")
@@ -127,7 +127,7 @@ def require_kind(kind: str) -> None:
     """Check the name of a kind of logits.
 
     Raises:
-        InputError: it could be taken for another part of a file name.
+        InputError: it could be mistaken for another part of a file name.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]{1,50}", kind) or kind in (TARGETS, "metadata"):
         raise InputError(f"kind must be letters, digits or -, and not {TARGETS}, got {kind!r}")

@@ -1,4 +1,4 @@
-"""Logits of an expert on a split: an npz file and the JSON file beside it that says where they are from."""
+"""Logits of an expert on a split: an npz file, and a JSON file next to it with their origin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def side_path(npz: Path) -> Path:
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """Write arrays, compressed, under the final name only when complete; the SHA-256 of the file.
+    """Write arrays as a compressed npz file and return its SHA-256.
+
+    The file takes its final name only when complete.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -35,10 +37,10 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> str:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, without unpickling anything.
+    """Read all arrays of a file without unpickling.
 
     Raises:
-        InputError: missing, damaged, or it would have to be unpickled.
+        InputError: the file is missing or damaged, or would have to be unpickled.
     """
     if not path.is_file():
         raise InputError(f"{path} must exist, got no such file")
@@ -54,10 +56,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_side(path: Path) -> dict[str, Any] | None:
-    """The side file of an npz file; None where it has none.
+    """Read the JSON file next to an npz file; None if there is none.
 
     Raises:
-        InputError: it is no JSON object.
+        InputError: it does not hold a JSON object.
     """
     side = side_path(path)
     if not side.exists():

@@ -1,8 +1,8 @@
-"""What a logits folder says of its files: a digest and sums that find a damaged row.
+"""Records of the files of a logits folder: digests, and sums that locate a damaged row.
 
-A row's number is the sum of the bits of its values, each times an odd number of its column; a file
-keeps the sum of them and the sum weighted by the position. One damaged row changes both, and their
-ratio is its position.
+The checksum of a row is the sum of the bit patterns of its values, each times an odd number of its
+column. A record holds the sum of all row checksums, and their sum weighted by the row's position
+from 1. One damaged row changes both sums, and the ratio of the changes is its position.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MODULUS = 1 << 64
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of a folder; rows count from 0 over the whole kind."""
+    """One file of a folder; rows are counted from 0 over all chunks of the kind."""
 
     kind: str
     index: int  # of the chunk, from 1
-    count: int  # chunks of this kind and format
+    count: int  # number of chunks of this kind and format
     first_row: int
     last_row: int
     file: str
@@ -43,16 +43,14 @@ class FileRecord:
 
 
 def row_sums(array: np.ndarray) -> tuple[int, int]:
-    """Sum of the rows' numbers, and that weighted by the position from 1, both modulo 2^64."""
+    """Sum of the row checksums, and their sum weighted by position from 1, both modulo 2^64."""
     numbers = _row_numbers(array)
     weights = np.arange(1, len(numbers) + 1, dtype=np.uint64)
     return int(numbers.sum()), int((numbers * weights).sum())
 
 
 def damaged_row(array: np.ndarray, record: FileRecord) -> int | None:
-    """The row, counted from 0 in the file, whose values differ from those written; None when none
-    or several do.
-    """
+    """Index from 0 of the one row whose values have changed; None if no or several rows have."""
     plain, weighted = row_sums(array)
     change = (plain - record.row_sum) % MODULUS
     weighted_change = (weighted - record.weighted_row_sum) % MODULUS
@@ -69,12 +67,12 @@ def _row_numbers(array: np.ndarray) -> np.ndarray:
 
 
 def chunk_rows(records: list[FileRecord]) -> list[dict[str, Any]]:
-    """The rows of the chunk metadata."""
+    """The records as rows of the chunk metadata."""
     return [dataclasses.asdict(record) for record in records]
 
 
 def whole_columns(records: list[FileRecord]) -> dict[str, Any]:
-    """The columns of the metadata that describe files that are not chunked."""
+    """The metadata columns that describe files that are not chunked."""
     columns: dict[str, Any] = {}
     for record in records:
         name = f"{record.kind}_{record.format}"
@@ -88,7 +86,7 @@ def whole_columns(records: list[FileRecord]) -> dict[str, Any]:
 def read_file_records(
     folder: Path, stem: str, metadata: Mapping[str, Any] | None = None
 ) -> list[FileRecord]:
-    """The records of a folder.
+    """Read the records of the files of a stem.
 
     Raises:
         InputError: the metadata are missing or damaged.

@@ -1,4 +1,4 @@
-"""Tables of plain values as CSV with a header."""
+"""CSV tables of plain values, with a header."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def write_records(path: Path, records: list[dict]) -> None:
 
 
 def write_sealed(path: Path, record: dict) -> None:
-    """Write one dict as a table whose last column is the SHA-256 of the file with zeros there."""
+    """Write one dict as a table that ends with its own SHA-256, taken with zeros in that place."""
     content = _as_csv([{**record, SEAL: BLANK}])
     digest = hashlib.sha256(content).hexdigest().encode()
     path.write_bytes(content[:-65] + digest + content[-1:])
 
 
 def seal_holds(path: Path) -> bool:
-    """Whether no byte of a file of ``write_sealed`` has changed; False where it cannot be read."""
+    """Whether a file of ``write_sealed`` is unchanged; False if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -40,10 +40,10 @@ def _as_csv(records: list[dict]) -> bytes:
 
 
 def read_records(path: Path) -> list[dict]:
-    """Read such a table; values are what pandas makes of them.
+    """Read a CSV table as one dict per row; pandas infers the types of the values.
 
     Raises:
-        InputError: missing, empty or no table.
+        InputError: the file is missing, empty or not a table.
     """
     import pandas as pd
 

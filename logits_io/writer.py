@@ -1,5 +1,7 @@
-"""Writing a logits folder while the network runs: a thread takes batches, a chunk is written when it
-is full, and the folder appears under its name when all of it is there.
+"""Writes a logits folder in a thread while the network runs.
+
+The thread takes batches and writes each chunk when it is full. The folder appears under its name
+when it is complete.
 
 Letters: N samples, C classes.
 """
@@ -43,7 +45,7 @@ from logits_io.records import (
 )
 from logits_io.tables import read_records, write_records, write_sealed
 
-BATCHES_AHEAD = 4  # that wait for the thread; then the network waits
+BATCHES_AHEAD = 4  # queued for the thread; with more, the network waits
 
 Batch = dict[str, np.ndarray]
 
@@ -58,18 +60,21 @@ class Style:
 
 
 class LogitsWriter:
-    """Writes one folder; use it as a context.
+    """Context manager that writes one folder.
 
-    When the block fails nothing of it stays, and what was there before does. When writing fails the
-    block goes on, and the error comes at its end.
+    If the block fails, nothing new stays and the former content is kept. If writing fails, the
+    block continues, and the error is raised at its end.
 
     Args:
-        folder: what appears at the end.
-        stem: what the file names begin with; files of other stems stay.
+        folder: the folder to write.
+        stem: beginning of the file names; files of other stems stay.
         metadata: one row of plain values; samples, classes and files are added.
-        source: a folder of the same stem: files that hold the same values are hard-linked from there,
-            or copied where the file system has no links, instead of being written again.
-        on_done: told of the folder when it is there, in the thread.
+        source: a folder of the same stem; files with the same values are hard-linked from there
+            (copied if the file system has no links) instead of written again.
+        on_done: called in the thread with the folder when it is complete.
+
+    Raises:
+        InputError: the stem is not allowed, or ``folder`` holds something else than logits.
     """
 
     def __init__(
@@ -105,7 +110,7 @@ class LogitsWriter:
         return self
 
     def add(self, logits: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
-        """Take a copy of the logits of the next n samples; returns at once unless the disk lags behind.
+        """Queue a copy of the logits of the next n samples; waits only if the disk lags behind.
 
         Args:
             logits: kind (quantized, fullprecision, corrected) -> (n, C) float32; the same kinds and
@@ -157,12 +162,12 @@ class LogitsWriter:
                     raise InterruptedError("the run ended before its logits did")
             if self.on_done is not None:
                 self.on_done(self.folder)
-        except BaseException as error:  # noqa: BLE001  (handed to the thread that waits)
+        except BaseException as error:  # noqa: BLE001  (raised again in __exit__)
             self.error = error
 
 
 class _Folder:
-    """The folder under way, under its temporary name."""
+    """The folder while it is written, under its temporary name."""
 
     def __init__(self, writer: LogitsWriter, part: Path):
         self.writer = writer
@@ -174,7 +179,7 @@ class _Folder:
         self.tasks: list[Future[list[FileRecord]]] = []
 
     def write(self) -> None:
-        """Write everything that the queue brings."""
+        """Write all batches of the queue, until it yields None."""
         with ThreadPoolExecutor(os.cpu_count()) as self.pool:
             self._write()
 
@@ -198,7 +203,7 @@ class _Folder:
         for kind, array in batch.items():
             self.rows.setdefault(kind, []).append(array)
         self.waiting += count
-        while self.waiting > size:  # a full chunk is kept back: it may be the only one
+        while self.waiting > size:  # the last full chunk is kept back: it may be the only one
             self._write_chunk(size)
 
     def _write_chunk(self, count: int) -> None:
@@ -212,13 +217,13 @@ class _Folder:
             self.pool.submit(self._write_array, kind, array, first, first // size + 1)
             for kind, array in chunk.items()
         ]
-        self._collect()  # the chunk before it is finished while this one is written
+        self._collect()  # the previous chunk finishes while this one is written
         self.tasks = tasks
         self.samples += count
         self.waiting -= count
 
     def _collect(self) -> None:
-        """Wait for the chunk under way."""
+        """Wait for the chunk that is being written."""
         for task in self.tasks:
             self.records += task.result()
         self.tasks = []
@@ -242,7 +247,7 @@ class _Folder:
     def _link_known(
         self, kind: str, index: int, name: str, rows: int, sums: tuple[int, int], file: str
     ) -> str | None:
-        """Link the file of the source that holds the same values; its SHA-256, None without one."""
+        """Link a source file of the same values; return its SHA-256, or None if there is none."""
         record = self.writer.known.get((kind, index, name))
         if record is None or self.writer.source is None:
             return None
@@ -252,7 +257,7 @@ class _Folder:
         return record.sha256
 
     def _name_files(self) -> None:
-        """Give the files their names, now that it is known how many there are."""
+        """Give the files their final names, which hold the number of chunks."""
         writer = self.writer
         count = -(-self.samples // writer.style.chunk_size)
         named = []
@@ -292,11 +297,11 @@ class _Folder:
 
 
 def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
-    """The arrays with the targets as int64.
+    """Check arrays and return them together with the targets as int64.
 
     Raises:
-        InputError: arrays of different lengths or classes, of another dtype, or targets that are no
-            integers.
+        InputError: arrays of different lengths or classes, of another dtype, or targets that are
+            not integers.
     """
     targets = np.asarray(targets)
     if targets.ndim != 1 or len(targets) == 0:
@@ -323,8 +328,9 @@ def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
 def source_records(
     source: Path | None, stem: str, style: Style
 ) -> dict[tuple[str, int, str], FileRecord]:
-    """The files of a folder by kind, chunk and format; none when there is no such folder, it is
-    written in another style, or damaged.
+    """The records of a folder by kind, chunk and format.
+
+    Empty if there is no such folder, or it is damaged or written in another style.
     """
     if source is None:
         return {}
@@ -344,7 +350,7 @@ def source_records(
 
 
 def link(path: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where the file system has no links."""
+    """Hard-link a file, or copy it if the file system has no links."""
     try:
         os.link(path, target)
     except OSError:

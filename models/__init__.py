@@ -1,4 +1,4 @@
-"""Networks by name, with their weights."""
+"""Loading of networks by name, with their weights."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network with its weights and what belongs to them."""
+    """A network with its weights and their origin."""
 
     entry: ModelEntry
     network: nn.Module
     num_classes: int
     weights: str  # where the weights come from
-    digest: str  # of the weights
+    digest: str  # SHA-256 of the weights
 
 
 def get_entry(arch: str) -> ModelEntry:
     """The entry of an architecture.
 
     Raises:
-        InputError: unknown; the text gives the closest known name.
+        InputError: unknown; the text names the closest known name.
     """
     if arch in OWN_ENTRIES:
         return OWN_ENTRIES[arch]
@@ -72,10 +72,10 @@ def get_entry(arch: str) -> ModelEntry:
 
 
 def entry_for(arch: str, checkpoint: str | Path | None) -> ModelEntry:
-    """The entry of an architecture; an expert's checkpoint brings its own network and input.
+    """The entry of an architecture; the checkpoint of an expert brings its own.
 
     Raises:
-        InputError: as ``get_entry``, or the checkpoint is unusable.
+        InputError: as ``get_entry``, or the checkpoint cannot be used.
     """
     own = None if checkpoint is None else entry_of_file(arch, Path(checkpoint))
     return own or get_entry(arch)
@@ -97,14 +97,14 @@ def load_model(
 
     Args:
         checkpoint: a file made by ``torch.save`` of a state dict.
-        weights: "DEFAULT" for torchvision's published ones, downloaded on first use.
-        num_classes: used when the network is left with random weights.
-        checkpoint_format: ``plain``: the names are those of our networks; ``brecq``: a release
-            checkpoint of BRECQ, whose ``arch`` is one of ``models.brecq.ARCHS``.
+        weights: "DEFAULT" for the weights that torchvision publishes, downloaded on first use.
+        num_classes: used only if the network keeps random weights.
+        checkpoint_format: ``plain`` if names are those of our networks; ``brecq`` for a release
+            checkpoint of BRECQ, with an ``arch`` in ``models.brecq.ARCHS``.
 
     Raises:
-        InputError: unknown architecture, both sources given, or weights that are unusable or do not
-            fit.
+        InputError: unknown architecture, both sources given, or weights that cannot be used or do
+            not fit.
     """
     if checkpoint is not None and weights is not None:
         raise InputError("checkpoint and weights must not both be given")
@@ -137,7 +137,7 @@ def _published(entry: ModelEntry, weights: str) -> LoadedModel:
         raise InputError(f"weights must be DEFAULT, got {weights!r}")
     if entry.pretrained is None:
         raise InputError(
-            f"weights DEFAULT must be of a torchvision network, got arch {entry.arch!r}"
+            f"weights DEFAULT must be for a torchvision network, got arch {entry.arch!r}"
         )
     network = entry.pretrained().eval()
     return LoadedModel(
@@ -146,10 +146,10 @@ def _published(entry: ModelEntry, weights: str) -> LoadedModel:
 
 
 def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
-    """The quantized model saved by ``main_imagenet.py``, ready to run, and its metadata.
+    """Load a quantized model saved by ``main_imagenet.py``, and its metadata.
 
     Raises:
-        InputError: no such file, another format, or an architecture that is unknown here.
+        InputError: no such file, another format, or an unknown architecture.
     """
     content = read_quantized_file(Path(path))
     try:

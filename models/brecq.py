@@ -1,7 +1,8 @@
-"""The release checkpoints of BRECQ (github.com/yhhhli/BRECQ, v1.0), which QDrop and PD-Quant use as well.
+"""The release checkpoints of BRECQ (github.com/yhhhli/BRECQ, v1.0).
 
-Six ImageNet networks; ours are torchvision's, whose modules have other names in three of them. A table
-gives each of their modules its name here; a checkpoint fits it exactly or is refused.
+They are of six ImageNet networks; QDrop and PD-Quant use them as well. Our networks are
+torchvision's, three of which have other module names. A table maps BRECQ's module names to ours; a
+checkpoint with any other name is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from common.errors import InputError, require_known
 
 FORMAT = "brecq"
-ARCHS = {  # their name -> ours
+ARCHS = {  # BRECQ's name -> ours
     "resnet18": "resnet18",
     "resnet50": "resnet50",
     "mobilenetv2": "mobilenetv2",
@@ -22,7 +23,7 @@ ARCHS = {  # their name -> ours
     "mnasnet": "mnasnet2_0",
 }
 
-# MobileNetV2: a block's layers stand in one row there, in groups of convolution and norm here.
+# MobileNetV2: BRECQ numbers the layers of a block, torchvision groups convolution and norm.
 MOBILENET_ENDS = {
     name: name for name in ("features.0.0", "features.0.1", "features.18.0", "features.18.1")
 } | {"classifier.1": "classifier.1"}
@@ -30,7 +31,7 @@ MOBILENET_FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 MOBILENET_BLOCK = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 MOBILENET_BLOCKS = range(2, 18)
 
-# RegNetX: stages s1.., blocks b1.. there.
+# RegNetX: BRECQ's stages are s1, s2, ..., its blocks b1, b2, ...
 REGNET_ENDS = {"stem.conv": "stem.0", "stem.bn": "stem.1", "head.fc": "fc"}
 REGNET_SHORTCUT = {"proj": "proj.0", "bn": "proj.1"}
 REGNET_BLOCK = {
@@ -45,10 +46,10 @@ REGNET_DEPTHS = {"regnetx_600m": (1, 3, 5, 7), "regnetx_3200m": (2, 6, 15, 2)}
 
 
 def resolve_arch(arch: str) -> str:
-    """Our architecture for the one that a BRECQ checkpoint is of.
+    """Our name of an architecture, given under BRECQ's name or ours.
 
     Raises:
-        InputError: there is no such checkpoint.
+        InputError: BRECQ has no checkpoint of it.
     """
     if arch in ARCHS.values():
         return arch
@@ -56,12 +57,12 @@ def resolve_arch(arch: str) -> str:
 
 
 def their_arch(arch: str) -> str:
-    """Their name of an architecture of ours."""
+    """BRECQ's name of an architecture, given under ours; unchanged if there is none."""
     return {our: their for their, our in ARCHS.items()}.get(arch, arch)
 
 
 def rename_table(arch: str) -> dict[str, str]:
-    """Their name of every module with weights -> ours; empty where all names are the same.
+    """Map BRECQ's name of every module with weights to ours; empty if all names are the same.
 
     Args:
         arch: a value of ``ARCHS``.
@@ -99,10 +100,10 @@ def _regnet_table(depths: tuple[int, ...]) -> dict[str, str]:
 
 
 def renamed(arch: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The checkpoint under our names.
+    """Rename the weights of a BRECQ checkpoint to our names.
 
     Raises:
-        InputError: it holds a name that is not of that network.
+        InputError: a name is not in BRECQ's network.
     """
     table = rename_table(arch)
     out = {}
@@ -118,7 +119,7 @@ def renamed(arch: str, state: Mapping[str, Tensor], source: str) -> dict[str, Te
 
 
 def their_name(arch: str, name: str) -> str:
-    """Their name for one of ours."""
+    """BRECQ's name of a parameter or buffer, given under our name."""
     back = {our: their for their, our in rename_table(arch).items()}
     return _translate(back, name) or name
 

@@ -1,4 +1,4 @@
-"""Loading weights: strict, and without unpickling anything."""
+"""Strict loading of weights, without unpickling."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ MAX_CLASSES = 1_000_000
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, as ``state_dict_of`` finds it.
+    """Read the state dict in a checkpoint file.
 
     Raises:
-        InputError: the file is damaged, must be unpickled, holds no state dict, or a value is NaN
-            or infinite.
+        InputError: the file is damaged or would have to be unpickled, or as ``state_dict_of``.
     """
     return state_dict_of(read_torch_file(path), path)
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict, bare or under one of ``WRAPPERS``, without a prefix that all names share.
+    """The state dict in ``content`` itself or under a key of ``WRAPPERS``.
+
+    A prefix of ``COMMON_PREFIXES`` that all names share is removed.
 
     Raises:
-        InputError: there is none, or a value is NaN, infinite or no ordinary real tensor.
+        InputError: there is none, or a value is NaN, infinite or not an ordinary real tensor.
     """
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -49,7 +50,8 @@ def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise InputError(
-            f"{path}: not a checkpoint: must hold a state_dict (names to tensors), got {_describe(content)}"
+            f"{path}: not a checkpoint: must hold a state_dict (names to tensors), "
+            f"got {_describe(content)}"
         )
     for prefix in COMMON_PREFIXES:
         if all(key.startswith(prefix) for key in content):
@@ -76,8 +78,9 @@ def _describe(content: object) -> str:
 
 
 def build_for(entry: ModelEntry, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
-    """The network with as many classes as the last layer of a checkpoint has, and that number; the
-    entry's own where the checkpoint has no such layer.
+    """Build the network with the number of classes of a checkpoint; return both.
+
+    The number is read off the last layer; if the checkpoint has no such layer, it is the entry's.
     """
     network = entry.build(entry.num_classes)
     head = [key for key, value in network.state_dict().items() if value.dim() > 1][-1]
@@ -94,14 +97,15 @@ def load_strictly(
 ) -> None:
     """Load ``state`` into ``model``; every name and shape must fit.
 
-    Only the batch norms' counter of training steps, which plays no part in evaluation and which old
-    versions of torch did not save, may be missing.
+    Only the batch norms' counters of training steps may be missing: evaluation does not use them,
+    and old versions of torch did not save them.
 
     Args:
-        spell: a name of the model -> the name that the file has for it, for error texts.
+        spell: maps a name of the model to its name in the file, for error texts.
 
     Raises:
-        InputError: they do not; the text lists the missing, unexpected and misshapen names.
+        InputError: a name or shape does not fit; the text lists the missing, unexpected and
+            misshapen names.
     """
     own = model.state_dict()
     shared = [key for key in own if key in state]
@@ -121,7 +125,7 @@ def load_strictly(
         )
     counters = {key: value for key, value in own.items() if key.endswith(STEP_COUNTER)}
     complete = OrderedDict({**counters, **state})
-    complete._metadata = own._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
+    complete._metadata = own._metadata  # type: ignore[attr-defined]  # MNASNet reads its version
     model.load_state_dict(complete, strict=True)
 
 

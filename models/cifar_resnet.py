@@ -1,6 +1,7 @@
-"""The CIFAR ResNets: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
-arXiv:1512.03385, section 4.2, with parameter-free shortcuts (option A: stride-2 subsampling and
-zero-padded channels).
+"""The CIFAR ResNets with parameter-free shortcuts.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, section 4.2;
+shortcuts of option A: stride-2 subsampling and zero-padded channels.
 
 Parameter names: ``conv1``, ``bn1``, ``layer1`` to ``layer3`` of basic blocks, ``linear``.
 """

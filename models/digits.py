@@ -1,6 +1,6 @@
 """``digits_resnet``: a CIFAR ResNet of depth 8 for the embedded 8 x 8 digits, with its weights.
 
-The weights are made by ``python -m tools.train_digits``.
+``python -m tools.train_digits`` trains the weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ DIGITS_ENTRY = ModelEntry(
     num_classes=10,
     preprocess=Preprocess(mean=(0.3053,) * 3, std=(0.3760,) * 3),
     shipped_weights=DIGITS_WEIGHTS,
-    method_defaults={
-        "iters_w": 1000,
-        "lr_round": 3e-3,
-    },  # a demonstration: seconds, not the papers' hour
+    # For a demonstration that takes seconds instead of the papers' hour.
+    method_defaults={"iters_w": 1000, "lr_round": 3e-3},
 )

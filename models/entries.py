@@ -1,6 +1,4 @@
-"""What the suite knows of a network beyond its code: input, class count, weights and published
-settings.
-"""
+"""Entries of known networks: input, class count, weights and published settings."""
 
 from __future__ import annotations
 
@@ -25,12 +23,12 @@ class ModelEntry:
 
     Attributes:
         build: number of classes -> network with random weights.
-        num_classes: of the published weights; used where neither a checkpoint nor the data tells.
-        shipped_weights: a checkpoint in this repository, loaded when no other weights are asked
-            for.
+        num_classes: number of classes of the published weights; used if neither a checkpoint nor
+            the data determines it.
+        shipped_weights: a checkpoint in this repository, loaded if no other weights are given.
         method_defaults: method settings whose default differs for this architecture.
         pretrained: downloads the published weights and returns the network.
-        pretrained_preprocess: the input that those weights expect.
+        pretrained_preprocess: the input transform that those weights expect.
     """
 
     arch: str
@@ -43,5 +41,5 @@ class ModelEntry:
     pretrained_preprocess: Preprocess | None = None
 
     def input_for(self, weights: str | None) -> Preprocess:
-        """What the network expects of its input when its weights are ``weights``."""
+        """The input transform for the weights ``weights`` (None: not torchvision's)."""
         return self.preprocess if weights is None else self.pretrained_preprocess or self.preprocess

@@ -1,7 +1,8 @@
-"""Experts: a backbone, a linear head and a temperature.
+"""Experts: classifiers of a backbone, a linear head and a temperature.
 
-The backbone ``cifar_resnet32`` is the CIFAR ResNet-32 of He et al. 2016 (arXiv:1512.03385, section 4.2)
-with projections as shortcuts (option B: 1x1 convolution and batch norm) where the shape changes.
+The backbone ``cifar_resnet32`` is the CIFAR ResNet-32 of He et al. 2016 (arXiv:1512.03385, section
+4.2) with projections as shortcuts (option B: 1x1 convolution and batch norm) where the shape
+changes.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class CifarBackbone(nn.Module):
 
 
 def _resnet18(dropout_rate: float) -> nn.Module:
-    """torchvision's; ``dropout_rate`` has no place in it."""
+    """torchvision's ResNet-18 without its head; ``dropout_rate`` has no effect."""
     network = import_torchvision().models.resnet18(weights=None)
     network.fc = nn.Identity()
     return network
@@ -99,7 +100,7 @@ class Backbone:
 
     Attributes:
         build: dropout rate -> network (B, 3, H, W) -> (B, ``features``).
-        preprocess: what it expects where a checkpoint does not say.
+        preprocess: default input transform; mean and std of a checkpoint replace its own.
     """
 
     build: Callable[[float], nn.Module]
@@ -117,7 +118,7 @@ BACKBONE_ALIASES = {"resnet32": "cifar_resnet32"}
 
 
 def resolve_backbone(name: str) -> str:
-    """The name of a backbone, aliases resolved.
+    """Return the name of a backbone, with aliases resolved.
 
     Raises:
         InputError: unknown; the text lists the known ones.
@@ -126,13 +127,14 @@ def resolve_backbone(name: str) -> str:
 
 
 class Expert(nn.Module):
-    """A classifier whose logits can be calibrated by one temperature (Guo et al. 2017,
-    arXiv:1706.04599, section 4.2).
+    """A classifier whose logits can be calibrated by one temperature.
+
+    Guo et al. 2017, arXiv:1706.04599, section 4.2.
 
     Args:
         num_classes: length of the logits.
         backbone_name: key of ``BACKBONES`` or an alias.
-        dropout_rate: of whole channels in every block, while training.
+        dropout_rate: share of channels that are dropped in every block during training.
 
     Raises:
         InputError: unknown backbone.
@@ -150,20 +152,20 @@ class Expert(nn.Module):
         self.reset_head()
 
     def reset_head(self) -> None:
-        """Draw the head anew: weights N(0, 0.01), biases 0."""
+        """Re-initialise the head: weights of mean 0 and standard deviation 0.01, biases 0."""
         nn.init.normal_(self.fc.weight, 0.0, 0.01)
         nn.init.zeros_(self.fc.bias)
 
     def get_features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) images -> (B, features)."""
+        """Features (B, features) of (B, 3, H, W) images."""
         return self.backbone(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) images -> (B, C) raw logits."""
+        """Raw logits (B, C) of (B, 3, H, W) images."""
         return self.fc(self.backbone(x))
 
     def get_calibrated_logits(self, x: Tensor) -> Tensor:
-        """(B, C) logits over the temperature."""
+        """Logits (B, C) divided by the temperature."""
         return self.forward(x) / self.temperature
 
     def set_temperature(self, temperature: float) -> None:
@@ -177,17 +179,17 @@ class Expert(nn.Module):
         self.temperature.fill_(temperature)
 
     def get_num_parameters(self) -> int:
-        """How many parameters are trained."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 def is_expert_file(content: Any) -> bool:
-    """Whether the content of a checkpoint is that of an expert with its metadata."""
+    """Whether the content of a checkpoint states that it is an expert."""
     return isinstance(content, dict) and content.get("format") == EXPERT_FORMAT
 
 
 def expert_entry(backbone: str, preprocess: Preprocess | None = None) -> ModelEntry:
-    """The entry of an expert as a network to quantize: raw logits, evaluation form."""
+    """The entry of an expert as a network to quantize, with raw logits."""
     return ModelEntry(
         arch=f"{ARCH_PREFIX}{backbone}",
         build=lambda classes: Expert(classes, backbone),
@@ -197,10 +199,10 @@ def expert_entry(backbone: str, preprocess: Preprocess | None = None) -> ModelEn
 
 
 def entry_of_file(arch: str, path: Path) -> ModelEntry | None:
-    """The entry of the expert that a checkpoint holds, with its own input; None when it holds none.
+    """The entry of the expert in a checkpoint, with its input transform; None if it holds none.
 
     Raises:
-        InputError: the file is unusable, or its backbone is not that of ``arch``.
+        InputError: the file cannot be used, or its backbone is not that of ``arch``.
     """
     name = arch.removeprefix(ARCH_PREFIX)
     if name not in BACKBONES:
@@ -215,21 +217,23 @@ def entry_of_file(arch: str, path: Path) -> ModelEntry | None:
 
 
 def input_in(content: Mapping[str, Any]) -> Preprocess:
-    """What an expert expects of its input, from the metadata of its checkpoint."""
+    """The input transform of an expert, from the metadata of its checkpoint."""
     known = content["dataset"]
     own = BACKBONES[resolve_backbone(content["arch"]["backbone"])].preprocess
     return Preprocess(tuple(known["mean"]), tuple(known["std"]), own.resize, own.crop)
 
 
 def require_expert_metadata(content: Mapping[str, Any], path: Path) -> None:
-    """Check what the metadata of an expert's checkpoint say.
+    """Check the metadata of an expert's checkpoint.
 
     Raises:
-        InputError: a part is missing or of another kind than ``save_expert`` writes.
+        InputError: an entry is missing, out of range, or of another type than ``save_expert``
+            writes.
     """
     if content.get("format_version") != EXPERT_VERSION:
         raise InputError(
-            f"{path}: format_version must be {EXPERT_VERSION}, got {content.get('format_version')!r}"
+            f"{path}: format_version must be {EXPERT_VERSION}, "
+            f"got {content.get('format_version')!r}"
         )
     for section, keys in METADATA.items():
         part = content if section is None else content.get(section)

@@ -1,5 +1,7 @@
-"""LeNet-5 with ReLUs and max-pooling: LeCun et al., "Gradient-Based Learning Applied to Document
-Recognition", Proceedings of the IEEE 86(11), 1998, section II.B.
+"""LeNet-5 with ReLUs and max-pooling.
+
+LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proceedings of the IEEE
+86(11), 1998, section II.B.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 class LeNet(nn.Module):
-    """For images of 28 or 32 pixels and three channels (grey ones repeated)."""
+    """Network for images of 28 x 28 or 32 x 32 pixels and three channels (grey repeated)."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__()

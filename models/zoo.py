@@ -1,5 +1,6 @@
-"""torchvision's classification CNNs by name, and two that torchvision has no name for: RegNetX-600MF and
-MNASNet of double width.
+"""torchvision's classification CNNs by name, with RegNetX-600MF and MNASNet of double width.
+
+torchvision holds the code of the latter two but no name for them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ REGNETX_600M = "regnetx_600m"
 MNASNET_2_0 = "mnasnet2_0"
 CIFAR_RESNET18 = "cifar_resnet18"
 
-# Of the QDrop and PD-Quant code: weight of the rounding penalty (0.01 unless said otherwise), and
-# temperature and anchor of PD-Quant (4.0 and 0.02).
+# Settings in the code of QDrop and PD-Quant: weight of the rounding penalty (0.01 for the other
+# networks), temperature T (4.0) and lamb_c (0.02) of PD-Quant.
 MNASNET_DEFAULTS = {"weight": 0.2, "T": 1.0, "lamb_c": 0.001}
 METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mobilenet_v2": {"weight": 0.1, "T": 1.0, "lamb_c": 0.005},
@@ -45,10 +46,10 @@ def list_zoo() -> list[str]:
 
 
 def refuse_transformer(arch: str) -> None:
-    """Say what is wrong with an architecture that torchvision has and the suite cannot cut.
+    """Refuse the transformers of torchvision, which the suite cannot divide into units.
 
     Raises:
-        InputError: it is a vision transformer.
+        InputError: ``arch`` is a vision transformer.
     """
     if arch.startswith(NOT_CNN) and arch in import_torchvision().models.list_models():
         raise InputError(
@@ -79,9 +80,7 @@ def zoo_entry(arch: str) -> ModelEntry:
 
 
 def cifar_resnet18_entry() -> ModelEntry:
-    """ResNet-18 for 32 x 32 images: a 3 x 3 stem without stride, no max-pool; torchvision's names of
-    parameters.
-    """
+    """ResNet-18 for 32 x 32 images: 3 x 3 stem of stride 1, no max-pool; torchvision's names."""
     return ModelEntry(CIFAR_RESNET18, _cifar_resnet18, 10, Preprocess(CIFAR_MEAN, CIFAR_STD))
 
 
@@ -100,7 +99,7 @@ def _build(name: str, num_classes: int) -> nn.Module:
 
 
 def _regnetx_600m(num_classes: int) -> nn.Module:
-    """RegNetX-600MF from its block parameters (Radosavovic et al., CVPR 2020, arXiv:2003.13678)."""
+    """RegNetX-600MF (Radosavovic et al., CVPR 2020, arXiv:2003.13678)."""
     regnet = import_torchvision().models.regnet
     blocks = regnet.BlockParams.from_init_params(
         depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24
@@ -109,7 +108,7 @@ def _regnetx_600m(num_classes: int) -> nn.Module:
 
 
 def _mnasnet2_0(num_classes: int) -> nn.Module:
-    """MNASNet with twice the channels (Tan et al., CVPR 2019, arXiv:1807.11626)."""
+    """MNASNet of double width (Tan et al., CVPR 2019, arXiv:1807.11626)."""
     return import_torchvision().models.MNASNet(2.0, num_classes=num_classes)
 
 

@@ -1,4 +1,4 @@
-"""One run: quantize a network, run it beside the float one, correct its logits, save everything.
+"""One run: quantize a network, compare it with the float one, correct its logits, save everything.
 
 from pipeline import RunOptions, prepare, run
 outcome = run(prepare(RunOptions(quant_method="rtn", settings={"n_bits_w": 3})))

@@ -1,4 +1,4 @@
-"""The sweep over random bits of a quantized model: a stage of ``main_imagenet.py``.
+"""Evaluation of a quantized model at random bits per layer: a stage of ``main_imagenet.py``.
 
 Letters: N images, C classes.
 """
@@ -61,18 +61,18 @@ HEADING = "Random Bitwidths PTQ Statistics"
 DEFAULT_SAMPLES = 2048
 SENSITIVITY_SAMPLES = 1024  # calibration images, at most
 RANDOM_AT_TARGET = 20
-SENSITIVITY_COLUMNS = (*("layer", "bits", "weights", "top1", "top1_drop", "kl", "kl_calibration"),)
+SENSITIVITY_COLUMNS = ("layer", "bits", "weights", "top1", "top1_drop", "kl", "kl_calibration")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What a sweep works on.
+    """Model, images and settings of an evaluation at random bits per layer.
 
     Attributes:
-        network: float, on ``device``; ``quantized`` was made from it.
-        folder: of the files.
+        network: the float network on ``device`` that ``quantized`` was made from.
+        folder: output folder.
     """
 
     settings: SweepSettings
@@ -98,12 +98,12 @@ class _Images:
 
     @torch.inference_mode()
     def logits(self, network: nn.Module) -> np.ndarray:
-        """(N, C) float32."""
+        """(N, C) float32 logits of a network on all batches."""
         parts: list[Tensor] = [network(images).float().cpu() for images, _ in self.batches]
         return torch.cat(parts).numpy()
 
     def figures(self, logits: np.ndarray) -> dict[str, float]:
-        """Top-1, Top-5, cross-entropy and KL divergence from the float network."""
+        """Top-1, Top-5, cross-entropy and KL from the float network, of (N, C) logits."""
         own = np.take_along_axis(log_softmax(logits), self.targets[:, None], axis=1)
         return {
             "top1": topk_accuracy(logits, self.targets),
@@ -114,10 +114,10 @@ class _Images:
 
 
 class _Prefix:
-    """What the units in front of a changed layer give, which need not run again.
+    """Cached outputs of the units in front of a changed layer, which need not run again.
 
     Args:
-        model: all of whose units run at first.
+        model: the model to run; nothing is cached at first.
     """
 
     def __init__(self, model: QuantModel, images: _Images):
@@ -126,14 +126,14 @@ class _Prefix:
 
     @torch.inference_mode()
     def advance(self, unit: int) -> None:
-        """Run the units up to ``unit`` at their present bits, once and for all."""
+        """Run the units before ``unit`` at their present bits and keep their outputs."""
         for part in self.model.units[self.start : unit]:
             self.inputs = [part(x) for x in self.inputs]
         self.start = unit
 
     @torch.inference_mode()
     def logits(self) -> np.ndarray:
-        """(N, C) float32, from the units not run yet."""
+        """(N, C) float32 logits, computed from the cached outputs on."""
         parts = []
         for x in self.inputs:
             for unit in self.model.units[self.start :]:
@@ -143,7 +143,7 @@ class _Prefix:
 
 
 def run_sweep(job: SweepJob) -> None:
-    """Evaluate, summarise and write; the quantized model of the job stays as it is.
+    """Evaluate random assignments and write the results; the quantized model is not changed.
 
     Raises:
         InputError: no layer has bits that may change.
@@ -153,7 +153,7 @@ def run_sweep(job: SweepJob) -> None:
 
 
 class _Sweep:
-    """A sweep under way."""
+    """An evaluation at random bits in progress."""
 
     def __init__(self, job: SweepJob):
         self.job, self.settings = job, job.settings
@@ -204,7 +204,7 @@ class _Sweep:
                 about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
         save_figure(self.job.folder / FIGURE_FILE, sweep_figure(statistics, self.job.title))
         write_sweep(self.job.folder, self.rows, statistics, about, self.job.title)
-        logger.info("bitwidth sweep written to %s", self.job.folder)
+        logger.info("evaluation at random bits per layer written to %s", self.job.folder)
 
     def _evaluate_all(self) -> None:
         settings = self.settings
@@ -217,8 +217,12 @@ class _Sweep:
             row = self._evaluate(RANDOM, number, bits)
             logger.info(
                 "Config %d/%d: Acc=%.4f, Loss=%.4f, Avg Bitwidth=%.2f (%s)",
-                *(number, len(drawn), row["top1"], row["loss"]),
-                *(row[f"avg_{settings.weighting}"], settings.weighting),
+                number,
+                len(drawn),
+                row["top1"],
+                row["loss"],
+                row[f"avg_{settings.weighting}"],
+                settings.weighting,
             )
         for number, option in enumerate(settings.options, 1):
             self._evaluate(ANCHOR, number, [option] * len(self.layers))
@@ -252,7 +256,7 @@ class _Sweep:
         return known | {"n_bits_a": self.job.quantized.spec.n_bits_a}
 
     def _layer_table(self) -> list[dict[str, Any]]:
-        """Every layer; those fixed at their bits are not drawn and in no average."""
+        """One row per layer; layers with fixed bits are neither drawn nor part of an average."""
         fixed = fixed_layers(self.job.quantized)
         table = [
             {"name": name, "weights": layer.num_weights, "macs": layer.macs, "fixed": False}
@@ -272,7 +276,7 @@ class _Sweep:
         return table
 
     def _sensitivity(self) -> list[dict[str, Any]]:
-        """What lowering one layer alone costs, all others at the highest option."""
+        """Accuracy and KL with one layer at each option and all others at the highest one."""
         count = min(len(self.job.calibration), SENSITIVITY_SAMPLES)
         calibration = _Images(self.job.calibration.subset(range(count)), self.job)
         units = list(self.model.model.units)
@@ -291,7 +295,7 @@ class _Sweep:
     def _lowered(
         self, name: str, layer: BankedLayer, measured: Sequence[_Prefix], best: float
     ) -> list[dict[str, Any]]:
-        """The rows of one layer; its bits are afterwards the highest."""
+        """The rows of one layer, which is left at the highest option."""
         rows = []
         evaluation, calibration = measured
         for bits in self.settings.options:
@@ -305,8 +309,10 @@ class _Sweep:
         return rows
 
     def _target(self, sensitivity: Sequence[dict[str, Any]], average: float) -> dict[str, Any]:
-        """The assignment with the least sum of divergences under an average weighted by parameters,
-        beside the uniform one and random ones of the same average.
+        """Compare a chosen assignment with the uniform one and random ones of the same average.
+
+        The chosen one has the smallest sum of the layers' KL divergences; averages are weighted by
+        parameters.
         """
         costs: dict[str, dict[int, float]] = {}
         for row in sensitivity:
@@ -336,9 +342,16 @@ class _Sweep:
             "beats_random_mean": top1 > float(np.mean(random_top1)),
         }
         logger.info(
-            "Average %.2f bits: chosen %.4f, uniform %d bits %.4f, %d random %.4f (%.4f to %.4f)",
-            *(found["assignment_average"], top1, uniform, uniform_top1),
-            *(len(others), found["random_mean_top1"], min(random_top1), max(random_top1)),
+            "Top-1 at %.2f bits on average: chosen assignment %.4f, all layers at %d bits %.4f, "
+            "mean of %d random assignments %.4f (%.4f to %.4f)",
+            found["assignment_average"],
+            top1,
+            uniform,
+            uniform_top1,
+            len(others),
+            found["random_mean_top1"],
+            min(random_top1),
+            max(random_top1),
         )
         return found
 

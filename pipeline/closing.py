@@ -1,4 +1,4 @@
-"""What a run says on stdout when it is done: results, where the files are, what to try next, warnings."""
+"""The text on stdout at the end of a run: results, files, next steps, warnings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pipeline.options import DEFAULT_ARCH, DEFAULT_METHOD
 from pipeline.results import Results
 from pipeline.tables import format_table, headline, main_rows
 
-LARGE_DROP = (
-    1.0  # points of Top-1 below the float network, from which on another method is worth a try
-)
+# Points of Top-1 lost to the float network above which another method is suggested.
+LARGE_DROP = 1.0
 BETTER_METHOD = "qdrop"
 
 
 def closing_text(job: Job, results: Results, table: str, warnings: Sequence[str]) -> str:
-    """The whole text.
+    """The text printed at the end of a run.
 
     Args:
-        table: ``compact`` or ``full``.
-        warnings: those logged during the run.
+        table: rows of results to show, ``compact`` or ``full``.
+        warnings: the warnings logged during the run.
     """
     rows = results.rows if table == "full" else main_rows(results)
     parts = [headline(results, job.subject), format_table(results, rows)]
@@ -52,7 +51,7 @@ def _files(job: Job) -> str:
 
 
 def next_steps(job: Job, results: Results) -> list[str]:
-    """One or two commands that are worth a try after this run."""
+    """One or two commands to try after this run."""
     options = job.options
     drop = results.full_precision.top1_pct - results.selected.top1_pct
     steps = []

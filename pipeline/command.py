@@ -1,4 +1,4 @@
-"""From the command line of ``main_imagenet.py`` to ``RunOptions``."""
+"""Turns the command line of ``main_imagenet.py`` into ``RunOptions``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pipeline.options import (
 from pipeline.recipes import load_recipe
 from quant.registry import method_settings
 
-# Of the embedded example: few bits, so that quantization hurts and something is left to correct.
+# Settings of the embedded example: so few bits that accuracy is lost and can be corrected.
 EXAMPLE_SETTINGS = {"n_bits_w": 2, "n_bits_a": 1, "disable_8bit_head_stem": True}
 SMALL_IMAGES = ("cifar10", "cifar100")
 Group = TypeVar("Group")
@@ -40,11 +40,11 @@ Group = TypeVar("Group")
 
 @dataclass(frozen=True)
 class Command:
-    """What the script is to do.
+    """A parsed command line.
 
     Attributes:
-        argv: the command line.
-        lists: names to print: ``archs``, ``methods`` or ``recipes``; None: a run is meant.
+        argv: the command line as given.
+        lists: list to print, ``archs``, ``methods`` or ``recipes``; None: a run.
         table: rows of results to print, ``compact`` or ``full``.
     """
 
@@ -79,7 +79,7 @@ def read_command(parser: FlagParser, argv: Sequence[str]) -> Command:
 
 
 def _parse(parser: FlagParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, on top of the recipe that it names, if any."""
+    """Parse the command line; its flags override those of the recipe that it names, if any."""
     found = parser.parse(argv)
     if found.recipe is None:
         parser.refuse(found, ("force",), "without --recipe")
@@ -108,13 +108,13 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
 
 
 def _is_example(found: argparse.Namespace, given: dict[str, Any]) -> bool:
-    """Whether nothing is said of network, images, method or its settings: the embedded example is meant."""
+    """Whether no flag sets network, images, method or its settings: run the embedded example."""
     said = (found.arch, found.data_path, found.recipe, found.checkpoint, found.quant_method)
     return not given and found.dataset == "auto" and all(value is None for value in said)
 
 
 def _group(cls: type[Group], found: argparse.Namespace) -> Group:
-    """A group of options from the flags that are named like its fields."""
+    """Make a group of options from the flags that are named like its fields."""
     values = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         value = getattr(found, field.name, field.default)
@@ -123,10 +123,10 @@ def _group(cls: type[Group], found: argparse.Namespace) -> Group:
 
 
 def _dataset(found: argparse.Namespace) -> str:
-    """The data set: that of the embedded example when neither it nor a network is given.
+    """The data set: ``digits`` when neither a data set nor a network is given.
 
     Raises:
-        InputError: unknown, or data are given without a network.
+        InputError: it is unknown, or images are given without a network.
     """
     if found.dataset != "auto":
         require_known("dataset", found.dataset, DATASETS)
@@ -138,19 +138,19 @@ def _dataset(found: argparse.Namespace) -> str:
 
 
 def _arch(found: argparse.Namespace) -> str:
-    """The architecture; ``resnet18`` is the form for small images where the images are CIFAR's."""
+    """The architecture; on CIFAR, ``resnet18`` means its form for small images."""
     arch = found.arch or DEFAULT_ARCH
     if found.checkpoint_format == brecq.FORMAT:
         return brecq.resolve_arch(arch)
     if arch == "resnet18" and found.dataset != "digits":
-        with suppress(InputError):  # what is wrong with the data is said where they are loaded
+        with suppress(InputError):  # reported when the data are loaded
             name, _, _ = resolve_dataset(found.dataset, found.data_path)
             return "cifar_resnet18" if name in SMALL_IMAGES else arch
     return arch
 
 
 def _output(found: argparse.Namespace) -> OutputOptions:
-    """Where the files go: to a URL by way of a folder below the default one."""
+    """Where the files go; those for a URL are first written to a folder below the default one."""
     folder, url = Path(found.output_dir), None
     if is_url(found.output_dir):
         url = found.output_dir
@@ -159,6 +159,6 @@ def _output(found: argparse.Namespace) -> OutputOptions:
 
 
 def local_name(url: str) -> str:
-    """A folder name for a URL, another one for every URL."""
+    """A readable folder name for a URL; different URLs get different names."""
     readable = re.sub(r"\W+", "_", url)[:60]
     return f"{readable}_{hashlib.sha256(url.encode()).hexdigest()[:8]}"

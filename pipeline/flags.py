@@ -27,13 +27,13 @@ from quant import QuantizationManager
 from quant.registry import method_settings
 from quant.settings import flag_name, setting_type
 
-SHORT_FLAGS = {"n_bits_w": ["-b"], "scalar": ["-s"]}  # of the GPFQ scripts
+SHORT_FLAGS = {"n_bits_w": ["-b"], "scalar": ["-s"]}  # as in the published GPFQ scripts
 TABLES = ("compact", "full")
 LISTS = ("list_archs", "list_methods", "list_recipes")
 
 
 def build_parser(description: str = "") -> FlagParser:
-    """All flags; those of the methods are made from the fields of their settings."""
+    """Make the parser; the flags of the methods are made from the fields of their settings."""
     parser = FlagParser(prog="main_imagenet.py", usage="%(prog)s [flags]", description=description)
     _add_data_flags(parser)
     _add_model_flags(parser)
@@ -53,12 +53,12 @@ def _add_data_flags(parser: FlagParser) -> None:
         "--dataset",
         type=str.lower,
         default=DataOptions.dataset,
-        help=f"kind of images: auto, {', '.join(DATASETS)} (default auto)",
+        help=f"data set: auto (found from --data_path), {', '.join(DATASETS)} (default auto)",
     )
     add(
         "--data_path",
         type=Path,
-        help="folder of the images: train/<class>/* and val/<class>/*, CIFAR or MNIST",
+        help="folder of the images: train/<class>/* and val/<class>/*, or files of CIFAR or MNIST",
     )
     add(
         "--val_labels",
@@ -66,11 +66,11 @@ def _add_data_flags(parser: FlagParser) -> None:
         help="file with the labels of a val folder without class folders: NAME LABEL on each line, "
         "or LABEL alone in the order of the names (class names, or numbers from 0)",
     )
-    add("--download", action="store_true", help="download CIFAR or MNIST first")
+    add("--download", action="store_true", help="download CIFAR or MNIST into --data_path first")
     add(
         "--skip_bad_images",
         action="store_true",
-        help="leave out image files that cannot be read, and count them",
+        help="leave out image files that cannot be read, and report their number",
     )
     add(
         "-bs",
@@ -88,7 +88,7 @@ def _add_data_flags(parser: FlagParser) -> None:
     add(
         "--calibration_list",
         type=Path,
-        help="file with the ids of the images to calibrate with, in that order",
+        help="file with the ids of the calibration images, in order (default: drawn with --seed)",
     )
     add(
         "--augment_calibration",
@@ -115,11 +115,11 @@ def _add_model_flags(parser: FlagParser) -> None:
         help="tensor names in the checkpoint: those of this suite and torchvision (plain, the "
         f"default), or those of BRECQ's release (brecq) of {', '.join(brecq.ARCHS)}",
     )
-    add("--weights", help="DEFAULT: torchvision's published weights")
+    add("--weights", help="DEFAULT: load torchvision's published weights")
 
 
 def _add_method_flags(parser: FlagParser) -> None:
-    """A group for the settings of all methods, then one for each set of methods that share some."""
+    """Add a group for settings of all methods, then one for each set of methods that share some."""
     methods = tuple(QuantizationManager().list_available_methods())
     groups: dict[tuple[str, ...], dict[str, dict[str, dataclasses.Field]]] = {}
     for name, fields in method_settings().items():
@@ -128,7 +128,8 @@ def _add_method_flags(parser: FlagParser) -> None:
     common.add_argument(
         "--quant_method",
         type=str.lower,
-        help=f"{', '.join(methods)} (default {DEFAULT_METHOD}; --list_methods explains them)",
+        help=f"quantization method: {', '.join(methods)} (default {DEFAULT_METHOD}; --list_methods "
+        "explains them)",
     )
     for users in sorted(groups, key=lambda users: (-len(users), users)):
         title = "" if users == methods else ", ".join(users)
@@ -155,7 +156,7 @@ def _add_setting(
 
 
 def _defaults(fields: Mapping[str, dataclasses.Field]) -> str:
-    """The default that most methods share, then the others with their methods."""
+    """Text of the most common default, then of the other defaults with their methods."""
     users: dict[Any, list[str]] = {}
     for method, field in fields.items():
         users.setdefault(field.default, []).append(method)
@@ -198,23 +199,23 @@ def _add_correction_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--shrinkage",
         type=float,
-        help="shrinkage of each cluster's line towards the line fitted on all samples (pseudo-count; "
-        f"0: none; default {DEFAULT_SHRINKAGE:g})",
+        help="shrinkage of each cluster's line towards the line fitted on all samples "
+        f"(pseudo-count; 0: none; default {DEFAULT_SHRINKAGE:g})",
     )
     group.add_argument(
         "--correction_samples",
         type=positive_int,
-        help="images that the correction is fitted on (default 10000, or all)",
+        help="number of images that the correction is fitted on (default 10000, or all if fewer)",
     )
     group.add_argument(
         "--correction_source",
-        help="where these images come from: train (default), train_aug (training images, augmented) "
-        "or val:FRACTION (that share of val, left out of every result)",
+        help="source of these images: train (default), train_aug (training images with random "
+        "augmentation) or val:FRACTION (that fraction of val, which no result then includes)",
     )
     group.add_argument(
         "--load_correction",
         type=Path,
-        help="apply the correction.npz of an earlier run as it is; nothing is fitted",
+        help="apply the correction.npz of an earlier run unchanged, instead of fitting one",
     )
 
 
@@ -223,13 +224,13 @@ def _add_output_flags(parser: FlagParser) -> None:
     add(
         "--output_dir",
         default=str(OutputOptions.output_dir),
-        help="root of everything written: a folder, or a URL for fsspec (default outputs)",
+        help="root folder of all output, or a URL that fsspec can write to (default outputs)",
     )
     add(
         "--save_results",
         choices=("all", "selected"),
         default=OutputOptions.save_results,
-        help="corrected logits to write: those of all corrections or of the selected one (default all)",
+        help="write the corrected logits of all corrections, or of the selected one (default all)",
     )
     add(
         "--chunk_size",
@@ -242,7 +243,7 @@ def _add_output_flags(parser: FlagParser) -> None:
         nargs="+",
         choices=FORMATS,
         default=list(OutputOptions.logits_format),
-        help=f"one or several of {', '.join(FORMATS)} (default csv)",
+        help=f"file formats of the logits, one or several of {', '.join(FORMATS)} (default csv)",
     )
     add(
         "--compression",
@@ -254,28 +255,28 @@ def _add_output_flags(parser: FlagParser) -> None:
         "--plots",
         action=argparse.BooleanOptionalAction,
         default=OutputOptions.plots,
-        help="draw the figures of the summary (default on)",
+        help="draw the plots of the summary (default on)",
     )
     add(
         "--log_dir",
         type=Path,
-        help="folder of the TensorBoard files (default: in the folder of the run)",
+        help="folder of the TensorBoard files (default: a folder in the folder of the run)",
     )
     add(
         "--cache_dir",
         type=Path,
-        help="folder for what other runs need as well: decoded images, logits of the float network, "
-        "corrected inputs (default: the corrected inputs alone, in output_dir/cache)",
+        help="folder for data that other runs can reuse: decoded images, logits of the float "
+        "network, corrected inputs (default: corrected inputs only, in output_dir/cache)",
     )
 
 
 def _add_run_flags(parser: FlagParser) -> None:
     add = parser.add_argument_group("run").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:i (default auto)")
+    add("--device", default="auto", help="device: auto, cpu, cuda or cuda:i (default auto)")
     add(
         "--recipe",
         help="use the settings of a published result, {arch}_{method}_w{bits}a{bits}; flags on the "
-        "command line override them (--list_recipes prints all)",
+        "command line override them (--list_recipes prints all names)",
     )
     add(
         "--force",
@@ -283,7 +284,7 @@ def _add_run_flags(parser: FlagParser) -> None:
         const=True,
         help="continue even if the float network is not as accurate as the recipe's",
     )
-    add("--config", type=Path, help="YAML file of flags; the command line overrides it")
+    add("--config", type=Path, help="YAML file of flags; the command line overrides them")
     add("--print_config", action="store_true", help="print all flags as YAML and stop")
     add(
         "--resume",
@@ -295,7 +296,7 @@ def _add_run_flags(parser: FlagParser) -> None:
         "--table",
         choices=TABLES,
         default=TABLES[0],
-        help="rows to print: the main ones, or every correction (default compact)",
+        help="print the main rows of the results, or one for every correction (default compact)",
     )
     add("--list_archs", action="store_true", help="print the architectures and stop")
     add("--list_methods", action="store_true", help="print the methods and stop")

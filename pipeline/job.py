@@ -32,10 +32,10 @@ class Job:
 
     Attributes:
         argv: the command line, for the record.
-        config: every flag with the value in force.
+        config: every flag with its value in this run.
         shape: the grid of corrections; None where none is fitted.
-        correction: from a file; None: one is fitted, or there is none.
-        recipe: the published result that the run is compared with.
+        correction: the one loaded from a file; None: one is fitted, or none is used.
+        recipe: the published result that the run is compared with, if any.
     """
 
     options: RunOptions
@@ -93,20 +93,20 @@ class Job:
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
 
     def warn_of_recipe(self) -> None:
-        """Warn of every setting that is not the recipe's."""
+        """Log a warning for every setting that differs from the recipe's."""
         if self.recipe is not None:
             config = {**self.config, "arch": brecq.their_arch(self.name.arch)}
             for change in self.recipe.changed(config):
                 logger.warning("recipe %s: %s", self.recipe.name, change)
 
     def analyzer(self) -> LogitsAnalyzer:
-        """Writes the logits folders of the run."""
+        """The writer of the run's logits folders."""
         output = self.options.output
         formats = tuple(dict.fromkeys(output.logits_format))
         return LogitsAnalyzer(self.root, output.chunk_size, formats, output.compression)
 
     def describe_fit(self) -> dict[str, Any]:
-        """Where the lines of the corrections come from."""
+        """Shrinkage and source of the correction, as metadata of the corrected logits."""
         if self.correction is not None:
             return {"shrinkage": self.correction.shrinkage, "correction_source": "file"}
         source = self.plan.correction_source
@@ -127,7 +127,7 @@ def prepare(options: RunOptions, argv: Sequence[str] = ()) -> Job:
         argv: the command line that the options come from, for the record.
 
     Raises:
-        InputError: anything of it is unusable.
+        InputError: an option, the data, the network or an output folder is unusable.
     """
     try:
         return _prepare(options, make_method(options), tuple(argv))
@@ -168,10 +168,10 @@ def _prepare(options: RunOptions, method: BaseQuantizationMethod, argv: tuple[st
 
 
 def _check_stages(options: RunOptions, settings: MethodSettings) -> None:
-    """Check the stages that a run has only when asked for.
+    """Check that the optional stages can work with the bits of the run.
 
     Raises:
-        InputError: one cannot work with the bits of the run.
+        InputError: one cannot.
     """
     if options.bitwidth is not None:
         options.bitwidth.require_quantized(settings.n_bits_w)
@@ -240,7 +240,7 @@ def _load_correction(options: RunOptions, num_classes: int) -> ClusterAffineCorr
 
 
 def _check_output(job: Job) -> None:
-    """Check, writing nothing, that everything can be written.
+    """Check that the output can be written, without writing anything.
 
     Raises:
         InputError: it cannot.
@@ -263,7 +263,7 @@ def _try_network(job: Job) -> None:
     """
     first = job.plan.calibration.subset(range(min(2, len(job.plan.calibration))))
     images = next((images for images, _ in first.batches(2)), None)
-    if images is None:  # both unreadable and to be skipped
+    if images is None:  # neither can be read, and --skip_bad_images is given
         return
     shape = "x".join(map(str, images.shape[1:]))
     try:

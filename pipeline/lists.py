@@ -1,4 +1,4 @@
-"""The names that flags take, as ``--list_archs``, ``--list_methods`` and ``--list_recipes`` print them."""
+"""The lists that ``--list_archs``, ``--list_methods`` and ``--list_recipes`` print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quant import QuantizationManager
 
 
 def list_text(what: str) -> str:
-    """One name a line, with what there is to say of it.
+    """One name per line, with a description where there is one.
 
     Args:
         what: ``archs``, ``methods`` or ``recipes``.

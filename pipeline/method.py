@@ -1,4 +1,4 @@
-"""The method of a run, with the settings given, those of the architecture, and its own defaults."""
+"""The method of a run, with the given settings, the architecture's defaults, and its own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from quant import BaseQuantizationMethod, QuantizationManager
 from quant.registry import method_settings
 from quant.settings import flag_name
 
-TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}  # either switches the term of both on
+# The two settings of an optional loss term: giving either one switches the term on.
+TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}
 
 logger = logging.getLogger(__name__)
 
 
 def make_method(options: RunOptions) -> BaseQuantizationMethod:
-    """The method with the settings given, those of the architecture, and its own defaults, in this
-    order.
+    """Make the method; given settings win over the architecture's defaults, these over its own.
 
     Raises:
         InputError: unknown method, a setting that it does not use, or a value out of range.
@@ -36,7 +36,7 @@ def make_method(options: RunOptions) -> BaseQuantizationMethod:
 
 
 def _refuse_unused(cls: type[BaseQuantizationMethod], given: Mapping[str, Any]) -> None:
-    """Refuse settings that a method does not have; the text names those that it has instead.
+    """Refuse settings that a method does not have; the error names those to use instead.
 
     Raises:
         InputError: one is given.
@@ -58,7 +58,7 @@ def _refuse_unused(cls: type[BaseQuantizationMethod], given: Mapping[str, Any]) 
 
 
 def _stands_for(method: str, name: str, value: Any) -> list[str]:
-    """The settings that a short form of a method sets; none where it is no short form."""
+    """The settings that a short form of a method stands for; empty for any other setting."""
     forms = QuantizationManager().get_method_class(method).short_forms
     return list(forms[name](value)) if name in forms else []
 
@@ -66,9 +66,7 @@ def _stands_for(method: str, name: str, value: Any) -> list[str]:
 def _arch_defaults(
     cls: type[BaseQuantizationMethod], arch: str, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The architecture's defaults of those settings that the method uses; they switch no optional
-    term on.
-    """
+    """The architecture's defaults for the method; they never switch on an optional loss term."""
     fields = {field.name: field for field in dataclasses.fields(cls.settings_class)}
     return {
         key: value
@@ -78,9 +76,10 @@ def _arch_defaults(
 
 
 def configuration(options: RunOptions, method: BaseQuantizationMethod) -> dict[str, Any]:
-    """Every flag with the value in force, sorted, as ``--config`` reads it.
+    """Every flag with its value in this run, sorted, in the form that ``--config`` reads.
 
-    A default that adapts to the data (``num_samples``) is left out: written down it would be a demand.
+    A default of ``num_samples`` is left out: it adapts to the data, while a value in a
+    configuration is a requirement.
     """
     values = options.as_flags()
     settings = method.get_quantization_params()

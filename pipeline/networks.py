@@ -1,4 +1,4 @@
-"""The float and the quantized network of a run on sets of images; what the float one says, runs share."""
+"""Runs the float and the quantized network over images, and caches the float network's logits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
 
 @dataclass(frozen=True)
 class NetworkPair:
-    """The float network, and how both are run.
+    """The float network, and how both networks are run.
 
     Attributes:
-        network: in evaluation mode, on ``device``.
-        weights_digest: of the float network.
-        cache_dir: logits of the float network are kept here for other runs; None keeps none.
-        saves: is told when that fails.
+        network: the float network in evaluation mode, on ``device``.
+        weights_digest: digest of the float network's weights.
+        cache_dir: folder where logits of the float network are kept for other runs; None: not kept.
+        saves: records a failure to write them.
     """
 
     network: nn.Module
@@ -46,7 +46,12 @@ class NetworkPair:
         on_batch: OnBatch | None = None,
         float_logits: np.ndarray | None = None,
     ) -> Inference:
-        """The logits of both networks; those of the float one may be known."""
+        """The logits of both networks.
+
+        Args:
+            on_batch: called with the logits and labels of each batch.
+            float_logits: (N, C) of the float network, if known; it is then not run.
+        """
         networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
         known = {}
         if float_logits is None and self.cache_dir is not None:
@@ -73,9 +78,7 @@ class NetworkPair:
         return infer_logits(networks, loader, self.device, description, batches, on_batch, known)
 
     def _shared_logits(self, folder: Path, images: ImageSet) -> np.ndarray:
-        """The logits of the float network, which all runs on these images share; one of them computes
-        them.
-        """
+        """The float network's logits on ``images`` from the cache, computed if not there."""
         machine = f"{self.device.type} {torch.__version__} {torch.get_num_threads()}"
         key = f"{self.weights_digest} {images.digest()} {machine} {self.batch_size}"
         path = folder / f"logits_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"

@@ -1,4 +1,4 @@
-"""What a run is asked to do, as one value: made from the command line, or written down in Python."""
+"""The options of a run as one value, made from the command line or in Python."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class NetworkOptions:
     """The float network.
 
     Attributes:
-        checkpoint: file with a state_dict; None: the shipped weights, else random ones.
-        checkpoint_format: whose names the checkpoint has.
-        weights: "DEFAULT" for torchvision's published ones.
+        checkpoint: file with a state_dict; None: the shipped weights if any, else random ones.
+        checkpoint_format: naming scheme of the checkpoint's tensors.
+        weights: "DEFAULT" for torchvision's published weights.
     """
 
     arch: str = DEFAULT_ARCH
@@ -47,9 +47,9 @@ class DataOptions:
     """The images.
 
     Attributes:
-        batch_size: images per forward.
-        workers: image files decoded at once.
-        calibration_list: file of the ids of the images to calibrate with; None: drawn by the seed.
+        batch_size: images per forward pass.
+        workers: image files decoded in parallel.
+        calibration_list: file with the ids of the calibration images; None: drawn with the seed.
     """
 
     dataset: str = "auto"
@@ -68,13 +68,13 @@ class CorrectionOptions:
     """The correction of the logits; None stands for a default that adapts to the data.
 
     Raises:
-        InputError: a value that does not apply to what is asked for.
+        InputError: a value is given that the other values make useless.
 
     Attributes:
-        correction: fit or load one at all.
-        shrinkage: pseudo-count that draws the line of a cluster to that of all samples.
+        correction: whether the logits are corrected.
+        shrinkage: pseudo-count that shrinks a cluster's line towards the line of all samples.
         correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
-        load_correction: file of an earlier run, applied as it is.
+        load_correction: correction file of an earlier run, applied unchanged.
     """
 
     correction: bool = True
@@ -109,12 +109,12 @@ class OutputOptions:
     """What is written, and where.
 
     Attributes:
-        output_dir: root of everything written.
-        output_url: where the files are copied to at the end, for fsspec; None: nowhere.
+        output_dir: root folder of all output.
+        output_url: fsspec URL that the files are copied to at the end; None: nowhere.
         save_results: write ``all`` corrected logits or those of the ``selected`` correction.
         chunk_size: samples per file of logits.
-        log_dir: of TensorBoard; None: in the run's folder.
-        cache_dir: for what other runs need as well; None keeps less.
+        log_dir: folder of the TensorBoard files; None: in the run's folder.
+        cache_dir: folder for data that other runs can reuse; None: only corrected inputs are kept.
     """
 
     output_dir: Path = Path("outputs")
@@ -130,16 +130,16 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Everything that ``main_imagenet.py`` can be told; the defaults are the script's.
+    """All options of a run, with the defaults of ``main_imagenet.py``.
 
     Attributes:
         quant_method: name of the method.
-        settings: of the method: those that are given, by name; the others keep their defaults.
+        settings: the method's settings that are given, by name; the others keep their defaults.
         recipe: name of the published result to compare with.
-        force: go on where the float network is not as accurate as the recipe's.
+        force: continue even if the float network is not as accurate as the recipe's.
         resume: continue an interrupted run.
-        bitwidth: the sweep over random bits per layer; None: none.
-        export: the export to ONNX; None: none.
+        bitwidth: the evaluation at random bits per layer; None: skip it.
+        export: the export to ONNX; None: skip it.
     """
 
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -164,8 +164,9 @@ class RunOptions:
             raise InputError("with_correction must be left out with --no-correction, got True")
 
     def as_flags(self) -> dict[str, Any]:
-        """Every flag but those of the method with the value in force, as plain values that ``--config``
-        reads; what is None is left out.
+        """Flags and values in the form that ``--config`` reads, without the method's settings.
+
+        Values of None and empty lists are left out.
         """
         groups = (self.network, self.data, self.correction, self.output)
         values = {name: value for group in groups for name, value in vars(group).items()}

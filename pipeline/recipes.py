@@ -1,4 +1,4 @@
-"""Published results with the settings behind them, ``configs/recipes/{arch}_{method}_{bits}.yaml``."""
+"""Published results with their settings, ``configs/recipes/{arch}_{method}_{bits}.yaml``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Recipe:
     """A published result.
 
     Attributes:
-        source: of the result.
-        float_top1, top1: percent, of the float and of the quantized network on ImageNet's val.
-        flags: of ``main_imagenet.py``.
-        note: how the published code differs from what is done here.
+        source: where the result is published.
+        settings: where the settings are published.
+        float_top1, top1: Top-1 in percent of the float and the quantized network on ImageNet's val.
+        flags: flags of ``main_imagenet.py`` with their values.
+        note: how the published code differs from this suite.
     """
 
     name: str
@@ -34,25 +35,30 @@ class Recipe:
     note: str = ""
 
     def describe(self) -> str:
-        """Name and figures in one line."""
+        """Name and published accuracies in one line."""
         return f"{self.name}, published Top-1 {self.top1:.2f}, float {self.float_top1:.2f}"
 
     def require_float(self, top1: float, images: int) -> None:
-        """Check the float network's accuracy, in percent, on that many evaluation images.
+        """Check that the float network is as accurate as the recipe's.
+
+        Args:
+            top1: Top-1 of the float network, percent.
+            images: number of evaluation images.
 
         Raises:
-            InputError: it is not what the recipe begins with.
+            InputError: it differs by more than ``FLOAT_TOLERANCE`` points.
         """
         if abs(top1 - self.float_top1) > FLOAT_TOLERANCE:
             raise InputError(
-                f"float Top-1 must be within {FLOAT_TOLERANCE:g} point of {self.float_top1:.2f}, the recipe's, "
-                f"got {top1:.2f} on {images} images: other weights (BRECQ's release checkpoints are meant), "
-                "labels in another order (class folders must be the synsets), another preprocessing, or too few "
-                "images (--force goes on)"
+                f"float Top-1 must be within {FLOAT_TOLERANCE:g} point of {self.float_top1:.2f}, "
+                f"the recipe's, got {top1:.2f} on {images} images; likely reasons: other weights "
+                "(the recipe needs BRECQ's release checkpoints), labels in another order (class "
+                "folders must be the synsets), another preprocessing, or too few images "
+                "(--force continues)"
             )
 
     def changed(self, config: Mapping[str, Any]) -> list[str]:
-        """Its flags that are another value in ``config``, a line each."""
+        """One line for each flag whose value in ``config`` differs from the recipe's."""
         return [
             f"{flag} is {config.get(flag)} here, {value} in the recipe"
             for flag, value in self.flags.items()
@@ -60,7 +66,7 @@ class Recipe:
         ]
 
     def comparison(self, float_top1: float, top1: float) -> str:
-        """Published, ours and the difference as a table."""
+        """Table of the published accuracies, those of this run, and the differences."""
         lines = [f"recipe {self.name}", f"{'':<12}{'published':>10}{'ours':>8}{'difference':>12}"]
         pairs = (("float", self.float_top1, float_top1), ("quantized", self.top1, top1))
         for what, published, ours in pairs:
@@ -77,7 +83,7 @@ def load_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        InputError: there is none; the text gives the closest name.
+        InputError: there is none; the error names the closest one.
     """
     path = FOLDER / f"{require_known('recipe', name, list_recipes())}.yaml"
     return Recipe(name, **parse_yaml(path.read_text(encoding="utf-8")))

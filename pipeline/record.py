@@ -1,4 +1,4 @@
-"""What is written down about a run beside its results."""
+"""The records of a run: identity, metadata, ``run.json``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def identity(job: Job, plan: DataPlan) -> dict[str, Any]:
-    """Everything that decides the quantized model to the bit; where the cache lies does not."""
+    """Everything that determines the quantized model bit for bit."""
     settings = job.method.get_quantization_params()
     del settings["keep_cpu"]
     return {
@@ -47,7 +47,7 @@ def identity(job: Job, plan: DataPlan) -> dict[str, Any]:
 
 
 def model_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
-    """What the file of the quantized model says of itself."""
+    """Metadata stored in the file of the quantized model."""
     entry = job.model.entry
     preprocess = entry.input_for(job.options.network.weights)
     return {
@@ -63,7 +63,10 @@ def model_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
 
 
 def logits_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
-    """The row beside the logits: the same for the same command, so it holds no time; run.json does."""
+    """Metadata row saved with the logits.
+
+    It holds no timestamp, so equal commands give equal bytes; the times are in ``run.json``.
+    """
     settings = job.method.settings
     return {
         "arch": job.name.arch,
@@ -80,17 +83,18 @@ def logits_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
 
 
 def zero_shares(float_network: nn.Module, quantized: QuantModel) -> dict[str, float]:
-    """Share of exact zeros among the weights and biases of both networks."""
+    """Fraction of exact zeros among the weights and biases of both networks."""
     networks = {FULL_PRECISION: float_network, QUANTIZED: quantized}
     return {name: zero_share(network) for name, network in networks.items()}
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a run came to, as its record holds it.
+    """The results of a run that go into its record.
 
     Attributes:
         signs: confidences and agreements on the fitting and the evaluation images.
+        started: UTC time of the start.
     """
 
     results: Results
@@ -138,8 +142,9 @@ def _describe_images(used: ImageSet | None, asked: ImageSet | None) -> dict[str,
 
 
 def write_record(job: Job, record: Mapping[str, Any], saves: SaveLog) -> None:
-    """Write run.json last of all, into the folder of the run and that of the method: it says that the
-    run is complete.
+    """Write ``run.json`` into the folder of the run and that of the method.
+
+    It is written last, because its presence marks the run as complete.
     """
     for folder in (job.folder, job.root):
         with saves.attempt(RUN_FILE):
@@ -147,7 +152,7 @@ def write_record(job: Job, record: Mapping[str, Any], saves: SaveLog) -> None:
 
 
 def copy_to_url(job: Job, written: list[str], clock: StageClock, saves: SaveLog) -> None:
-    """Copy what the run wrote to the storage that was asked for, its record last.
+    """Copy the output of the run to ``output_url``, if there is one, its record last.
 
     Args:
         written: folders below the root.

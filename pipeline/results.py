@@ -1,4 +1,4 @@
-"""What a run came to: one row per kind of logits, and what the correction adds.
+"""The results of a run: one row of metrics per kind of logits.
 
 Letters: N samples, C classes.
 """
@@ -19,11 +19,11 @@ from evaluation.inference import Inference
 from evaluation.metrics import Scorer, agreement, mean_confidence
 from logits_io.naming import FULL_PRECISION, QUANTIZED
 
-MAX_GAP = 0.01  # of mean FP confidence, above which the fitting images are called unlike the others
-MAX_DOUBT = (
-    0.2  # of float accuracy below the float network's confidence, above which labels are doubted
-)
-DECIMALS = 6  # of figures in tables
+# Mean float confidence on fitting minus evaluation images above which the correction is doubted.
+MAX_GAP = 0.01
+# Mean float confidence minus float accuracy above which the labels are doubted.
+MAX_DOUBT = 0.2
+DECIMALS = 6  # of metrics in tables
 IDENTITY, RIDGE_MAP, CLUSTER_AFFINE = "identity", "ridge_map", "cluster_affine"
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,12 @@ class Row:
     """Logits of one kind scored against the targets and the full-precision logits.
 
     Attributes:
-        logits: fullprecision, or the kind of correction; identity is the quantized model as it is.
-        agreement_pct: same prediction as full precision.
+        logits: fullprecision, or the kind of correction; identity: the uncorrected quantized model.
+        agreement_pct: images with the same prediction as full precision, percent.
         kl_to_fp: mean KL divergence from full precision, nats.
-        heldout_kl: on the held-out fitting images; what the selection looks at.
-        oracle: the best Top-1 on the evaluation images, which is known afterwards only.
+        mse_to_fp: mean squared difference from the full-precision logits.
+        heldout_kl: KL divergence on held-out fitting images, by which the correction is selected.
+        oracle: best Top-1 on the evaluation images, known only with their labels.
     """
 
     logits: str
@@ -61,7 +62,7 @@ class Row:
 
 
 def rounded(value: Any) -> Any:
-    """A float without the digits that are noise of its representation; anything else as it is."""
+    """A float rounded to ``DECIMALS`` decimals; anything else unchanged."""
     return round(value, DECIMALS) if isinstance(value, float) else value
 
 
@@ -93,9 +94,9 @@ class Results:
     """The rows of a run.
 
     Attributes:
-        quantized: the quantized model as it is.
+        quantized: the uncorrected quantized model.
         corrections: every correction, baselines first.
-        selected: the one to use, ``quantized`` where none is better or wanted.
+        selected: the row to use; ``quantized`` where no correction is better or wanted.
         oracle: the best Top-1 on the evaluation images, then the lowest KL; never the ridge map.
         images: number of evaluation images.
     """
@@ -114,12 +115,12 @@ class Results:
 
     @property
     def corrected(self) -> Row | None:
-        """The selected row; None where nothing was to be corrected."""
+        """The selected row; None in a run without corrections."""
         return self.selected if self.corrections else None
 
     @property
     def best_baseline(self) -> Row | None:
-        """Of the corrections without clusters, the one with the best Top-1; None where there is none."""
+        """The correction without clusters that has the best Top-1; None where there is none."""
         found = [row for row in self.corrections if row.logits != CLUSTER_AFFINE]
         return max(found, key=_merit) if found else None
 
@@ -136,8 +137,8 @@ def collect(full_precision: Row, candidates: Sequence[Row], selected: int, image
     """The results of a run.
 
     Args:
-        candidates: the quantized model as it is, then every correction.
-        selected: index of the one to use.
+        candidates: the uncorrected quantized model, then every correction.
+        selected: index of the candidate to use.
     """
     eligible = [i for i, row in enumerate(candidates) if row.logits != RIDGE_MAP]
     oracle = max(eligible, key=lambda i: _merit(candidates[i]))
@@ -152,18 +153,19 @@ def collect(full_precision: Row, candidates: Sequence[Row], selected: int, image
 
 
 def standard_error(percent: float, images: int) -> float:
-    """Standard error of a share in percent of so many images, in percent."""
+    """Standard error, in percent, of an accuracy in percent on ``images`` images."""
     share = percent / 100
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dict[str, float]:
-    """Compare, without labels, the images that the correction was fitted on with those it is
-    applied to.
+    """Compare the fitting images with the evaluation images, without labels.
 
-    A network that is surer of the fitting images has memorised them; a correction fitted there
-    learns to restore memories. The log has both figures, and a warning where the gap makes the
-    correction untrustworthy.
+    A float network that is more confident on the fitting images has memorised them, and a
+    correction fitted there may not help on other images; ``warn_of_memories`` warns of it.
+
+    Returns:
+        mean confidence of the float network, and agreement of both networks, on either set.
     """
     signs = {}
     for name, part in (("fitting", fitting), ("evaluation", evaluation)):
@@ -182,26 +184,28 @@ def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dic
 
 
 def warn_of_memories(signs: dict[str, float], source: str, results: Results) -> None:
-    """Warn where the fitting images were seen in training, if anything is corrected at all."""
+    """Warn if a selected correction was fitted on images that the network has memorised."""
     gap = signs["fp_confidence_fitting"] - signs["fp_confidence_evaluation"]
     corrects = results.selected.logits != IDENTITY
     if corrects and gap > MAX_GAP and not source.startswith("val"):
         logger.warning(
-            "the float network is more confident on the images that the correction was fitted on, by "
-            "%.3f (more than %g): it has seen them in training, and the correction may not carry over "
-            "to other images; --correction_source val:0.3 avoids this",
+            "the float network is more confident on the images that the correction was fitted on "
+            "than on the evaluation images, by %.3f (more than %g): it was trained on them, and "
+            "the correction may not carry over to other images; --correction_source val:0.3 "
+            "avoids this",
             gap,
             MAX_GAP,
         )
 
 
 def warn_of_labels(evaluation: Inference, results: Results) -> None:
-    """Warn where the float network is far less accurate than it believes itself to be."""
+    """Warn if the float network is far less accurate than it is confident."""
     confidence = mean_confidence(evaluation.logits[FULL_PRECISION])
     if confidence - results.full_precision.top1_pct / 100 > MAX_DOUBT:
         logger.warning(
-            "the float network's Top-1 is %.2f %%, its mean confidence %.2f %%: labels in another "
-            "order, another preprocessing or other images than it was trained for are likely",
+            "the float network's Top-1 is %.2f %%, its mean confidence %.2f %%; likely reasons: "
+            "labels in another order, another preprocessing, or images unlike those it was trained "
+            "on",
             results.full_precision.top1_pct,
             100 * confidence,
         )

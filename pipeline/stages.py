@@ -1,7 +1,7 @@
 """The stages of one run of ``main_imagenet.py``: quantize, run both networks, correct, save.
 
-Everything is checked before anything is written; a later stage never undoes what an earlier one has
-saved.
+Everything is checked before anything is written; a failing stage leaves the files of earlier stages
+as they are.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
-        unsaved: what could not be written.
-        problems: what a check found wrong.
+        unsaved: what could not be saved, in words.
+        problems: what the check of the exported file found wrong, in words.
     """
 
     results: Results
@@ -99,8 +99,8 @@ class Context:
 
     Attributes:
         plan: the images, in memory where they fit.
-        metadata: the row beside the logits.
-        float_logits: of the evaluation images, where they are known before the run begins.
+        metadata: metadata row saved with the logits.
+        float_logits: (N, C) of the evaluation images, where they are known before the run begins.
         written: folders below the root, in the order in which they were written.
     """
 
@@ -118,11 +118,12 @@ class Context:
 
 
 def run(job: Job) -> Outcome:
-    """Run all stages; what was saved by a stage stays when a later one fails.
+    """Run all stages; files written by a stage stay when a later one fails.
 
     Raises:
-        InputError: an image cannot be read.
-        RunError: a stage cannot go on.
+        InputError: an image cannot be read, the float network is not the recipe's, or the folder
+            cannot be written.
+        RunError: a stage cannot continue.
     """
     context = begin(job)
     with log_to_file(job.folder / LOG_FILE):
@@ -147,7 +148,7 @@ def run(job: Job) -> Outcome:
 
 
 def begin(job: Job) -> Context:
-    """Read the images, check what only they can tell, and make the folder of the run.
+    """Read the images, check what depends on them, and make the folder of the run.
 
     Raises:
         InputError: an image cannot be read, the float network is not the recipe's, or the folder
@@ -185,10 +186,13 @@ def begin(job: Job) -> Context:
 def _check_recipe(
     job: Job, plan: DataPlan, networks: NetworkPair, clock: StageClock
 ) -> np.ndarray | None:
-    """The float network's logits on the evaluation images, where a recipe says how accurate it is.
+    """Check the float network against the recipe; None without a recipe.
+
+    Returns:
+        (N, C) logits of the float network on the evaluation images.
 
     Raises:
-        InputError: it is not.
+        InputError: the float network is not as accurate as the recipe's.
     """
     if job.recipe is None:
         return None
@@ -201,7 +205,7 @@ def _check_recipe(
 
 
 def _open_folder(context: Context) -> None:
-    """Make the run's folder and withdraw the records that would call an unfinished run complete."""
+    """Make the run's folder and remove records of an earlier run that would mark it as complete."""
     job = context.job
     job.folder.mkdir(parents=True, exist_ok=True)
     for folder in (job.root, job.folder):
@@ -218,7 +222,7 @@ def _open_folder(context: Context) -> None:
 
 
 def quantize(context: Context) -> QuantModel:
-    """The quantized model, which is saved."""
+    """Quantize the network and save the quantized model."""
     job, board, saves = context.job, context.board, context.saves
     output = job.options.output
 
@@ -250,7 +254,7 @@ def quantize(context: Context) -> QuantModel:
 def _log_sizes(path: Path, quantized: QuantModel) -> None:
     state = quantized.state_dict()
     logger.info(
-        "%s: %d bytes; %d in theory, %d in float32 (%.1f times as large as the file)",
+        "%s: %d bytes; %d bytes in theory, %d bytes in float32 (%.1f times as large as the file)",
         path.name,
         path.stat().st_size,
         theoretical_bytes(state),
@@ -260,8 +264,11 @@ def _log_sizes(path: Path, quantized: QuantModel) -> None:
 
 
 def run_networks(context: Context, quantized: nn.Module) -> tuple[Inference | None, Inference]:
-    """The logits of both networks on the images that the correction is fitted on, if any, and on the
-    evaluation images; the latter are saved.
+    """Run both networks on the fitting and the evaluation images; save the logits of the latter.
+
+    Returns:
+        results on the images that the correction is fitted on (None if none is fitted) and on the
+        evaluation images.
     """
     with context.clock("run networks and save logits"):
         fitting = None
@@ -287,12 +294,12 @@ def _evaluate(context: Context, quantized: nn.Module) -> Inference:
             )
         context.written.append(name.initial_folder)
     if evaluation is None:
-        raise RunError("evaluation images must be readable; the log tells what was not")
+        raise RunError("evaluation images must be readable; the log names the one that was not")
     return evaluation
 
 
 def choose_corrections(context: Context, fitting: Inference | None) -> Corrections:
-    """The grid, the correction from a file, or none; the selected one is saved."""
+    """Fit the grid of corrections, take the one from a file, or none; save the selected one."""
     job = context.job
     corrections: Corrections
     if job.correction is not None:
@@ -313,7 +320,7 @@ def choose_corrections(context: Context, fitting: Inference | None) -> Correctio
 
 
 def correct(context: Context, corrections: Corrections, evaluation: Inference) -> Results:
-    """Score every correction and save those asked for."""
+    """Score every correction and save the logits of all or of the selected one."""
     reference = evaluation.logits[FULL_PRECISION]
     scorer = Scorer(reference, evaluation.targets)
     saves_all = context.job.options.output.save_results == "all"
@@ -349,7 +356,7 @@ def _save_result(
 
 
 def sweep_bits(context: Context, quantized: QuantModel) -> None:
-    """Random bits per layer, on a copy of the quantized model, where that is asked for."""
+    """Evaluate random bits per layer on a copy of the quantized model, if requested."""
     job, settings = context.job, context.job.options.bitwidth
     if settings is None:
         return
@@ -373,10 +380,10 @@ def sweep_bits(context: Context, quantized: QuantModel) -> None:
 
 
 def export(context: Context, quantized: QuantModel, corrections: Corrections) -> list[str]:
-    """The model as ONNX beside its own file, where that is asked for.
+    """Write the model as ONNX into the run's folder and check the file, if requested.
 
     Returns:
-        what the check of the file found wrong.
+        what the check of the file found wrong, in words; empty if nothing.
     """
     job, settings = context.job, context.job.options.export
     problems: list[str] = []
@@ -395,7 +402,7 @@ def export(context: Context, quantized: QuantModel, corrections: Corrections) ->
     with context.clock("export to ONNX"), context.saves.attempt("the ONNX model"):
         try:
             problems = export_and_verify(export_job, settings, job.folder)
-        except InputError as error:  # the rest of the run is worth keeping
+        except InputError as error:  # keep the rest of the run
             problems = [str(error)]
     for problem in problems:
         logger.error("%s: %s", ONNX_FILE, problem)
@@ -409,7 +416,7 @@ def save_summary(
     evaluation: Inference,
     quantized: QuantModel,
 ) -> None:
-    """Tables and figures of the run."""
+    """Write the tables and plots of the run."""
     job, saves, results = context.job, context.saves, outline.results
     stem = job.name.summary_folder
     summary = Summary(
@@ -432,7 +439,7 @@ def save_summary(
 
 
 def finish(context: Context, outline: Outline) -> None:
-    """Write the record of the run, copy everything where it is wanted, and say where it is."""
+    """Write the record of the run, copy the output to a URL if one is given, log where it is."""
     job, clock, saves = context.job, context.clock, context.saves
     write_record(job, run_record(job, context.plan, outline, clock, saves), saves)
     copy_to_url(job, context.written, clock, saves)

@@ -1,4 +1,4 @@
-"""The summary folder of a run: its tables and figures."""
+"""The summary folder of a run: its tables and plots."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Summary:
-    """What is told about a run.
+    """Tables and plots of a run.
 
     Attributes:
         correction: the selected one; None where there is none.
-        seed: of the bootstrap and of the points shown.
+        seed: seed of the bootstrap and of the choice of plotted points.
     """
 
     results: Results
@@ -48,7 +48,7 @@ class Summary:
         self.comparison = compare_logits(self.logits, self.evaluation.targets, seed=self.seed)
 
     def write_tables(self, folder: Path, stem: str) -> None:
-        """The corrections, and the comparison with full precision overall and per class."""
+        """Write the corrections, and the comparison with full precision overall and per class."""
         write_records(folder / f"{stem}.csv", self.results.as_records())
         for name, table in (
             ("comparison", self.comparison.overall),
@@ -59,7 +59,7 @@ class Summary:
             write_records(folder / f"{stem}_{name}.csv", plain)
 
     def draw(self, folder: Path) -> None:
-        """The figures; those of clusters only where there are some."""
+        """Draw the plots; those of clusters only where there are clusters."""
         targets = self.evaluation.targets
         save_figure(folder / "per_class_change.png", _class_changes(self.comparison))
         save_figure(folder / "logit_scatter.png", scatter_figure(self.logits, self.seed))

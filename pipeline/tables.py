@@ -1,4 +1,4 @@
-"""The results of a run as text: one line that says it all, and tables of a few or of all rows."""
+"""The results of a run as text: a headline, and tables of the main rows or of all rows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def headline(results: Results, subject: str) -> str:
 
 
 def main_rows(results: Results) -> list[Row]:
-    """Full precision, quantized, the selected correction, the best baseline and the oracle, each once."""
+    """Full precision, quantized, selected correction, best baseline and oracle, each once."""
     wanted = (results.selected, results.best_baseline, results.oracle)
     rows = [results.full_precision, results.quantized]
     for row in wanted:
@@ -54,7 +54,7 @@ def main_rows(results: Results) -> list[Row]:
 
 
 def format_table(results: Results, rows: Sequence[Row]) -> str:
-    """A table of some rows of the results."""
+    """A table of the given rows of the results."""
     best = results.best_baseline
     lines = [HEADER, *(_cells(row, is_best=row is best) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
@@ -82,6 +82,6 @@ def _cells(row: Row, is_best: bool) -> tuple[str, ...]:
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """The first and the last column to the left, the numbers to the right."""
+    """A line of the table: first and last column left-aligned, numbers right-aligned."""
     numbers = [cell.rjust(width) for cell, width in zip(cells[1:-1], widths[1:-1], strict=True)]
     return "  ".join([cells[0].ljust(widths[0]), *numbers, cells[-1]]).rstrip()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RunBoard:
-    """Writes the scalars of a run; the writer opens with the first scalar.
+    """Writes the scalars of a run; the file is opened with the first scalar.
 
     Args:
         log_dir: folder of the event files.

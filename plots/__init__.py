@@ -1,1 +1,1 @@
-"""Every drawing, from arrays, without a screen."""
+"""Plots of arrays, drawn without a display."""

@@ -1,4 +1,4 @@
-"""Making and saving figures without a screen."""
+"""Creating and saving figures without a display."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, drawn without a screen. (matplotlib is slow to import.)"""
+    """An empty figure of ``width`` x ``height`` inches that needs no display."""
+    # matplotlib is slow to import.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a PNG whose bytes depend on the figure alone."""
+    """Write a PNG file whose bytes depend only on the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as part:
         figure.savefig(part, format="png", dpi=150, metadata={"Software": None})

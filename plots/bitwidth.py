@@ -1,4 +1,4 @@
-"""The figure of accuracy against average bitwidth, without pyplot: no global state, no window."""
+"""Plot of accuracy against average bitwidth, without pyplot: no global state, no window."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def plot_bitwidth_vs_accuracy(
     reference: float | None = None,
     y_label: str = "Validation Accuracy",
 ) -> Figure:
-    """A figure of configurations, means per bin, anchors and knee.
+    """Plot configurations, means per bin, anchors and knee.
 
     Args:
-        bitwidths, accuracies: one per configuration; pairs with NaN or infinity are dropped.
-        epoch: from 0; None leaves it out of the title.
+        bitwidths, accuracies: one value per configuration; pairs with NaN or infinity are dropped.
+        epoch: index from 0, for the title; None leaves it out.
         anchors: (bitwidth, accuracy) of uniform configurations.
-        knee: of ``find_knee``, or a mapping with its ``bitwidth``.
+        knee: result of ``find_knee``, or a mapping that holds ``bitwidth``.
         reference: accuracy in full precision.
 
     Raises:
@@ -71,7 +71,7 @@ def plot_bitwidth_vs_accuracy(
 
 
 def sweep_figure(result: SweepStatistics, title: str) -> Figure:
-    """The figure of ``sweep_statistics``."""
+    """Plot the result of ``sweep_statistics``."""
     found = result.statistics
     return plot_bitwidth_vs_accuracy(
         found.bitwidths,

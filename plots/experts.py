@@ -1,4 +1,4 @@
-"""The figure of experts: grouped bars."""
+"""Plot of the metrics of experts as grouped bars."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def bar_figure(
     panels: Mapping[str, Mapping[str, Sequence[float | None]]], groups: Sequence[str], label: str
 ) -> Figure:
-    """Grouped bars, a panel below the other; a value that is None leaves its place empty.
+    """Plot grouped bars in panels, one below the other; a value of None leaves a gap.
 
     Args:
-        panels: title -> name of a bar -> a value per group.
+        panels: title -> name of a bar -> one value per group.
         groups: names along the horizontal axis.
-        label: of the vertical axis.
+        label: label of the vertical axis.
     """
     figure = new_figure(8.0, 2.8 * max(1, len(panels)))
     rows = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]

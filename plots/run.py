@@ -1,4 +1,4 @@
-"""The figures of one run, from its logits. Headless.
+"""Plots of one run, from its logits.
 
 Letters: N samples, C classes; logits are (N, C), targets (N,).
 """
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 GRID_POINT = tuple[float, int, int, float]  # alpha, clusters, dimensions, Top-1 in percent
 COLOURS = {"fullprecision": "grey", "quantized": "tab:orange", "corrected": "tab:blue"}
-SHOWN_POINTS = 20_000  # of a scatter plot
+SHOWN_POINTS = 20_000  # largest number of points in a scatter plot
 RELIABILITY_BINS = 15
 
 
 def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
-    """Top-1 over the grid: a heat map of clusters and dimensions for every alpha.
+    """Plot Top-1 over the grid: a heat map of clusters and dimensions for each alpha.
 
     Args:
-        quantized: Top-1 without a correction, in percent; the colour scale is centred on it.
+        quantized: Top-1 without a correction in percent; the colour scale is centred on it.
     """
     alphas, clusters, dims = (sorted({point[i] for point in points}) for i in range(3))
     reach = max(0.05, *(abs(point[3] - quantized) for point in points))
@@ -44,7 +44,9 @@ def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
             value = table[row, column]
             dark = abs(value - quantized) > 0.6 * reach
             axes.text(
-                *(column, row, f"{value:.2f}"),
+                column,
+                row,
+                f"{value:.2f}",
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -60,10 +62,10 @@ def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
 
 
 def scatter_figure(logits: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
-    """Quantized and corrected logits against the full-precision ones.
+    """Plot quantized and corrected logits against the full-precision ones.
 
     Args:
-        logits: fullprecision and others by kind.
+        logits: kind -> logits, with ``fullprecision`` among the kinds.
     """
     reference = logits["fullprecision"].ravel()
     random = np.random.RandomState(seed)
@@ -82,10 +84,11 @@ def scatter_figure(logits: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
 
 
 def class_figure(classes: Sequence[int], changes: Mapping[str, Sequence[float]]) -> Figure:
-    """Change of Top-1 of every class against full precision, classes sorted by that of the first.
+    """Plot the change of each class's Top-1 against full precision.
 
     Args:
-        changes: kind -> points of Top-1, one per class.
+        changes: kind -> change in percentage points, one value per class; the classes are sorted by
+            the first kind.
     """
     first = np.asarray(next(iter(changes.values())))
     order = np.argsort(first, kind="stable")
@@ -95,7 +98,8 @@ def class_figure(classes: Sequence[int], changes: Mapping[str, Sequence[float]])
     for kind, values in changes.items():
         mean = float(np.mean(values))
         axes.plot(
-            *(places, np.asarray(values)[order]),
+            places,
+            np.asarray(values)[order],
             marker="o",
             markersize=4 if len(first) <= 100 else 1,
             linestyle="none",
@@ -112,11 +116,11 @@ def class_figure(classes: Sequence[int], changes: Mapping[str, Sequence[float]])
 
 
 def cluster_figure(projected: np.ndarray, labels: np.ndarray, seed: int = 0) -> Figure:
-    """Samples in the first two principal components of the quantized logits, coloured by cluster.
+    """Plot samples in the first two principal components of the quantized logits, by cluster.
 
     Args:
-        projected: (N, 2), or (N, 1) where there are no more.
-        labels: (N,) cluster of each.
+        projected: (N, D) projections; with D = 1 the second axis is 0.
+        labels: (N,) cluster of each sample, shown by colour.
     """
     random = np.random.RandomState(seed)
     chosen = random.permutation(len(projected))[:SHOWN_POINTS]
@@ -133,7 +137,7 @@ def cluster_figure(projected: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
 
 
 def reliability_figure(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Figure:
-    """Accuracy against confidence in bins of equal width; a calibrated model lies on the diagonal."""
+    """Plot accuracy against confidence in bins of equal width, with the diagonal of calibration."""
     figure = new_figure(5.4, 5.0)
     axes = figure.subplots()
     axes.plot((0, 1), (0, 1), color="grey", linewidth=1)

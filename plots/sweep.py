@@ -1,4 +1,4 @@
-"""The figures of sweeps: accuracy against a hyper-parameter, and means with their spread."""
+"""Plots of sweeps: accuracy against a hyper-parameter, and means with their spread."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ def sweep_figure(
     label: str,
     title: str,
 ) -> Figure:
-    """Accuracy against a hyper-parameter, the full-precision accuracy as a line, the best point
-    marked (of equals the one with the least value).
+    """Plot accuracy against a hyper-parameter, with the full-precision accuracy as a line.
+
+    The best point is marked, of equal ones that with the smallest value.
 
     Args:
-        values, accuracies: a point each; accuracies in percent.
-        full_precision: in percent.
-        label: of the horizontal axis.
+        values, accuracies: one of each per point; accuracies in percent.
+        full_precision: accuracy in percent.
+        label: label of the horizontal axis.
     """
     points = sorted(zip(values, accuracies, strict=True))
     best = max(points, key=lambda point: point[1])
@@ -50,12 +51,12 @@ def sweep_figure(
 def error_bar_figure(
     series: Mapping[str, Mapping[str, tuple[float, float]]], label: str, title: str
 ) -> Figure:
-    """Means with standard deviations as error bars, a line per series.
+    """Plot means with standard deviations as error bars, one line per series.
 
     Args:
-        series: name -> place on the horizontal axis -> (mean, standard deviation); places in the
-            order in which they are met first.
-        label: of the vertical axis.
+        series: name -> place on the horizontal axis -> (mean, standard deviation); places are in
+            the order of their first occurrence.
+        label: label of the vertical axis.
     """
     places = list(dict.fromkeys(place for values in series.values() for place in values))
     figure = new_figure(7.0, 4.2)

@@ -1,7 +1,6 @@
-"""Post-training quantization of image classifiers: quantizers, the chain of units, and the methods
-by name.
+"""Post-training quantization of image classifiers: quantizers, chain of units, methods by name.
 
-Knows torch; knows nothing of files of logits, data sets or corrections.
+Depends on torch, but not on data sets, files of logits or corrections.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every quantization method is: a settings dataclass and ``quantize_model``."""
+"""Base class of the quantization methods: a settings dataclass and ``quantize_model``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class BaseQuantizationMethod(ABC):
     ``settings_class``, ``_quantize``, and the ``register_method`` decorator (docs/extending.md).
 
     Attributes:
-        short_forms: settings that stand for others.
-        beats_rtn: the claim, which the contract tests check, that the error on the calibration images
-            is not above that of ``rtn``.
-        settings: those in force.
-        given: names of those that were given, or that a short form among them stands for.
+        short_forms: settings that set other settings.
+        beats_rtn: claim, checked by the contract tests, that the error on the calibration images is
+            not above that of ``rtn``.
+        settings: values of all settings.
+        given: names of the settings that were given, directly or by a short form.
     """
 
     name: ClassVar[str]
@@ -69,19 +69,19 @@ class BaseQuantizationMethod(ABC):
         """Quantize a copy of ``model``; neither ``model`` nor ``fp_model`` changes.
 
         Args:
-            model: trained float network; the work happens on its device.
-            fp_model: the float network whose outputs are the target; None means ``model`` itself.
-            train_loader: gives (images, labels, ...) batches or image tensors; the first
-                ``num_samples`` images calibrate; labels are looked at only where a setting says so.
+            model: trained float network; all computation is on its device.
+            fp_model: float network whose outputs are the target; None means ``model`` itself.
+            train_loader: yields (images, labels, ...) batches or image tensors; the first
+                ``num_samples`` images are the calibration set; labels are used only if a setting
+                requires them.
             on_unit: called after each unit with its report.
-            states: where finished units are stored, and found again by a resumed run.
-            cache_dir: where results are kept that serve other settings of the same network and
-                images.
-            on_scalar: called with name, value and step of what else the method reports.
+            states: storage of finished units, from which a resumed run continues.
+            cache_dir: folder of results that other settings on the same network and images reuse.
+            on_scalar: called with name, value and step of each further scalar of the method.
 
         Raises:
-            InputError: the network cannot be traced or cut, or the loader is empty.
-            RunError: a loss is not finite, or the GPU's memory does not suffice.
+            InputError: the network cannot be traced or cut into units, or the loader is empty.
+            RunError: a loss is not finite, or GPU memory is too small.
         """
         images, labels = collect_calibration(train_loader, self.settings.num_samples)
         try:
@@ -113,10 +113,10 @@ class BaseQuantizationMethod(ABC):
         )
 
     def _out_of_memory(self, error: Exception, resumable: bool) -> str:
-        advice = "start anew with a smaller --batch_size_recon"
+        advice = "start again with a smaller --batch_size_recon"
         if not self.settings.keep_cpu:
             resume = "--resume, which keeps the finished units, and " if resumable else ""
-            advice = f"go on with {resume}--keep_cpu, or {advice}"
+            advice = f"continue with {resume}--keep_cpu, or {advice}"
         return (
             "GPU memory must hold the cached activations and one step of a unit, got: "
             f"{str(error).splitlines()[0]}; {advice}"

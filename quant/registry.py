@@ -1,7 +1,8 @@
 """The methods by name, and the checks that let their settings share one command line.
 
-Every setting of a method is a flag of ``main_imagenet.py``, and two methods may share one. Therefore a
-setting of the same name must mean the same in both, and none may take the name of a flag of the script.
+Every setting of a method is a flag of ``main_imagenet.py``, and several methods may share a
+setting. Therefore a setting of one name must mean the same in all methods, and no setting may have
+the name of a flag of the script itself.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ _METHODS: dict[str, type[BaseQuantizationMethod]] = {}
 
 
 def register_method(cls: type[BaseQuantizationMethod]) -> type[BaseQuantizationMethod]:
-    """Class decorator: make a method known under its ``name``.
+    """Register a method under its ``name``; for use as a class decorator.
 
     Raises:
-        ValueError: the name is taken, or a setting is unusable as a flag; the text names both.
+        ValueError: the name is taken, or a setting cannot be a flag; the text names both.
     """
     if cls.name in _METHODS:
         raise ValueError(f"method name {cls.name!r} is taken by {_METHODS[cls.name].__name__}")
@@ -33,10 +34,10 @@ def register_method(cls: type[BaseQuantizationMethod]) -> type[BaseQuantizationM
 
 
 def _require_usable(method: str, field: dataclasses.Field) -> None:
-    """Check what a setting is by itself.
+    """Check that a setting can be a flag.
 
     Raises:
-        ValueError: it is no flag, or its name is one of the script's.
+        ValueError: its help text or type does not fit, or its name is reserved for the script.
     """
     where = f"setting {field.name!r} of method {method!r}"
     if "help" not in field.metadata:
@@ -52,13 +53,13 @@ def _require_usable(method: str, field: dataclasses.Field) -> None:
             f"got {field.type!r}"
         )
     if flag_name(field.name) in RESERVED_NAMES:
-        raise ValueError(f"{where} must have a name that is no flag of main_imagenet.py, got one")
+        raise ValueError(f"{where} must not have the name of a flag of main_imagenet.py, got one")
 
 
 def _require_same_meaning(
     method: str, field: dataclasses.Field, other: str, known: dataclasses.Field
 ) -> None:
-    """Check that two methods mean the same by a setting.
+    """Check that a setting means the same in two methods.
 
     Raises:
         ValueError: its type, choices or help text differ.
@@ -79,7 +80,7 @@ def _require_same_meaning(
 
 
 def method_settings() -> dict[str, dict[str, dataclasses.Field]]:
-    """Every setting of every method: name -> its field in each method that has it."""
+    """Map the name of every setting to its field in each method that has it."""
     found: dict[str, dict[str, Any]] = {}
     for name in sorted(_METHODS):
         for field in dataclasses.fields(_METHODS[name].settings_class):
@@ -98,12 +99,12 @@ class QuantizationManager:
         """The class registered under ``name``.
 
         Raises:
-            InputError: unknown; the text gives the known names.
+            InputError: unknown; the text names the known ones.
         """
         return _METHODS[require_known("quant_method", name, _METHODS)]
 
     def get_quantization_method(self, name: str, **settings: Any) -> BaseQuantizationMethod:
-        """A method with the given settings, the others at their defaults.
+        """Create a method with the given settings; others have their defaults.
 
         Raises:
             InputError: unknown method or setting, or a value out of range.

@@ -1,6 +1,4 @@
-"""Settings of the methods: dataclass fields that know their help text and what their value must
-be.
-"""
+"""Settings of the methods: dataclass fields with a help text and rules for their values."""
 
 from __future__ import annotations
 
@@ -16,17 +14,17 @@ from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 
 OPTIONAL = " | None"
 TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-# The flags of main_imagenet.py itself, which no setting of a method may be named after.
+# The flags of main_imagenet.py itself, which no setting may have as its name.
 RESERVED_NAMES = frozenset(
     """
-    alpha alpha_list arch augment_calibration batch_size bitwidth_sweep bw_act bw_bank bw_num_configs
-    bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity bw_target_average bw_tolerance
-    bw_weighting cache_dir calibration_list checkpoint checkpoint_format chunk_size compression config
-    correction correction_samples correction_source data_path dataset device download dry_run
-    export_images export_onnx force help int2 list_archs list_methods list_recipes load_correction
-    log_dir logits_format min_agreement num_clusters num_clusters_list output_dir pca_dim pca_dim_list
-    plots print_config quant_method quiet recipe resume save_results shrinkage skip_bad_images table
-    val_labels verbose weights with_correction workers
+    alpha alpha_list arch augment_calibration batch_size bitwidth_sweep bw_act bw_bank
+    bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity bw_target_average
+    bw_tolerance bw_weighting cache_dir calibration_list checkpoint checkpoint_format chunk_size
+    compression config correction correction_samples correction_source data_path dataset device
+    download dry_run export_images export_onnx force help int2 list_archs list_methods list_recipes
+    load_correction log_dir logits_format min_agreement num_clusters num_clusters_list output_dir
+    pca_dim pca_dim_list plots print_config quant_method quiet recipe resume save_results shrinkage
+    skip_bad_images table val_labels verbose weights with_correction workers
     """.split()
 )
 
@@ -40,37 +38,37 @@ def setting(
     choices: Sequence[Any] | None = None,
     must: str | None = None,
 ) -> Any:
-    """A dataclass field with its help text and what its value must be; the CLI flags are made from
-    these.
+    """Make a dataclass field with a help text and rules for its value; it becomes a CLI flag.
 
     Args:
         low, high: inclusive bounds.
-        must: replaces the text made from bounds or choices in an error message.
+        choices: allowed values.
+        must: requirement to state in error texts, instead of the bounds or choices.
     """
     metadata = {"help": help_text, "low": low, "high": high, "choices": choices, "must": must}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def type_text(field: dataclasses.Field) -> str:
-    """The type of a setting that is not None, as it is written in its annotation."""
+    """The type of a setting other than None, as written in its annotation."""
     return str(field.type).removesuffix(OPTIONAL)
 
 
 def setting_type(field: dataclasses.Field) -> type:
-    """The Python type of a setting that is not None."""
+    """The Python type of a setting other than None."""
     return TYPES[type_text(field)]
 
 
 def flag_name(name: str) -> str:
-    """The flag of a setting; an underscore at the end keeps a name apart from a word of Python."""
+    """The flag of a setting: its name without a final underscore, which avoids Python keywords."""
     return name.rstrip("_")
 
 
 def check_setting(field: dataclasses.Field, value: Any) -> Any:
-    """Return the value, an int made float where a float is expected.
+    """Return the value, as a float if a float is expected and an int is given.
 
     Raises:
-        InputError: wrong type or outside what the field allows.
+        InputError: the value is of the wrong type or not allowed by the field.
     """
     if value is None and str(field.type).endswith(OPTIONAL):
         return None
@@ -96,9 +94,9 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
 
 
 ACTIVATION_BITS_HELP = "bits of the activations: 1 to 16, or 32 for float"
-NUM_BITS_HELP = "short for n_bits_w and n_bits_a with the same value"
-FOLD_HELP = "fold batch norms into the layers before them (off, published: they stay in float)"
-BIAS_CORRECTION_HELP = "give each quantized weight channel the mean of the float one"
+NUM_BITS_HELP = "set n_bits_w and n_bits_a to the same value"
+FOLD_HELP = "fold batch norms into the layers before them (off: keep them in float, as published)"
+BIAS_CORRECTION_HELP = "correct the mean of each quantized weight channel to that of the float one"
 BITS: dict[str, Any] = {
     "choices": (*range(1, 17), NOT_QUANTIZED),
     "must": "between 1 and 16, or 32 (not quantized)",
@@ -136,7 +134,7 @@ class MethodSettings:
 
     @property
     def uses_labels(self) -> bool:
-        """Whether the labels of the calibration images are looked at."""
+        """Whether the method uses the labels of the calibration images."""
         return False
 
     @property
@@ -150,20 +148,20 @@ ShortForms = Mapping[str, Callable[[Any], dict[str, Any]]]
 
 
 def same_bits(value: int | None) -> dict[str, Any]:
-    """What the short form ``num_bits`` sets."""
+    """The settings that the short form ``num_bits`` sets."""
     return {} if value is None else {"n_bits_w": value, "n_bits_a": value}
 
 
 def spelled_out(
     settings_class: type[MethodSettings], short_forms: ShortForms, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """The settings ``given`` with what the short forms among them stand for.
+    """Return the settings ``given``, extended by those that short forms among them set.
 
     Args:
-        short_forms: name of a setting -> what a value of it sets.
+        short_forms: name of a setting -> function from its value to the settings that it sets.
 
     Raises:
-        InputError: a short form is unusable or contradicts another setting.
+        InputError: the value of a short form is not allowed, or contradicts another setting.
     """
     fields = {field.name: field for field in dataclasses.fields(settings_class)}
     result, origin = dict(given), {key: key for key in given}
@@ -172,7 +170,8 @@ def spelled_out(
         for key, meant in short_forms[name](value).items():
             if not _equal(check_setting(fields[key], result.get(key, meant)), meant):
                 raise InputError(
-                    f"{origin[key]} must be left out or agree with {name} = {value}, got {given[origin[key]]}"
+                    f"{origin[key]} must be left out or agree with {name} = {value}, "
+                    f"got {given[origin[key]]}"
                 )
             result[key], origin[key] = result.get(key, meant), origin.get(key, name)
     return result
@@ -184,7 +183,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 @dataclass(frozen=True)
 class WeightOnlySettings(MethodSettings):
-    """Settings of a method that leaves the activations in float, and says so when asked for fewer bits."""
+    """Settings of a method that leaves the activations in float and refuses fewer bits for them."""
 
     n_bits_a: int = setting(
         NOT_QUANTIZED,
@@ -196,11 +195,11 @@ class WeightOnlySettings(MethodSettings):
 
 @dataclass(frozen=True)
 class RangeSettings(MethodSettings):
-    """Settings of the methods that choose ranges by searching them or by min and max."""
+    """Settings of the methods that choose ranges by a search or by min and max."""
 
     init_wmode: str = setting(
-        "mse", "rule that chooses the ranges of the weights", choices=RANGE_MODES
+        "mse", "rule for choosing the ranges of the weights", choices=RANGE_MODES
     )
     init_amode: str = setting(
-        "mse", "rule that chooses the ranges of the activations", choices=RANGE_MODES
+        "mse", "rule for choosing the ranges of the activations", choices=RANGE_MODES
     )

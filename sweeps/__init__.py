@@ -1,1 +1,1 @@
-"""Many runs of main_imagenet.py: which, by whom, and what came out."""
+"""Sweeps, that is grids of runs of main_imagenet.py: their runs, engines, results and report."""

@@ -1,5 +1,6 @@
-"""Running many commands, each in a process of its own. State is in the files of the runs, so that any
-engine can go on where another stopped.
+"""Runs many commands, each in a process of its own.
+
+The state is in the files of the runs, so that any engine can continue where another one stopped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from sweeps.spec import FAILURE, LOG, RunSpec
 
 MAIN_SCRIPT = Path(__file__).resolve().parent.parent / "main_imagenet.py"
 TAIL_LINES = 20
-GRACE = 10.0  # seconds between asking a process to end and ending it
+GRACE = 10.0  # seconds from interrupting a process to killing it
 
 OnDone = Callable[[RunSpec], None]
 
 
 class Engine(Protocol):
-    """Runs specs; tells of each when it is finished or has failed."""
+    """Runs specs, and calls ``on_done`` with each when it is finished or has failed."""
 
     def run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None: ...
 
@@ -39,17 +40,16 @@ def execute(
     cwd: Path | None = None,
     script: Path | None = None,
 ) -> None:
-    """Run a spec unless its files say that it is finished; its log and, if it fails, its failure go to its
-    folder.
+    """Run a spec unless its files say that it is finished; write log and any failure to its folder.
 
-    Two processes never run the same spec: the second waits, and finds it finished. The lock is held by
-    the run itself, so that one whose sweep was killed is waited for as well.
+    Two processes never run the same spec at once: the second one waits, and finds it finished. The
+    run itself holds the lock, so that a run whose sweep was killed is waited for as well.
 
     Args:
-        environment: on top of that of this process.
-        on_start: told of the process.
-        cwd: where the run works; None: here.
-        script: what is run; None: ``MAIN_SCRIPT``.
+        environment: variables to add to the environment of this process.
+        on_start: called with the process of the run.
+        cwd: working directory of the run; None: that of this process.
+        script: script to run; None: ``MAIN_SCRIPT``.
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
     with (spec.folder / ".lock").open("w") as lock:
@@ -76,7 +76,7 @@ def execute(
 
 
 def tail_of(path: Path) -> list[str]:
-    """The last lines of a log."""
+    """The last ``TAIL_LINES`` lines of a log; empty if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -85,11 +85,11 @@ def tail_of(path: Path) -> list[str]:
 
 
 class LocalEngine:
-    """Processes on this machine.
+    """Runs specs as processes on this machine.
 
     Args:
         jobs: runs at a time.
-        gpus: their indices, handed out in turn; none: nothing is said about GPUs.
+        gpus: indices of GPUs, assigned in turn; empty: runs see all GPUs.
     """
 
     def __init__(self, jobs: int, gpus: Sequence[int] = ()):
@@ -103,7 +103,7 @@ class LocalEngine:
         self.stopped = False
 
     def run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None:
-        """Run all specs; on Ctrl-C the runs under way are ended, and nothing of them is called failed."""
+        """Run all specs; on Ctrl-C, stop the running ones without recording them as failed."""
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self._one, spec, on_done) for spec in specs]
             try:

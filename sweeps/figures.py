@@ -1,4 +1,4 @@
-"""The figures of a sweep: accuracy against bits, and what the correction adds."""
+"""The plots of a sweep: accuracy against bits, and gain of the correction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ TITLES = {"quantized": "accuracy against bits", "gain": "what the correction add
 
 
 def sweep_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Description -> figure, two per architecture; mean and standard deviation over seeds."""
+    """Description -> plot, two per architecture, of mean and standard deviation over seeds.
+
+    Args:
+        rows: results of the runs, as ``summary_row`` gives them.
+    """
     table = table_rows(
         sorted(rows, key=lambda row: (row["arch"], row["n_bits_w"], row["n_bits_a"]))
     )

@@ -1,4 +1,4 @@
-"""GPFQ's hyper-parameter analysis: main_imagenet.py for many bits or scalars, logged and drawn."""
+"""GPFQ's hyper-parameter analysis: main_imagenet.py for several bits or scalars, log and plots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Analysis:
     """One hyper-parameter, its values, and where its results go.
 
     Attributes:
-        column: of the log that holds the value.
+        flag: flag of main_imagenet.py that sets it.
+        label: axis label of the plot.
+        column: column of the log that holds the value.
     """
 
     flag: str
@@ -60,7 +62,7 @@ class Point(RunSpec):
     """One run of an analysis.
 
     Attributes:
-        extra: flags that every run gets.
+        extra: further flags, passed to every run.
     """
 
     root: Path
@@ -103,16 +105,17 @@ def points_of(analysis: str, archs: Sequence[str], root: Path, extra: Sequence[s
 
 
 def run_analysis(points: Sequence[Point], root: Path, choice: Choice) -> list[str]:
-    """Run what is open, log each point as it ends, then draw a figure per architecture.
+    """Run the unfinished points, log each as it ends, then draw a plot per architecture.
 
     Args:
-        points: of one analysis.
+        points: the points of one analysis.
+        root: folder of the log and the plots.
 
     Returns:
         names of the points that are not finished.
 
     Raises:
-        InputError: the log is another's, or the folder cannot be written.
+        InputError: the log has other columns, or the folder cannot be written.
     """
     analysis = ANALYSES[points[0].analysis]
     log = root / analysis.log_name
@@ -130,7 +133,7 @@ def run_analysis(points: Sequence[Point], root: Path, choice: Choice) -> list[st
 
 
 def _note(spec: RunSpec, log: Path) -> Row | None:
-    """Add the row of a finished point to the log, unless it is there; None where it is not finished."""
+    """Add the row of a finished point to the log unless it is there; None if it is unfinished."""
     record = spec.record()
     if record is None:
         return None
@@ -151,4 +154,4 @@ def _draw(analysis: Analysis, arch: str, rows: Sequence[Row], folder: Path) -> N
         f"{METHOD}, {arch}, {rows[0]['Dataset']}",
     )
     save_figure(path, figure)
-    logger.info("figure: %s", path)
+    logger.info("plot: %s", path)

@@ -1,5 +1,7 @@
-"""The CSV log of GPFQ's hyper-parameter analysis: a row per run, in the columns of the published
-script (YixuanSeanZhou/Quantized_Neural_Nets, ``logs/init_log.py``), and the seconds.
+"""The CSV log of GPFQ's hyper-parameter analysis: one row per run.
+
+The columns are those of the published script (YixuanSeanZhou/Quantized_Neural_Nets,
+``logs/init_log.py``), and the seconds.
 """
 
 from __future__ import annotations
@@ -13,23 +15,39 @@ from common.errors import InputError
 from common.files import atomic_file
 
 ACCURACIES = (
-    *("Original Top1 Accuracy", "Quantized Top1 Accuracy"),
-    *("Original Top5 Accuracy", "Quantized Top5 Accuracy"),
+    "Original Top1 Accuracy",
+    "Quantized Top1 Accuracy",
+    "Original Top5 Accuracy",
+    "Quantized Top5 Accuracy",
 )
 COLUMNS = (
-    *("Model Name", "Dataset", "Quantization Batch Size", *ACCURACIES, "Bits"),
-    *("MLP_Alphabet_Scalar", "CNN_Alphabet_Scalar", "MLP_Percentile", "CNN_Percentile"),
-    *("Stochastic Quantization", "Regularizer", "Lambda", "Original Sparsity"),
-    *("Quantized Sparsity", "Retain_rate", "Fusion", "Seed", "Seconds"),
+    "Model Name",
+    "Dataset",
+    "Quantization Batch Size",
+    *ACCURACIES,
+    "Bits",
+    "MLP_Alphabet_Scalar",
+    "CNN_Alphabet_Scalar",
+    "MLP_Percentile",
+    "CNN_Percentile",
+    "Stochastic Quantization",
+    "Regularizer",
+    "Lambda",
+    "Original Sparsity",
+    "Quantized Sparsity",
+    "Retain_rate",
+    "Fusion",
+    "Seed",
+    "Seconds",
 )
 
 Row = dict[str, str]
 
 
 def log_row(record: Mapping[str, Any]) -> Row:
-    """The row of a run, from its run.json.
+    """The row of a run, from the content of its run.json.
 
-    Accuracies are fractions; sparsity is the share of exact zeros among all weights and biases;
+    Accuracies are fractions; sparsity is the fraction of exact zeros among all weights and biases;
     Retain_rate is 1, since every patch is used; Lambda is empty without a regularizer.
     """
     config, figures = record["config"], record["figures"]
@@ -61,7 +79,7 @@ def log_row(record: Mapping[str, Any]) -> Row:
 
 
 def read_log(path: Path) -> list[Row]:
-    """The rows of a log; none where there is no file.
+    """The rows of a log; empty if there is no file.
 
     Raises:
         InputError: the file has other columns.
@@ -77,7 +95,7 @@ def read_log(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a row, and the header to a new file; the file is whole at any moment."""
+    """Add a row, and the header to a new file; the file is never left half-written."""
     rows = [*read_log(path), row]
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS)

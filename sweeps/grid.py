@@ -1,4 +1,4 @@
-"""The grid of methods, bits and seeds: run, then tables, figures and the report."""
+"""The grid of methods, bits and seeds: its runs, then tables, plots and report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_grid(runs: Sequence[GridRun], root: Path, choice: Choice, argv: Sequence[str]) -> int:
-    """Run what is open, then write tables, figures and report; returns the exit status.
+    """Run the unfinished runs, then write tables, plots and report; returns the exit status.
 
     Args:
         root: folder of the sweep.
@@ -35,7 +35,7 @@ def run_grid(runs: Sequence[GridRun], root: Path, choice: Choice, argv: Sequence
 def write_everything(
     root: Path, runs: Sequence[GridRun], rows: Sequence[dict[str, Any]], argv: Sequence[str]
 ) -> None:
-    """Tables, figures and the report."""
+    """Write tables, plots and the report."""
     from plots.axes import save_figure
     from sweeps.figures import sweep_figures
     from sweeps.report import write_report
@@ -50,7 +50,7 @@ def write_everything(
 
 
 def _conclude(runs: Sequence[GridRun], rows: Sequence[dict[str, Any]]) -> int:
-    """Print the table, name what failed; the exit status."""
+    """Print the table and log what is not finished; returns the exit status."""
     write_stdout(as_markdown(table_rows(rows)).rstrip())
     pairs = zip(runs, rows, strict=True)
     failed = [run.name for run, row in pairs if row["status"] != "finished"]

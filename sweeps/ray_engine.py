@@ -1,7 +1,7 @@
-"""Runs of a sweep as Ray tasks, on this machine or a cluster that shares the sweep's folder.
+"""Runs a sweep as Ray tasks, on this machine or on a cluster that shares the sweep's folder.
 
-A task that is lost with its machine is started again elsewhere; one whose run is finished does nothing, for
-the state is in the files of the runs.
+A task that is lost with its machine is started again elsewhere. The state is in the files of the
+runs, so that a task whose run is finished does nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sweeps.engine import MAIN_SCRIPT, OnDone, execute
 from sweeps.spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parent.parent
-RETRIES = 3  # of a task whose worker or machine was lost
+RETRIES = 3  # further attempts for a task whose worker or machine was lost
 
 logger = logging.getLogger(__name__)
 
 
 def import_ray() -> Any:
-    """Ray, or one clear line when it is missing.
+    """The module ``ray``, without usage statistics.
 
     Raises:
         InputError: it is not installed.
@@ -39,12 +39,12 @@ def import_ray() -> Any:
 
 
 class RayEngine:
-    """Ray tasks.
+    """Runs specs as Ray tasks.
 
     Args:
-        address: ``auto`` or host:port of a cluster; None: Ray on this machine alone.
-        cpus, gpus: of every run; a GPU may be shared (0.5).
-        jobs: runs at a time on this machine alone.
+        address: ``auto`` or host:port of a cluster; None: start Ray on this machine.
+        cpus, gpus: resources of every run; 0.5 GPUs share one GPU between two runs.
+        jobs: runs at a time on this machine; not used with ``address``.
     """
 
     def __init__(self, address: str | None, cpus: float, gpus: float, jobs: int):
@@ -52,7 +52,7 @@ class RayEngine:
         self.address, self.cpus, self.gpus, self.jobs = address, cpus, gpus, jobs
 
     def run(self, specs: Sequence[RunSpec], on_done: OnDone) -> None:
-        """Run all specs; tells of each as it ends.
+        """Run all specs, and call ``on_done`` with each as it ends.
 
         Raises:
             InputError: there is no cluster at the address.
@@ -96,5 +96,5 @@ class RayEngine:
 
 
 def _execute(spec: RunSpec, threads: int, cwd: Path, script: Path) -> None:
-    """What a worker does."""
+    """Run a spec on a worker."""
     execute(spec, {"OMP_NUM_THREADS": str(threads)}, cwd=cwd, script=script)

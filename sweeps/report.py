@@ -1,4 +1,4 @@
-"""``report.html``: one page with tables, figures and failures that needs no network."""
+"""``report.html``: one page with tables, plots and failures that needs no network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; \
+white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
@@ -62,10 +63,11 @@ def write_report(
     figures: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> Path:
-    """Write the page of a sweep.
+    """Write the report of a sweep.
 
     Args:
-        rows: of ``summary_row``.
+        specs: the runs.
+        rows: results of the runs, as ``summary_row`` gives them.
         figures: description -> matplotlib figure.
         about: settings and versions.
 
@@ -137,7 +139,7 @@ def _figure(text: str, figure: Any) -> str:
 
 
 def _failures(specs: Sequence[RunSpec]) -> list[str]:
-    """The last lines of the logs of the runs that failed."""
+    """HTML with the last lines of the log of every failed run."""
     parts = []
     for spec in specs:
         failure = spec.failure()

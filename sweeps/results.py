@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to: a row per run, a table of means over seeds."""
+"""The results of a sweep: one row per run, and a table of means over seeds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from sweeps.spec import GridRun
 SUMMARY_FILE, TABLE_FILE = "sweep_summary.csv", "sweep_table"
 FIGURES = ("fullprecision", "quantized", "corrected")
 SUMMARY_COLUMNS = (
-    *("arch", "method", "n_bits_w", "n_bits_a", "seed", "status"),
+    "arch",
+    "method",
+    "n_bits_w",
+    "n_bits_a",
+    "seed",
+    "status",
     *(f"{name}_{top}" for name in FIGURES for top in ("top1", "top5")),
-    *("agreement", "corrected_agreement", "seconds_quantize", "seconds", "error"),
+    "agreement",
+    "corrected_agreement",
+    "seconds_quantize",
+    "seconds",
+    "error",
 )
 AGREEMENTS = {"quantized": "agreement", "corrected": "corrected_agreement"}
 TABLE_COLUMNS = ("arch", "method", "W/A", "n", "full precision", "quantized", "corrected", "gain")
 
 
 def summary_row(spec: GridRun) -> dict[str, Any]:
-    """The row of a run, from its files; percent."""
+    """The row of a run, from its files: accuracies and agreements in percent, times in seconds."""
     row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS)
     row |= {"arch": spec.arch, "method": spec.method, "seed": spec.seed, "status": spec.state()}
     row |= {"n_bits_w": spec.n_bits_w, "n_bits_a": spec.n_bits_a}
@@ -32,7 +41,7 @@ def summary_row(spec: GridRun) -> dict[str, Any]:
     if record is not None:
         for name in FIGURES:
             figures = record["figures"][name]
-            if figures is not None:  # a run without correction has no corrected ones
+            if figures is not None:  # None for "corrected" in a run without correction
                 row[f"{name}_top1"], row[f"{name}_top5"] = figures["top1_pct"], figures["top5_pct"]
                 if name in AGREEMENTS:
                     row[AGREEMENTS[name]] = figures["agreement_pct"]
@@ -68,7 +77,7 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and standard deviation (n - 1; 0 of one value) of what is known; None of nothing."""
+    """Mean and sample standard deviation (0 for one value) of the known values; None if none is."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -76,7 +85,7 @@ def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
 
 
 def show(value: Any) -> str:
-    """A cell in words."""
+    """The text of a table cell."""
     if value is None:
         return "-"
     return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, tuple) else str(value)
@@ -92,7 +101,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def flat_table(table: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows of the table with means and deviations apart, for CSV."""
+    """Columns and rows of the table for CSV, with means and deviations in separate columns."""
     columns: list[str] = []
     rows = []
     for row in table:

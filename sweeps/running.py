@@ -1,4 +1,4 @@
-"""Running what is open of a sweep with the engine that was chosen."""
+"""Runs the unfinished runs of a sweep with the chosen engine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Choice:
     Attributes:
         engine: ``local`` or ``ray``.
         jobs: runs at a time on this machine.
-        gpus: their indices, handed out in turn.
-        ray_address: of a cluster; None: Ray on this machine.
-        cpus_per_job, gpus_per_job: that a Ray task asks for.
-        retry_failed: run what failed before once more.
+        gpus: indices of GPUs, assigned in turn.
+        ray_address: address of a cluster; None: Ray on this machine.
+        cpus_per_job, gpus_per_job: resources that a Ray task requests.
+        retry_failed: run again what failed before.
         report_only: run nothing.
     """
 
@@ -40,7 +40,7 @@ class Choice:
     report_only: bool = False
 
     def make_engine(self) -> Engine:
-        """The engine.
+        """Make the engine.
 
         Raises:
             InputError: Ray is not installed, or a number is out of range.
@@ -58,7 +58,7 @@ class Choice:
 
 
 def open_runs(specs: Sequence[RunSpec], choice: Choice) -> list[RunSpec]:
-    """The runs that are to be run."""
+    """The runs to start: those not finished, without the failed ones unless they are retried."""
     if choice.report_only:
         return []
     wanted = ("open", "failed") if choice.retry_failed else ("open",)
@@ -71,14 +71,14 @@ def run_open(
     choice: Choice,
     on_done: Callable[[RunSpec], object] = lambda spec: None,
 ) -> int:
-    """Run what is open.
+    """Run the runs of ``open_runs``.
 
     Args:
         root: folder of the sweep.
         on_done: called with each run as it ends, one at a time.
 
     Returns:
-        how many were run.
+        number of runs started.
     """
     todo = open_runs(specs, choice)
     before = len(specs) - len(todo)

@@ -1,4 +1,4 @@
-"""The runs of a sweep. What a run is, is in its flags; whether it is done, in its files."""
+"""The runs of a sweep: each is defined by its flags, and its state is read from its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_GRID: Mapping[str, Sequence[float]] = {
     "num_clusters_list": (8, 16, 64),
     "pca_dim_list": (25, 50, 100),
 }
-NO_CORRECTION = "__no_correction"  # --no-correction with underscores
+NO_CORRECTION = "__no_correction"  # --no-correction, with underscores for dashes
 SET_BY_GRID = frozenset(
     (
         "quant_method",
@@ -37,7 +37,8 @@ SET_BY_GRID = frozenset(
 )
 OTHER_NAMES = {"b": "n_bits_w", "model": "arch", "s": "scalar", "num_bits": "n_bits_w"}
 EXAMPLE = "digits_resnet"
-FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")  # the main script's own grid fits them
+# Networks for few classes, which use the default grid of corrections of main_imagenet.py.
+FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")
 
 
 class RunSpec(ABC):
@@ -48,7 +49,7 @@ class RunSpec(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The run in words."""
+        """A readable name of the run."""
 
     @property
     @abstractmethod
@@ -58,20 +59,25 @@ class RunSpec(ABC):
     @property
     @abstractmethod
     def flags(self) -> list[str]:
-        """What main_imagenet.py gets; the same flags are the same run."""
+        """The flags for main_imagenet.py; equal flags mean the same run."""
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the finished run with these flags; None where there is none."""
+        """The record of the finished run with these flags; None if there is none."""
         content = _read(self.folder / self.method / RUN_FILE)
         return content if content is not None and content.get("argv") == self.flags else None
 
     def failure(self) -> dict[str, Any] | None:
-        """How a former run with these flags failed; None where none did."""
+        """The recorded failure of an earlier run with these flags; None if there is none."""
         content = _read(self.folder / FAILURE)
         return content if content is not None and content.get("argv") == self.flags else None
 
     def note_failure(self, status: int, tail: Sequence[str]) -> None:
-        """Write down that the run failed."""
+        """Record that the run failed.
+
+        Args:
+            status: exit status.
+            tail: last lines of the log.
+        """
         content = {"argv": self.flags, "status": status, "log": list(tail)}
         write_json(self.folder / FAILURE, content)
 
@@ -92,8 +98,8 @@ class GridRun(RunSpec):
     """A point of the grid.
 
     Attributes:
-        root: of the sweep.
-        options: flags that the sweep gives to every run, after those of the run itself.
+        root: folder of the sweep.
+        options: flags common to all runs, placed after those of the run itself.
     """
 
     root: Path
@@ -138,7 +144,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep varies; the correction's lists are None where a run's own defaults shall hold."""
+    """What a sweep varies.
+
+    Attributes:
+        bits: pairs of weight and activation bits.
+        correction: flag of the correction's grid -> values; None: the default of the sweep.
+    """
 
     archs: Sequence[str]
     methods: Sequence[str] = DEFAULT_METHODS
@@ -147,7 +158,7 @@ class Grid:
     correction: Mapping[str, Sequence[float] | None] | None = None
 
     def runs(self, root: Path, extra: Sequence[str]) -> list[GridRun]:
-        """Every run; seed by seed, so that every setting has a first result early."""
+        """All runs, ordered by seed, so that every setting gets a first result early."""
         cache = ("--cache_dir", str(root / "cache"))
         return [
             GridRun(root, arch, method, *bits, seed, (*self._options(arch, extra), *cache, *extra))
@@ -170,10 +181,10 @@ class Grid:
 
 
 def parse_bits(text: str) -> tuple[int, int]:
-    """``4,2`` as (4, 2): weights, activations.
+    """Turn ``4,2`` into (4, 2), the bits of weights and activations.
 
     Raises:
-        InputError: not two whole numbers.
+        InputError: ``text`` is not two whole numbers.
     """
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
@@ -182,16 +193,17 @@ def parse_bits(text: str) -> tuple[int, int]:
 
 
 def require_free(extra: Sequence[str], taken: Collection[str]) -> None:
-    """Check that what is passed to every run sets nothing that the sweep sets, in any spelling.
+    """Check that the flags passed to every run set nothing that the sweep sets.
 
     Args:
+        extra: flags after ``--``, with dashes or underscores.
         taken: flags that the sweep sets.
 
     Raises:
-        InputError: it does.
+        InputError: one of them is set by the sweep.
     """
     for argument in extra:
         flag = argument.partition("=")[0]
         name = flag.lstrip("-").replace("-", "_")
         if flag.startswith("-") and OTHER_NAMES.get(name, name) in taken:
-            raise InputError(f"{flag} must be left out after --, the sweep sets it, got it there")
+            raise InputError(f"{flag} must be left out after --, because the sweep sets it")

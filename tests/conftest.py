@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quant  # noqa: F401  (registers the methods)
+from common.files import locked
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -22,12 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that th
 
 # The main script on the embedded digits in a second, and the tag of its files.
 GRID = ["--alpha_list", "0.5", "1", "--num_clusters_list", "4", "--pca_dim_list", "2", "5"]
-QUICK = ["--quant_method", "rtn", "--num_samples", "64", *GRID]
+QUICK = ["--quant_method", "rtn", "--num_samples", "64", "--no-plots", *GRID]
 TAG = "digits_resnet_w4bit_a4bit_seed1005"
 
 
 def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty training and four test images in CIFAR-10's files, which torchvision then takes for whole."""
+    """Write CIFAR-10's files with twenty training and four test images, accepted by torchvision."""
     import torchvision
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
@@ -114,9 +115,17 @@ def toy_logits() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """Splits of digits and experts trained on them for two epochs; tests must not change them."""
-    from tests.experts_lab import make_lab
+    from tests.experts_lab import Lab, make_lab
 
-    return make_lab(tmp_path_factory.mktemp("lab"))
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # shared by the processes: the first makes the lab, the others wait
+    root, done = base / "lab", base / "lab.done"
+    with locked(base / "lab.lock"):
+        if not done.exists():
+            make_lab(root)
+            done.touch()
+    return Lab(root)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +150,7 @@ def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def restore_logging():
-    """A script sets the handlers of the root logger; the next test shall not write to its stream."""
+    """Undo what a script does to the root logger, whose stream ends with its test."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield

@@ -1,4 +1,4 @@
-"""ACIQ-Mix: the moments it measures, the ranges it clips, the bits it shares, the weights it corrects."""
+"""ACIQ-Mix: its moments, clipped ranges, allocated bits and corrected weights."""
 
 import pytest
 import torch

@@ -41,7 +41,8 @@ def test_every_step_is_that_of_torch_bit_for_bit(as_tensor):
 
 def test_a_reconstruction_does_not_import_the_compiler():
     code = (
-        "import sys, torch; from quant import QuantizationManager; from tests.conftest import TinyResNet;"
+        "import sys, torch; from quant import QuantizationManager; "
+        "from tests.conftest import TinyResNet;"
         "method = QuantizationManager().get_quantization_method('adaround', iters_w=2);"
         "method.quantize_model(TinyResNet().eval(), None, [torch.randn(32, 3, 8, 8)]);"
         "print('torch._dynamo' in sys.modules)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from any_precision.config import Resolver
 from any_precision.run_folder import HISTORY_COLUMNS, HISTORY_FILE, RunFolder
 from any_precision.settings import Config, Optimizer, from_dict
 from common.errors import InputError
+from loaders import ImageSet
 from tests.conftest import PROJECT
 from train_any_precision import main
 
@@ -40,6 +42,26 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def without_seconds(path: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in table(path)]
+
+
+def first(images: ImageSet, count: int) -> ImageSet:
+    return images.subset(range(count))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """A quarter of the digits, so that an epoch takes less than a second."""
+    load = train_any_precision.load_images
+
+    def load_few(config, download):
+        images = load(config, download)
+        parts = {"train": 256, "val": 64, "test": 128}
+        few = {name: first(getattr(images, name), count) for name, count in parts.items()}
+        return dataclasses.replace(images, **few)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_any_precision, "load_images", load_few)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +90,8 @@ def test_a_run_leaves_its_files(finished):
 
 def test_the_log_holds_every_line(finished):
     lines = (finished / "logs" / "train_quantization.log").read_text().splitlines()
-    pattern = r"Config [0-9]+/2: Acc=[01]\.[0-9]{4}, Loss=[0-9]+\.[0-9]{4}, Avg Bitwidth=[0-9]+\.[0-9]{2}$"
+    figures = r"Acc=[01]\.[0-9]{4}, Loss=[0-9]+\.[0-9]{4}, Avg Bitwidth=[0-9]+\.[0-9]{2}$"
+    pattern = rf"Config [0-9]+/2: {figures}"
     assert sum(bool(re.search(pattern, line)) for line in lines) == 3 * 2 + 2
     for text in ("Accuracy - Mean:", "Loss - Mean:", "Bitwidth - Mean:", "Correlation (bitwidth"):
         assert sum(text in line for line in lines) == 4  # three epochs and the test
@@ -452,7 +475,8 @@ def test_nothing_needs_torchvision_or_pyyaml(tmp_path):
         "import train_any_precision as t; "
         f"common = ['--gpu', '-1', '--epochs', '1', '--experiments_dir', {str(tmp_path)!r}]; "
         "assert t.main([*common, '--yaml_path', 'nothing.yaml']) == 2; "
-        f"sys.exit(t.main([*common, '--run_name', 'r', '--yaml_path', {str(tmp_path / 'c.json')!r}]))"
+        "sys.exit(t.main([*common, '--run_name', 'r', '--yaml_path', "
+        f"{str(tmp_path / 'c.json')!r}]))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False

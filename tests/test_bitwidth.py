@@ -176,7 +176,10 @@ def test_the_lines_are_those_of_the_specification(caplog):
     rows = iter(SEED_ROWS)
     result = validate_random_bitwidths(
         Given([row[2] for row in SEED_ROWS]),
-        *(None, None, None, 4),
+        None,
+        None,
+        None,
+        4,
         rng=stream(0, 2),
         evaluate=lambda model: next(rows)[:2],
     )
@@ -197,7 +200,10 @@ def evaluated(function, count=6, anchors=True, **more):
 
     result = validate_random_bitwidths(
         network,
-        *(None, None, None, count),
+        None,
+        None,
+        None,
+        count,
         rng=stream(3, 2),
         anchors=anchors,
         evaluate=evaluate,
@@ -282,7 +288,7 @@ def test_configurations_without_finite_figures(caplog):
     assert result["num_nonfinite"] == 2
     assert result["mean_acc"] == pytest.approx(0.7)
     assert len(result["all_accuracies"]) == 4
-    assert "2 configurations gave NaN or infinite figures" in caplog.text
+    assert "2 configurations have NaN or infinite accuracy or loss" in caplog.text
     with pytest.raises(ValueError, match="must be finite for one configuration"):
         validate_random_bitwidths(
             Given([1]), None, None, None, 1, rng=stream(0, 2), evaluate=lambda m: (math.nan, 0)

@@ -286,7 +286,7 @@ def test_a_table_is_drawn_anew(swept, tmp_path, capsys):
     for name in ("bitwidth_configs.csv", "bitwidth_vs_accuracy.png", "bitwidth_summary.json"):
         assert (tmp_path / name).read_bytes() == (swept / FOLDER / name).read_bytes()
     assert replot(["--from", str(tmp_path / "none.csv")]) == 2
-    assert "must be a table of a bitwidth sweep" in capsys.readouterr().err
+    assert "must be a table of --bitwidth_sweep" in capsys.readouterr().err
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert replot(["--from", str(tmp_path / "bad.csv")]) == 2
     assert replot(["--from", str(table), "--tolerance", "2"]) == 2
@@ -295,7 +295,7 @@ def test_a_table_is_drawn_anew(swept, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--bw_options", "2"], "bw_options must be with --bitwidth_sweep, got [2] alone"),
+        (["--bw_options", "2"], "bw_options must be given with --bitwidth_sweep, got [2] alone"),
         ([*SWEEP, "--bw_options", "2", "9"], "bw_options must be 2..8, got 9"),
         ([*SWEEP, "--bw_options", "1"], "2..16 or 32, got 1"),
         ([*SWEEP, "--bw_num_configs", "0"], "bw_num_configs must be at least 1, got 0"),

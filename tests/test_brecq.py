@@ -1,4 +1,4 @@
-"""BRECQ's release checkpoints: names and shapes of all six, kept in tests/data, against our networks."""
+"""BRECQ's release checkpoints: names and shapes (tests/data) of all six against our networks."""
 
 from __future__ import annotations
 

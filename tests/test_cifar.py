@@ -1,4 +1,4 @@
-"""The main job on real images: the shared CIFAR-10 JPEG data and ResNet-20, against the reference figures."""
+"""The main job on the shared CIFAR-10 images and ResNet-20, against the reference figures."""
 
 from __future__ import annotations
 

@@ -65,8 +65,9 @@ def quantiles(prior: str, count: int) -> torch.Tensor:
 
 
 def sample_error(samples: torch.Tensor, clip: float, bits: int, one_sided: bool) -> float:
-    """Mean squared error of the suite's quantizer on the clipped range, or on its even two-sided
-    form, whose points lie on both ends.
+    """Mean squared error of the suite's quantizer on the clipped range.
+
+    A two-sided range takes the even form, whose points lie on both ends.
     """
     if one_sided:
         samples = samples.clamp(min=0)

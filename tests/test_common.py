@@ -31,7 +31,8 @@ from tests.conftest import PROJECT
 
 
 def test_an_unwritable_stdout_is_said_in_one_line():
-    code = "import sys; from common.console import *; sys.exit(run_main(lambda: write_stdout('x') or 0))"
+    body = "run_main(lambda: write_stdout('x') or 0)"
+    code = f"import sys; from common.console import *; sys.exit({body})"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -309,7 +309,9 @@ def test_what_is_not_fitted_says_so(toy_logits, tmp_path):
             with pytest.raises(InputError, match="must be fitted before"):
                 call(unfitted)
     fitted(q, fp).save(tmp_path / "c.npz")
-    with pytest.raises(InputError, match="must go on with a correction fitted here, got a loaded"):
+    with pytest.raises(
+        InputError, match="must continue a correction that was fitted here, got a loaded"
+    ):
         ClusterAffineCorrection.load(tmp_path / "c.npz").partial_fit(q, fp)
     with pytest.raises(InputError, match="at least 2 fitting samples, got 1"):
         ClusterAffineCorrection(1, 1).fit(q[:1], fp[:1])

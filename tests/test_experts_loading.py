@@ -162,7 +162,7 @@ def test_bytes_that_changed_in_the_archive_are_found(lab, tmp_path):
     )
     content[place + 100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="must be as it was written, got other bytes in"):
+    with pytest.raises(InputError, match="must match its checksums, got changed bytes in"):
         load_expert(path, 10)
 
 

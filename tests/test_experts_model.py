@@ -158,7 +158,7 @@ def test_temperatures_at_a_bound_are_kept_with_a_warning(caplog):
     right = np.array([[9.0, 0.0], [0.0, 9.0]], dtype=np.float32)
     assert fit_temperature(right, np.array([0, 1])) == 0.05
     assert fit_temperature(right, np.array([1, 0])) == 20.0
-    assert caplog.text.count("lies at or beyond the bound") == 2
+    assert caplog.text.count("is at or beyond the bound") == 2
 
 
 def test_reweighted_and_balanced_accuracy_by_hand():

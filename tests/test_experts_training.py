@@ -16,9 +16,24 @@ from experts.stored_splits import read_splits
 from tests.conftest import PROJECT
 
 BEST_KEYS = {
-    *("format", "format_version", "model_state_dict", "expert_name", "loss_type", "stage", "arch"),
-    *("dataset", "splits_sha256", "train_class_counts", "hparams", "seed", "epoch"),
-    *("val_accuracy", "temperature", "calibration", "torch_version", "created_utc"),
+    "format",
+    "format_version",
+    "model_state_dict",
+    "expert_name",
+    "loss_type",
+    "stage",
+    "arch",
+    "dataset",
+    "splits_sha256",
+    "train_class_counts",
+    "hparams",
+    "seed",
+    "epoch",
+    "val_accuracy",
+    "temperature",
+    "calibration",
+    "torch_version",
+    "created_utc",
 }
 NAMES = ("ce_baseline", "balsoftmax_baseline", "logitadjust_baseline", "decoupling_twostage")
 
@@ -56,7 +71,11 @@ def test_calibration_changes_the_temperature_alone(lab):
     assert final["stage"] == "final_calibrated"
     assert final["calibration"]["nll_after"] <= final["calibration"]["nll_before"]
     assert set(final["calibration"]) == {
-        *("split", "nll_before", "nll_after", "ece_before", "ece_after")
+        "split",
+        "nll_before",
+        "nll_after",
+        "ece_before",
+        "ece_after",
     }
     temperature = final["model_state_dict"].pop("temperature")
     assert temperature.shape == (1,)
@@ -83,7 +102,7 @@ def test_the_same_command_gives_the_same_weights(lab, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "stop"),
     [
-        (["--expert", "ce", "--epochs", "3"], 2),
+        (["--expert", "ce", "--epochs", "2"], 1),
         (["--expert", "decoupling", "--epochs", "1", "--stage2-epochs", "2"], 2),
     ],
 )
@@ -108,8 +127,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert lab.train(cut, *flags, "--resume") == 0
     assert not list(cut.glob("last_*"))
     for path in whole.iterdir():
+        other = weights(cut / path.name)
         for key, value in weights(path).items():
-            assert torch.equal(value, weights(cut / path.name)[key]), (path.name, key)
+            assert torch.equal(value, other[key]), (path.name, key)
 
 
 def test_resuming_with_other_settings_is_refused(lab, tmp_path, capsys):
@@ -274,7 +294,7 @@ def test_digits_needs_no_torchvision(lab, tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(PROJECT)},
+        env={"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -501,7 +501,7 @@ def test_reports_are_checked_before_anything_else(case, capsys):
 
 def test_splits_that_are_there_and_not_checked_are_told(case, capsys):
     assert case.verify("--splits", "val", "test") == 0
-    assert "not checked: tunev (--splits names what is)" in capsys.readouterr().out
+    assert "not checked: tunev (add them to --splits)" in capsys.readouterr().out
 
 
 def test_flags_of_experts_do_not_go_with_csv_folders(case, capsys):

@@ -128,8 +128,8 @@ def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--int2"], "int2 must be with --export_onnx, got True alone"),
-        (["--export_images", "5"], "export_images must be with --export_onnx, got 5 alone"),
+        (["--int2"], "int2 must be given with --export_onnx, got True alone"),
+        (["--export_images", "5"], "export_images must be given with --export_onnx, got 5 alone"),
         (
             ["--export_onnx", "--export_images", "0"],
             "export_images must be from 1 to 1000000, got 0",
@@ -246,7 +246,7 @@ def test_a_correction_of_other_classes_is_refused(run, tmp_path, capsys):
         export_onnx.main([*argv, "--with_correction", "--correction", str(tmp_path / "seven.npz")])
         == 2
     )
-    assert "must be of 10 classes like the model, got 7" in capsys.readouterr().err
+    assert "must be for 10 classes like the model, got 7" in capsys.readouterr().err
 
 
 def test_something_else_than_a_model_is_refused(tmp_path, capsys):

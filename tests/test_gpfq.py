@@ -215,8 +215,8 @@ def test_activations_are_float_unless_asked_for(tiny_network, tiny_images):
         ({"scalar": 0.0}, r"scalar must be above 0 \(1e-9\.\.1e6\), got 0\.0"),
         ({"scalar": -1.0}, r"scalar must be above 0 \(1e-9\.\.1e6\), got -1\.0"),
         ({"regularizer": "L1", "lambda_": -0.1}, r"lambda must be at least 0, got -0\.1"),
-        ({"regularizer": "L1"}, "must be given together, got regularizer alone"),
-        ({"lambda_": 0.1}, "must be given together, got lambda alone"),
+        ({"regularizer": "L1"}, "must be given together, got only regularizer"),
+        ({"lambda_": 0.1}, "must be given together, got only lambda"),
         (
             {"regularizer": "L0", "lambda_": 0.1, "n_bits_w": 1},
             "n_bits_w must be at least 2 with regularizer L0, got 1",

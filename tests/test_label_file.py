@@ -90,12 +90,12 @@ def test_the_classes_are_those_of_the_train_folder_where_there_is_one(form, flat
         ("\n".join(CLASSES[:5]), "one for each of the 6 images in val, got 5"),
         (
             rows(CLASSES) + "other.JPEG ant\n",
-            "must be those of the 6 images in val, got 1 of others, 'other.JPEG' first",
+            "must be those of the 6 images in val, got 1 of other images, 'other.JPEG' first",
         ),
         (rows(CLASSES).replace("00000003", "00000009"), f"got none for '{NAMES[2]}'"),
         (
             rows(CLASSES) + f"{NAMES[0]} ant\n",
-            "must be there once, got 'ILSVRC2012_val_00000001.JPEG' again",
+            "must occur once, got 'ILSVRC2012_val_00000001.JPEG' again",
         ),
         (rows(CLASSES) + "ant\n", "lines must all be NAME LABEL or all LABEL, got 'ant'"),
         (rows([n + 1 for n in LABELS]), "labels must be numbers from 0, got 1 to 3"),
@@ -168,7 +168,7 @@ def test_images_that_differ_in_their_extension_need_it_in_the_file(flat):
     data = labelled(flat, text)
     assert data.val.ids[1].endswith("00000001.png") and data.val.labels[1] == 1
     stems = "".join(f"{Path(name).stem} ant\n" for name in NAMES)
-    with pytest.raises(InputError, match="names must tell images apart, got none for"):
+    with pytest.raises(InputError, match="names must identify images, got no line for"):
         labelled(flat, stems)
 
 
@@ -184,7 +184,7 @@ def test_the_file_with_class_folders_says_what_is_wrong(flat):
     for name in NAMES:
         (flat / "val" / name).unlink()
     write(flat / "val" / "ant" / "0.png", 0)
-    with pytest.raises(InputError, match="must hold the images themselves with --val_labels"):
+    with pytest.raises(InputError, match="must itself hold images if --val_labels is given"):
         load_dataset("imagenet", flat, PLAIN, val_labels=file)
     with pytest.raises(InputError, match="val_labels must be left out for dataset digits"):
         load_dataset("digits", None, PLAIN, val_labels=file)

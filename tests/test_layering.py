@@ -1,5 +1,6 @@
-"""The import direction of the house, by parsing every import: what stands on a floor imports only what
-stands below it.
+"""The import direction of the house, by parsing every import.
+
+What stands on a floor imports only what stands below it.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def test_images_of_different_sizes_need_a_crop(folder):
         ),
         (
             lambda p: (p / "train/bee").rename(p / "train/bug").parent.parent,
-            "bee, bug in one of them only",
+            "bee, bug in only one of them",
         ),
     ],
 )

@@ -306,7 +306,7 @@ def test_formats_that_do_not_exist_are_refused(tmp_path, formats, compression, t
         ({"targets": np.full(25, 1.7)}, "targets must be integers, got float64"),
         ({"targets": np.array(["a"] * 25)}, "targets must be integers, got <U1"),
         ({"targets": np.zeros((25, 2))}, r"targets must be of shape \(samples,\), got \(25, 2\)"),
-        ({"metadata": {"samples": 3}}, "metadata must not hold samples, which are added"),
+        ({"metadata": {"samples": 3}}, "metadata must not hold samples, which the writer adds"),
     ],
 )
 def test_what_could_not_be_read_back_is_refused(tmp_path, logits, change, text):
@@ -427,7 +427,8 @@ def test_runs_in_one_database(tmp_path, logits):
             values = corrected[kind]
             assert accuracy == pytest.approx((values.argmax(1) == TARGETS).mean())
         values = database.execute(
-            "SELECT logits FROM logits WHERE kind = 'quantized' AND run LIKE 'rtn/%' ORDER BY sample"
+            "SELECT logits FROM logits WHERE kind = 'quantized' AND run LIKE 'rtn/%' "
+            "ORDER BY sample"
         ).fetchall()
         assert np.array(values, dtype=np.float32)[:, 0].tobytes() == logits["quantized"].tobytes()
         text = (PROJECT / "README.md").read_text()

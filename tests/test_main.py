@@ -1,4 +1,4 @@
-"""The main script on digits: what a run writes, that it can be repeated, and every line of bad input."""
+"""The main script on digits: what a run writes, that it repeats, and every line of bad input."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("run")
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
-        assert main([*QUICK, "--output_dir", str(root), "--chunk_size", "200"]) == 0
+        assert main([*QUICK, "--plots", "--output_dir", str(root), "--chunk_size", "200"]) == 0
     return root / "rtn", text.getvalue()
 
 
@@ -74,8 +74,14 @@ def test_a_run_writes_the_folders_given(finished):
     )
     inside = sorted(path.name for path in (root / f"run_{TAG}").iterdir())
     assert inside == [
-        *("calibration_ids.json", "config.yaml", "correction.npz", "quantized_model.pt"),
-        *("run.json", "run.log", "state", "tensorboard"),
+        "calibration_ids.json",
+        "config.yaml",
+        "correction.npz",
+        "quantized_model.pt",
+        "run.json",
+        "run.log",
+        "state",
+        "tensorboard",
     ]
 
 
@@ -95,8 +101,11 @@ def test_the_summary_compares_with_full_precision(finished):
     root, _ = finished
     folder = root / f"logits_summary_{TAG}"
     assert {path.name for path in folder.glob("*.png")} == {
-        *("accuracy_grid.png", "cluster_map.png", "logit_scatter.png"),
-        *("per_class_change.png", "reliability.png"),
+        "accuracy_grid.png",
+        "cluster_map.png",
+        "logit_scatter.png",
+        "per_class_change.png",
+        "reliability.png",
     }
     table = pd.read_csv(folder / f"{folder.name}.csv")
     compared = pd.read_csv(folder / f"{folder.name}_comparison.csv").set_index("logits")
@@ -161,6 +170,7 @@ def test_networks_run_once_whatever_the_number_of_settings(tmp_path, monkeypatch
     monkeypatch.setattr(inference, "infer_logits", counting)
     counts = []
     base = ["--quant_method", "rtn", "--num_samples", "64", "--correction_samples", "128"]
+    base += ["--no-plots", "--num_clusters_list", "2", "4"]
     for grid in (["--alpha", "1"], ["--alpha_list", "0.2", "0.6", "1", "--pca_dim_list", "1", "2"]):
         calls.clear()
         assert (
@@ -208,7 +218,8 @@ def test_stdout_says_what_came_out_in_parts(finished):
     error = 100 * math.sqrt(top1["quantized"] / 100 * (1 - top1["quantized"] / 100) / 500)
     assert first.startswith(
         f"digits_resnet rtn W4A4 seed 1005: Top-1 float {top1['fullprecision']:.2f} %, quantized "
-        f"{top1['quantized']:.2f} ± {error:.2f} % ({top1['quantized'] - top1['fullprecision']:+.2f})"
+        f"{top1['quantized']:.2f} ± {error:.2f} % "
+        f"({top1['quantized'] - top1['fullprecision']:+.2f})"
     )
     lines = table.split("\n")
     assert lines[0].split()[:4] == ["logits", "alpha", "clusters", "pca"]
@@ -291,7 +302,7 @@ def test_tensorboard_holds_the_units_and_the_accuracies(finished):
 
 def test_the_same_command_gives_the_same_csv_and_model_bytes(finished, tmp_path, capsys):
     root, text = finished
-    assert main([*QUICK, "--output_dir", str(tmp_path), "--chunk_size", "200"]) == 0
+    assert main([*QUICK, "--plots", "--output_dir", str(tmp_path), "--chunk_size", "200"]) == 0
     parts = zip(capsys.readouterr().out.split("\n\n"), text.split("\n\n"), strict=True)
     assert [mine == theirs for mine, theirs in parts] == [True, True, False, False]  # paths differ
     first, second = files_below(root), files_below(tmp_path / "rtn")
@@ -322,7 +333,8 @@ model, metadata = load_quantized({str(root / f"run_{TAG}" / "quantized_model.pt"
 data = load_dataset("digits", None, get_entry(metadata["arch"]).preprocess)
 result = infer_logits({{"q": model}}, data.val.batches(64), torch.device("cpu"))
 saved = LogitsAnalyzer({str(root)!r}).load("initial_logits_{TAG}").logits["quantized"]
-print(np.array_equal(result.logits["q"], saved), metadata["method"], metadata["settings"]["n_bits_w"])
+equal = np.array_equal(result.logits["q"], saved)
+print(equal, metadata["method"], metadata["settings"]["n_bits_w"])
 """
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
@@ -376,11 +388,14 @@ def test_settings_of_the_architecture_stand_between_flags_and_defaults(capsys):
 
 
 def test_the_flags_given_by_the_user_exist():
-    given = """n_bits_w n_bits_a channel_wise disable_8bit_head_stem num_samples iters_w weight keep_cpu
-    b_start b_end warmup lr init_wmode init_amode prob input_prob lamb_r T bn_lr lamb_c alpha alpha_list
-    num_clusters num_clusters_list pca_dim pca_dim_list correction_samples correction_source arch
-    checkpoint weights data_path dataset download skip_bad_images quant_method config print_config
-    dry_run device output_dir log_dir seed lr_round"""
+    given = """
+    n_bits_w n_bits_a channel_wise disable_8bit_head_stem num_samples iters_w weight
+    keep_cpu b_start b_end warmup lr init_wmode init_amode prob input_prob lamb_r T bn_lr
+    lamb_c alpha alpha_list num_clusters num_clusters_list pca_dim pca_dim_list
+    correction_samples correction_source arch checkpoint weights data_path dataset download
+    skip_bad_images quant_method config print_config dry_run device output_dir log_dir seed
+    lr_round
+    """
     assert set(given.split()) <= set(build_parser().flags())
 
 

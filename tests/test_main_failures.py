@@ -1,4 +1,4 @@
-"""What the main script does with bad input and bad luck: one line, the right status, nothing lost."""
+"""The main script with bad input and bad luck: one line, the right status, nothing lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from main_imagenet import main
 from models import get_entry
 from models.cifar_resnet import CifarResNet
 from pipeline import stages as pipeline
+from quant import QuantizationManager
 from tests.conftest import QUICK, TAG
+
+METHODS = QuantizationManager().list_available_methods()
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         ),
         (
             ["--quant_method", "adaruond"],
-            "got 'adaruond'; closest: adaround; known: aciq_mix, adaround, gpfq, lapq, pd_quant, qdrop, rtn",
+            f"got 'adaruond'; closest: adaround; known: {', '.join(METHODS)}",
         ),
         (
             ["--dataset", "cifar11", "--arch", "resnet18"],
@@ -152,7 +155,8 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         ),
         (
             ["--dataset", "cifar10", "--arch", "cifar_resnet20"],
-            "cifar10 must be in data/cifar-10-batches-py (--download fetches it), got no such folder",
+            "cifar10 must be in data/cifar-10-batches-py (--download fetches it), got no such "
+            "folder",
         ),
         (["--seed", "-1"], "seed must be between 0 and 2^32 - 1, got -1"),
         (["--config"], "argument --config: expected one argument"),
@@ -323,7 +327,7 @@ def test_val_alone_runs_and_says_where_calibration_comes_from(folder, tmp_path, 
     flags = ["--arch", "cifar_resnet20", "--data_path", str(folder), "--quant_method", "rtn"]
     flags += ["--correction_source", "val:0.5", "--pca_dim", "1", "--num_clusters", "1"]
     assert main([*flags, "--output_dir", str(tmp_path / "o")]) == 0
-    assert "4 of 8 val images are set aside and in no figure" in capsys.readouterr().err
+    assert "4 of 8 val images are set aside and not evaluated" in capsys.readouterr().err
 
 
 def test_input_errors_are_value_errors_for_library_users():

@@ -335,12 +335,12 @@ def test_a_taken_name_cannot_be_registered_again():
         ),
         (
             with_setting("compression", "int", setting(1, "something")),
-            "setting 'compression' of method 'newcomer' must have a name that is no flag of "
+            "setting 'compression' of method 'newcomer' must not have the name of a flag of "
             "main_imagenet.py, got one",
         ),
         (
             with_setting("device", "str", setting("x", "something", choices=("x",))),
-            "setting 'device' of method 'newcomer' must have a name that is no flag",
+            "setting 'device' of method 'newcomer' must not have the name of a flag",
         ),
         (
             with_setting("power", int, setting(1, "something")),
@@ -349,7 +349,8 @@ def test_a_taken_name_cannot_be_registered_again():
         ),
         (
             with_setting("power", "list[int]", setting(None, "something")),
-            r"must be of type int, float, bool, str or one of these with '\| None', got 'list\[int\]'",
+            r"must be of type int, float, bool, str or one of these with '\| None', "
+            r"got 'list\[int\]'",
         ),
         (
             with_setting("power", "int", 1),

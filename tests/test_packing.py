@@ -1,4 +1,4 @@
-"""Codes of fewer than 8 bits as a stream of bits, in memory and in the file of a quantized model."""
+"""Codes of fewer than 8 bits as a stream of bits, in memory and in the file of a model."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_units_without_batch_norm_are_passed_over(tiny_network, tiny_images):
     names = correction.chain.unit_names
     found = [correction.unit(index, name) is not None for index, name in enumerate(names)]
     assert found == [True, True, True, False]
-    with pytest.raises(InputError, match="must fall into the same units"):
+    with pytest.raises(InputError, match="must be cut into the same units"):
         correction.unit(0, "another")
 
 
@@ -177,7 +177,7 @@ def test_corrected_inputs_are_kept_for_other_bits_and_change_no_bit(
         caplog.clear()
         with caplog.at_level(logging.INFO):
             result = method.quantize_model(tiny_network, None, [tiny_images], cache_dir=cache)
-        return result.state_dict(), caplog.text.count("distribution correction moved")
+        return result.state_dict(), caplog.text.count("distribution correction changed")
 
     plain, made = run(2, None)
     assert made == 3

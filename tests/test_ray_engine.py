@@ -60,7 +60,7 @@ def test_ray_runs_a_sweep_and_goes_on_with_another_engines(ray_home, fake, capsy
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_lost_machine_loses_no_run(ray_home, fake, monkeypatch):  # noqa: F811
-    """Two nodes; one is killed in the middle: the sweep finishes, and no finished run is run again."""
+    """One of two nodes is killed: the sweep finishes, and no finished run is run again."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("FAKE_SECONDS", "1.5")

@@ -107,7 +107,7 @@ def test_a_float_network_that_is_not_the_recipe_s_stops_the_run(folder, tmp_path
     assert run(tmp_path, "--recipe", "other") == 2
     text = capsys.readouterr().err
     assert "float Top-1 must be within 1 point of 80.00, the recipe's, got 99." in text
-    assert "on 500 images" in text and "(--force goes on)" in text
+    assert "on 500 images" in text and "(--force continues)" in text
     assert not (tmp_path / "out").exists()
     assert run(tmp_path, "--recipe", "other", "--force") == 0
 

@@ -1,4 +1,4 @@
-"""Interrupted runs go on with the next unit and end in the same bytes; other settings are refused."""
+"""Interrupted runs continue with the next unit and end in the same bytes."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_out_of_gpu_memory_names_what_helps(tiny_network, tiny_images, monkeypat
     states = UnitStates(tmp_path / "state", {})
     states.open(resume=False)
     with pytest.raises(
-        RunError, match="--resume, which keeps the finished units, and --keep_cpu, or start anew"
+        RunError, match="--resume, which keeps the finished units, and --keep_cpu, or start again"
     ) as caught:
         quantized(tiny_network, tiny_images, states)
     assert "\n" not in str(caught.value)

@@ -129,7 +129,7 @@ def test_the_commands_of_an_analysis_can_be_printed(tmp_path, runs, capsys):
         (["digits_resnet", "--sweep", "bits", "--jobs", "0"], "must be at least 1, got 0"),
         (
             ["digits_resnet", "--sweep", "bits", "--", "--n_bits_w=3"],
-            "--n_bits_w must be left out after --, the sweep sets it",
+            "--n_bits_w must be left out after --, because the sweep sets it",
         ),
     ],
 )

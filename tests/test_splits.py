@@ -84,12 +84,15 @@ def test_what_cannot_be_split_is_refused(call, text):
 def test_splits_of_digits(tmp_path, capsys):
     assert main(["--dataset", "digits", "--output", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("Dataset: digits (asked for)")
+    assert out.startswith("Dataset: digits (as given)")
     assert "disjoint: yes, balanced: yes" in out
     files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "s").iterdir()}
     assert len(files) == 7
     assert [len(files[f"{n}_indices.json"]) for n in ("train", "test", "val", "tunev")] == [
-        *(503, 400, 50, 50)
+        503,
+        400,
+        50,
+        50,
     ]
     pool = [i for n in ("test", "val", "tunev") for i in files[f"{n}_indices.json"]]
     assert sorted(pool) == list(range(500))
@@ -142,7 +145,8 @@ def test_files_that_are_missing_are_written_again(tmp_path, capsys):
 def test_more_than_a_class_has_is_told(tmp_path, capsys):
     flags = ["--dataset", "digits", "--output", str(tmp_path / "s"), "--max-per-class", "200"]
     assert main(flags) == 0
-    assert "a class has fewer samples than the profile asks for" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a class has fewer samples than the exponential profile requires" in error
 
 
 def test_splits_of_cifar(tmp_path, monkeypatch, capsys):

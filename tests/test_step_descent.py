@@ -40,8 +40,9 @@ def test_the_rounding_is_that_of_the_layer_with_the_scale(keep_mean, per_channel
 
 @pytest.mark.parametrize("keep_mean", [False, True])
 def test_its_gradient_is_the_published_one(keep_mean):
-    """LSQ, eq. 3: per element round(u) - u inside and the clamped code outside; with means kept, less
-    the mean of these over the channel.
+    """LSQ, eq. 3: per element round(u) - u inside and the clamped code outside.
+
+    With means kept, the mean of these over the channel is subtracted.
     """
     layer = conv(3, per_channel=False)
     scale = (0.6 * layer.scale).requires_grad_(True)

@@ -265,7 +265,8 @@ def test_a_killed_sweep_is_finished_by_the_same_command(fake):
         f"import sys; sys.path.insert(0, {str(PROJECT)!r}); import run_script; "
         f"from sweeps import engine; from pathlib import Path; "
         f"engine.MAIN_SCRIPT = Path({str(engine.MAIN_SCRIPT)!r}); sys.exit(run_script.main("
-        "['digits_resnet', '--methods', 'rtn', '--bits', '4,4', '--seeds', '1', '2', '3', '4', '5', '6', "
+        "['digits_resnet', '--methods', 'rtn', '--bits', '4,4', '--seeds', "
+        "'1', '2', '3', '4', '5', '6', "
         f"'--output_dir', {str(fake)!r}]))"
     )
     environment = {**os.environ, "FAKE_SECONDS": "0.7"}

@@ -69,7 +69,7 @@ def test_the_damaged_row_is_named(save, capsys):
     path = folder / f"{STEM}_quantized_chunk002_of_003.csv"
     lines = path.read_text().splitlines()
     for row, line, text in (
-        (4, "1.5,2.5,3.5,4.5", "row 4 is not what was written"),
+        (4, "1.5,2.5,3.5,4.5", "row 4 is not as it was written"),
         (7, "1.5,nan,3.5,4.5", "row 7 must be finite, got NaN or Inf"),
         (2, "1.5,2.5,3.5", "(row 2)"),
         (9, "1.5,2.5,x,4.5", "(row 9)"),
@@ -84,7 +84,7 @@ def test_the_damaged_row_is_named(save, capsys):
     [
         ("_quantized_chunk002_of_003.csv", "is missing (rows 11 to 20 of quantized)"),
         ("_targets_chunk003_of_003.csv", "is missing (rows 21 to 25 of targets)"),
-        ("_chunked_metadata.csv", "is missing or not what was written"),
+        ("_chunked_metadata.csv", "is missing or not as it was written"),
         ("_metadata.csv", "no logits_*_metadata.csv describes the files"),
     ],
 )
@@ -106,8 +106,8 @@ def test_exchanged_and_foreign_files_are_found(save, capsys):
     shutil.copy(second, folder / f"{STEM}_quantized_chunk004_of_003.csv")
     (folder / "notes.txt").write_text("x")
     found = failures(folder, capsys)
-    assert "chunk004_of_003.csv: is named in no metadata" in found
-    assert "notes.txt: is named in no metadata" in found
+    assert "chunk004_of_003.csv: is not named in any metadata" in found
+    assert "notes.txt: is not named in any metadata" in found
 
 
 def test_metadata_that_contradict_the_files_are_found(save, capsys):
@@ -121,7 +121,7 @@ def test_metadata_that_contradict_the_files_are_found(save, capsys):
         ({"classes": 3}, "must hold 25 rows of 3 values, got 25 of 4"),
         ({"kinds": "quantized corrected targets"}, "file_corrected_csv"),
         ({"classes": "abc"}, "invalid literal"),
-        ({"row_sum_quantized_csv": 7}, "the values are not those that the metadata describe"),
+        ({"row_sum_quantized_csv": 7}, "the values do not match the sums in the metadata"),
     ):
         write_sealed(path, {**record, **change})
         assert text in failures(folder, capsys)
@@ -134,7 +134,7 @@ def test_swapped_values_and_other_words_are_named_by_row(save, capsys):
     values = lines[2].split(",")
     swapped = ",".join([values[1], values[0], *values[2:]])
     path.write_text("\n".join([*lines[:2], swapped, *lines[3:]]) + "\n")
-    assert "row 3 is not what was written" in failures(folder, capsys)
+    assert "row 3 is not as it was written" in failures(folder, capsys)
     path.write_text("\n".join([*lines[:4], lines[4] + "0", *lines[5:]]) + "\n")
     assert "row 5 (its text; the values are the same) is not" in failures(folder, capsys)
 
@@ -147,7 +147,7 @@ def test_metadata_of_another_stem_and_junk_are_found(save, capsys):
     (folder / f"{STEM}_b_junk.csv").write_text("1\n")
     assert f"must be the metadata of {STEM}_b, got those of {STEM}" in failures(folder, capsys)
     copy.unlink()
-    assert f"{STEM}_b_junk.csv: is named in no metadata" in failures(folder, capsys)
+    assert f"{STEM}_b_junk.csv: is not named in any metadata" in failures(folder, capsys)
 
 
 @pytest.mark.parametrize("name", ["_metadata.csv", "_quantized_chunk002_of_003.csv"])
@@ -183,7 +183,7 @@ def test_damage_in_compressed_files_is_found(save, capsys):
     path = folder / f"{STEM}_quantized_chunk002_of_003.csv.gz"
     text = gzip.decompress(path.read_bytes()).split(b"\n")
     path.write_bytes(gzip.compress(b"\n".join([*text[:5], b"1,2,3,4", *text[6:]])))
-    assert f"{path.name}: row 6 is not what was written" in failures(folder, capsys)
+    assert f"{path.name}: row 6 is not as it was written" in failures(folder, capsys)
     save(10, ("csv", "parquet"), "gzip")
     path = folder / f"{STEM}_fullprecision_chunk001_of_003.parquet"
     path.write_bytes(path.read_bytes()[:-9])

@@ -2,8 +2,8 @@
 
     python -m tools.make_docs
 
-Writes docs/images/dataflow.svg, docs/images/results.svg and docs/results.md. The figures come from
-benchmarks/results/: nothing is computed here.
+Writes docs/images/dataflow.svg, docs/images/results.svg and docs/results.md. The numbers come from
+benchmarks/results/; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
 DOCS = PROJECT / "docs"
 TABLE = RESULTS / "methods_cifar10.csv"
-WIDTH, HEIGHT, GAP = 172, 46, 34  # of a box, and between two columns
+WIDTH, HEIGHT, GAP = 172, 46, 34  # pixels: size of a box, gap between two columns
 LINE = "#57606a"
 FILLS = {"file": "#fff8e5", "network": "#e7f1ff", "step": "#f2f2f2"}
 RESULTS_HEAD = """# Results
 
-Generated from `benchmarks/results/` by `python -m tools.make_docs`; every section names the command that
-made it. ResNet-20 and the CIFAR-10 images are those of the project's shared files; `RUNS` is any folder.
+Generated from `benchmarks/results/` by `python -m tools.make_docs`; every section names the \
+command that
+made it. ResNet-20 and the CIFAR-10 images are those of the project's shared files; `RUNS` is \
+any folder.
 """
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the drawing; column and row are its place in the grid."""
+    """A box of the drawing; column and row are its position in the grid."""
 
     text: str
     kind: str
@@ -120,7 +122,7 @@ def _arrow(start: Box, end: Box) -> str:
 
 
 def _detour(start: Box, end: Box) -> str:
-    """An arrow that goes below everything and up to ``end``."""
+    """An arrow that runs below all boxes and up to ``end``."""
     x1, x2, low = start.x + WIDTH / 2, end.x + WIDTH / 2, HEIGHT + 2 * 66 + 30
     points = f"{x1:g},{start.y + HEIGHT:g} {x1:g},{low} {x2:g},{low} {x2:g},{end.y + HEIGHT:g}"
     return f'<polyline points="{points}" fill="none" stroke="{LINE}" marker-end="url(#head)"/>'
@@ -137,7 +139,7 @@ def read_table() -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def markdown_table(found: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """The table of the README."""
+    """The README's table of results, as Markdown."""
     settings = list(dict.fromkeys(setting for row in found.values() for setting in row))
     lines = [f"| method | {' | '.join(settings)} |", f"|{'---|' * (len(settings) + 1)}"]
     for method, row in found.items():
@@ -147,7 +149,7 @@ def markdown_table(found: dict[str, dict[str, tuple[float, float]]]) -> str:
 
 
 def draw_results(path: Path) -> None:
-    """Bars of the README's table, with standard deviations."""
+    """Draw the README's table as bars with standard deviations, to an SVG file."""
     import matplotlib
 
     from common.files import atomic_file
@@ -173,7 +175,7 @@ def draw_results(path: Path) -> None:
 
 
 def results_page(files: Sequence[Path]) -> str:
-    """All results in one page, a section per file, each heading one level lower."""
+    """The results page: one section per file, with headings one level lower."""
     sections = []
     for file in files:
         text = file.read_text(encoding="utf-8").strip()
@@ -184,12 +186,12 @@ def results_page(files: Sequence[Path]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """The fragment that GitHub makes of a heading."""
+    """The anchor that GitHub makes from a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def main() -> None:
-    """Write everything."""
+    """Write the pictures and the results page."""
     images = DOCS / "images"
     images.mkdir(parents=True, exist_ok=True)
     (images / "dataflow.svg").write_text(dataflow(), encoding="utf-8")

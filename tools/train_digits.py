@@ -1,4 +1,4 @@
-"""Train the network that ships for the embedded digits.
+"""Train the shipped network for the embedded digits.
 
 python -m tools.train_digits
     writes models/weights/digits_resnet.pt, about a minute on two cores
@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(images: MemoryImages, epochs: int, seed: int) -> torch.nn.Module:
-    """SGD with a cosine schedule on randomly cropped images; returns the network in evaluation
-    mode.
-    """
+    """Train by SGD on augmented images; returns the network in evaluation mode."""
     seed_all(seed)
     network = DIGITS_ENTRY.build(DIGITS_ENTRY.num_classes)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -46,9 +44,14 @@ def train(images: MemoryImages, epochs: int, seed: int) -> torch.nn.Module:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools.train_digits", description=__doc__)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=DIGITS_WEIGHTS)
+    parser.add_argument("--epochs", type=int, default=60, help="training epochs (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=DIGITS_WEIGHTS,
+        help="file of the weights (default models/weights/digits_resnet.pt)",
+    )
     return parser
 
 

@@ -1,5 +1,6 @@
-"""The correction of the mean and the spread of quantized weights (bias correction): Banner et al. (ACIQ),
-NeurIPS 2019, arXiv:1810.05723, section 4, eq. 12 and 13.
+"""Bias correction: correction of the mean and the standard deviation of quantized weights.
+
+Banner et al. (ACIQ), NeurIPS 2019, arXiv:1810.05723, section 4, eq. 12 and 13.
 
 Letters: O output channels.
 """
@@ -13,11 +14,11 @@ from torch import Tensor
 def moment_correction(
     weight: Tensor, rounded: Tensor, *, mean: bool, variance: bool
 ) -> tuple[Tensor, Tensor]:
-    """Factor and offset that give each output channel of a quantized weight the moments of the float one.
+    """Factor and offset per channel that match a quantized weight's moments to the float weight's.
 
     Args:
         weight, rounded: the float and the quantized weight, (O, ...) float32.
-        mean: match the mean of each channel.
+        mean: match the mean of each output channel.
         variance: match its standard deviation.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Codes of fewer than 8 bits as a stream of bits, as they lie in the file of a quantized model.
+"""Codes of fewer than 8 bits packed into a bit stream, as stored in the file of a quantized model.
 
-Channels may differ in their bits: the stream holds the codes in the order of the weight, each in as
-many bits as its channel has, lowest bit first; the last byte is filled up with zeros.
+The stream holds the codes in the order of the weight, each with the number of bits of its channel,
+lowest bit first; the last byte is padded with zeros.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ CODES, BITS = ".codes", ".bits"
 
 
 def pack_codes(codes: Tensor, bits: Tensor) -> Tensor:
-    """The stream, 1-d uint8.
+    """Pack codes into a stream, 1-d uint8.
 
     Args:
         codes: uint8, below 2^bits.
-        bits: a scalar, or of a shape that broadcasts against ``codes``; 0..8.
+        bits: from 0 to 8; a scalar, or of a shape that broadcasts against ``codes``.
     """
     planes = np.unpackbits(_bytes(codes), axis=1, bitorder="little")
     return torch.from_numpy(np.packbits(planes[_used(bits, codes.shape)], bitorder="little"))
 
 
 def unpack_codes(stream: Tensor, bits: Tensor, shape: torch.Size) -> Tensor:
-    """The codes of ``pack_codes``.
+    """Unpack the codes of ``pack_codes``; uint8 of shape ``shape``.
 
     Raises:
-        ValueError: the stream is not as long as this shape and these bits need.
+        ValueError: the stream does not have the length that shape and bits require.
     """
     used = _used(bits, shape)
     count = int(used.sum())
     if stream.dtype != torch.uint8 or stream.shape != (-(-count // 8),):
         raise ValueError(
-            f"packed codes must be {-(-count // 8)} bytes, got {stream.dtype} of {list(stream.shape)}"
+            f"packed codes must be {-(-count // 8)} bytes, got {stream.dtype} of "
+            f"{list(stream.shape)}"
         )
     planes = np.zeros(used.shape, np.uint8)
     planes[used] = np.unpackbits(stream.numpy(), count=count, bitorder="little")
@@ -49,13 +50,13 @@ def _bytes(codes: Tensor) -> np.ndarray:
 
 
 def _used(bits: Tensor, shape: torch.Size) -> np.ndarray:
-    """(elements, 8): which bit planes of each element are kept."""
+    """(elements, 8) bool: the bits of each element that the stream holds."""
     each = bits.cpu().expand(shape).reshape(-1, 1).numpy()
     return np.arange(8) < each
 
 
 def pack_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """A state dict with its codes packed wherever that makes them smaller, and the shapes of those."""
+    """Pack the codes of a state dict if that makes them smaller; return it and their shapes."""
     packed: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, value in state.items():
@@ -70,10 +71,10 @@ def pack_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 
 
 def unpack_state(state: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """The state dict of ``pack_state``.
+    """Restore the state dict given to ``pack_state``.
 
     Raises:
-        KeyError, TypeError, ValueError, RuntimeError: the shapes do not belong to it.
+        KeyError, TypeError, ValueError, RuntimeError: the shapes do not belong to the state dict.
     """
     plain = dict(state)
     for name, shape in shapes.items():
@@ -83,8 +84,9 @@ def unpack_state(state: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -
 
 
 def theoretical_bytes(state: Mapping[str, Tensor]) -> int:
-    """Bytes of a quantized model by its definition: codes in as many bits as they have, everything
-    else in 32, the numbers of bits not counted.
+    """Bytes of a quantized model: codes at their number of bits, everything else at 32 bits.
+
+    The stored numbers of bits themselves are not counted.
     """
     total = 0
     for name, value in state.items():
@@ -97,8 +99,6 @@ def theoretical_bytes(state: Mapping[str, Tensor]) -> int:
 
 
 def float_bytes(state: Mapping[str, Tensor]) -> int:
-    """Bytes of the same network with its weights and biases in float32, batch norms folded as they
-    are in it.
-    """
+    """Bytes of the same network with weights and biases in float32, batch norms as folded."""
     extra = (BITS, ".scale", ".zero_point", ".offset", ".gap")
     return 4 * sum(value.numel() for name, value in state.items() if not name.endswith(extra))

@@ -1,12 +1,12 @@
 """Uniform affine quantization as pure functions.
 
-    code = clamp(round(x / scale) + zero_point, 0, 2^bits - 1)        xhat = (code - zero_point) *
-    scale
+    code = clamp(round(x / scale) + zero_point, 0, 2^bits - 1)
+    xhat = (code - zero_point) * scale
 
-Codes are unsigned and zero is always exactly representable. ``scale`` and ``zero_point`` are float
-tensors that broadcast against ``x``; zero points hold integers. ``bits`` is one number or, where
-channels differ, an int64 tensor of the shape of ``scale``; zero bits leave the code 0 alone. Every
-method uses these functions; none has its own rounding.
+Codes are unsigned, and with at least 1 bit zero is exactly representable. ``scale`` and
+``zero_point`` are float tensors that broadcast against ``x``; zero points hold integers. ``bits``
+is one number or, if channels differ, an int64 tensor of the shape of ``scale``; with 0 bits the
+only code is 0. Every method uses these functions; none has its own rounding.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ def clamp_codes_(codes: Tensor, bits: Bits) -> Tensor:
 
 
 def choose_qparams(x_min: Tensor, x_max: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, each of the shape of ``x_min``, for the range [x_min, x_max] widened to
-    hold zero; ``bits`` at least 1.
+    """Scale and zero point for the range [x_min, x_max], extended to include zero.
+
+    Args:
+        x_min, x_max: tensors of one shape, which is that of the results.
+        bits: at least 1.
     """
     low = x_min.clamp(max=0.0)
     high = x_max.clamp(min=0.0)
@@ -45,7 +48,7 @@ def choose_qparams(x_min: Tensor, x_max: Tensor, bits: Bits) -> tuple[Tensor, Te
 
 
 def constant_qparams(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point with which the code 0 stands for ``value``: what zero bits can say."""
+    """Scale and zero point that map the code 0 to ``value``, for 0 bits."""
     return value.abs().clamp(min=MIN_SCALE), -value.sign()
 
 
@@ -56,21 +59,20 @@ def code_dtype(bits: Bits) -> torch.dtype:
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: Bits) -> Tensor:
-    """Integer codes of ``x``, rounded to nearest (ties to even), of the shape of ``x``."""
+    """Integer codes of ``x``, rounded to nearest (ties to even), in the shape of ``x``."""
     return clamp_codes_((x / scale).round() + zero_point, bits).to(code_dtype(bits))
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The floats that ``codes`` stand for, of the dtype of ``scale``."""
+    """The float values of ``codes``, in the dtype of ``scale``."""
     return (codes.to(scale.dtype) - zero_point) * scale
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantize and dequantize with the straight-through gradient in x and the LSQ gradient in the
-    scale; where ``mask`` is 0 the element stays x and gives no gradient to the scale.
+    """Quantize and dequantize, with the gradients of ``fake_quantize``.
 
-    Memory traffic is what it costs, so the backward works on the distance to the result instead of
-    on codes: an element is clamped where it lies further than half a step from its result.
+    The cost is memory traffic. Therefore the backward pass uses the distance of ``x`` to the result
+    instead of codes: an element was clamped if it is more than half a step from its result.
     """
 
     @staticmethod
@@ -89,7 +91,7 @@ class _FakeQuantize(torch.autograd.Function):
         x, scale, xhat, mask = ctx.saved_tensors
         kept = grad if mask is None else grad * mask
         error = (x - xhat).div_(scale)
-        # hardtanh's backward is one pass of "the gradient where |error| < half_step, else 0".
+        # One pass over memory for "kept where |error| < half_step, else 0".
         inside = torch.ops.aten.hardtanh_backward(kept, error, -ctx.half_step, ctx.half_step)
         clamped = kept - inside
         grad_scale = None
@@ -99,7 +101,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Sum of a * b over what shares an element of ``scale``."""
+    """Sum of a * b over the elements that share an element of ``scale``."""
     if scale.numel() == 1 and a.is_contiguous() and b.is_contiguous():
         return torch.dot(a.flatten(), b.flatten()).view_as(scale)
     return (a * b).sum_to_size(scale.shape)
@@ -110,12 +112,12 @@ def fake_quantize(
 ) -> Tensor:
     """``dequantize(quantize(x))``, differentiable in ``x`` and ``scale``.
 
-    With u = x / scale and z the zero point, d xhat / d x is 1 where the code is not clamped, else
-    0, and d xhat / d scale is round(u) - u inside, -z below, 2^bits - 1 - z above (LSQ, Esser et
-    al. 2020, eq. 3).
+    With u = x / scale and z the zero point, d xhat / d x is 1 where the code is not clamped and 0
+    elsewhere (straight-through), and d xhat / d scale is round(u) - u where it is not clamped, -z
+    where it is clamped below and 2^bits - 1 - z above (LSQ, Esser et al. 2020, eq. 3).
 
     Args:
-        mask: ones and zeros of the shape of ``x``; where 0 the element passes unquantized, with
+        mask: ones and zeros in the shape of ``x``; an element with 0 passes unquantized, with
             gradient 1 in ``x`` and 0 in ``scale`` (QDrop, Wei et al. 2022, section 4.3).
     """
     return _FakeQuantize.apply(x, scale, zero_point, bits, mask)

@@ -1,11 +1,10 @@
-"""Choosing scale and zero point from data: min-max, and the search for the smallest |error|^2.4, or
-another power of it.
+"""Choice of scale and zero point from data: min-max, or a search for the smallest |error|^norm.
 
-The search follows QDrop's and PD-Quant's ``MSEObserver`` (which minimises |error|^2.4 in spite of
-its name): 100 widths for a one-sided tensor, 100 widths times all zero points for a two-sided one;
-the first of equals wins. Above 4 bits the zero points of a two-sided tensor are searched from
-coarse to fine instead of one by one, and activations are searched on a histogram of their non-zero
-values. Neither changes the result in practice (tested).
+The search follows ``MSEObserver`` of QDrop and PD-Quant, which minimises |error|^2.4 in spite of
+its name: 100 widths for a one-sided tensor, 100 widths times all zero points for a two-sided one;
+the first of equal candidates wins. There are two differences, which do not change the result in
+practice (tested): above 4 bits the zero points of a two-sided tensor are searched from coarse to
+fine instead of one by one, and activations are searched on a histogram of their non-zero values.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from common.errors import RunError
 from quant.arithmetic.primitives import choose_qparams, quant_max
 
 RANGE_MODES = ("mse", "minmax", "minmax_scale")
-NORM = 2.4  # power of the error that the search minimises, unless told otherwise
+NORM = 2.4  # default power of the error that the search minimises
 NUM_WIDTHS = 100
 NUM_BINS = 32768
 FULL_SEARCH_BITS = 4
@@ -31,11 +30,11 @@ MAX_EXACT_COUNT = 1 << 24  # elements up to which a float32 histogram counts exa
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that a range is searched for, and how its error is measured.
+    """The quantization grid of a range search, and the power of its error.
 
     Attributes:
         norm: power of the error.
-        symmetric: a two-sided range has the zero point 2^(bits - 1).
+        symmetric: whether a two-sided range has the zero point 2^(bits - 1).
     """
 
     bits: int
@@ -45,11 +44,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Sample:
-    """Values that a range is searched for, a range per row.
+    """Values to search ranges for, one range per row.
 
     Attributes:
         rows: (rows, elements).
-        counts: (elements,) how often each element occurs; None: once.
+        counts: (elements,) number of occurrences of each element; None means one.
     """
 
     rows: Tensor
@@ -59,12 +58,17 @@ class Sample:
 def weight_qparams(
     weight: Tensor, bits: int, per_channel: bool, mode: str
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a weight, shaped (O, 1, ...) per output channel or (1, 1, ...) per
-    tensor.
+    """Scale and zero point of a weight.
+
+    Args:
+        weight: (O, ...) float, O output channels.
+        mode: one of ``RANGE_MODES``.
+
+    Returns:
+        Each (O, 1, ...) if ``per_channel``, else (1, 1, ...).
     """
-    rows = (
-        weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
-    )  # (O or 1, elements)
+    # The rows are the output channels, or the whole tensor.
+    rows = weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
     if mode == "mse":
         scale, zero_point = search_qparams(Sample(rows), Grid(bits))
     else:
@@ -75,7 +79,7 @@ def weight_qparams(
 
 
 def activation_qparams(batches: Sequence[Tensor], bits: int, mode: str) -> tuple[Tensor, Tensor]:
-    """One scale and zero point (0-dimensional) for an activation seen as a sequence of batches.
+    """Scale and zero point, 0-dimensional, of an activation given as a sequence of batches.
 
     Raises:
         RunError: a value is not finite.
@@ -87,7 +91,7 @@ def activation_qparams(batches: Sequence[Tensor], bits: int, mode: str) -> tuple
 
 
 def finite_ends(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value, 0-dimensional.
+    """The smallest and the largest value, 0-dimensional.
 
     Raises:
         RunError: one of them is not finite.
@@ -102,16 +106,15 @@ def finite_ends(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _scaled_min_max(low: Tensor, high: Tensor, bits: int, mode: str) -> tuple[Tensor, Tensor]:
-    """The observed range; ``minmax_scale`` shrinks it by (bits + 2) / 8, BRECQ's rule for few
-    bits.
-    """
+    """The observed range; ``minmax_scale`` multiplies it by (bits + 2) / 8, BRECQ's rule."""
     factor = (bits + 2) / 8 if mode == "minmax_scale" else 1.0
     return low * factor, high * factor
 
 
 def histogram(batches: Sequence[Tensor]) -> Sample:
-    """One row: the centres of the filled bins, and their counts; without the exact zeros, which cost
-    nothing.
+    """Histogram of an activation as one row: centres and counts of the non-empty bins.
+
+    Exact zeros are left out, because their error is 0 in every range.
 
     Raises:
         RunError: a value is not finite.
@@ -134,10 +137,10 @@ def histogram(batches: Sequence[Tensor]) -> Sample:
 
 @dataclass
 class _Search:
-    """The cheapest range so far of every row.
+    """The best range so far of every row.
 
-    Candidates come with the largest width and zero point first and the later of equals wins, so
-    that of equals the one with the smallest width, then zero point, is chosen.
+    Candidates come in order of decreasing width and zero point, and of equal ones the later wins;
+    thus of equal ones that with the smallest width, then the smallest zero point, is chosen.
     """
 
     sample: Sample
@@ -147,7 +150,7 @@ class _Search:
         rows, counts = self.sample.rows, self.sample.counts
         blank = rows.new_zeros(rows.shape[0])
         self.cost = torch.full_like(blank, torch.inf)
-        self.width = blank.clone()  # in units of 1 / NUM_WIDTHS of the reach
+        self.width = blank.clone()  # in units of reach / NUM_WIDTHS
         self.zero = blank.clone()  # zero point
         low, high = rows.amin(1).clamp(max=0.0), rows.amax(1).clamp(min=0.0)
         self.zeros = _first_zero_points(rows, self.grid)
@@ -156,14 +159,16 @@ class _Search:
             self.reach = 2 * torch.maximum(high, -low)
         tails = min(TAIL_ELEMENTS, rows.shape[1])
         picks = [rows.topk(tails, dim=1, largest=largest).indices for largest in (True, False)]
-        index = torch.cat(picks, dim=1)  # the extremes, which pay first for a narrow range
+        index = torch.cat(picks, dim=1)  # the extremes, which a narrow range clips first
         self.tails = rows.gather(1, index)
         tail_counts = torch.ones_like(self.tails) if counts is None else counts[index]
-        self.tail_counts = tail_counts / 2  # halved, for an element may be in both tails
+        self.tail_counts = tail_counts / 2  # halved, because an element may be in both tails
 
     def offer(self, widths: Tensor, zeros: Tensor) -> None:
-        """Try candidates in order, each of shape (candidates, rows); rows whose extremes alone cost
-        too much are not evaluated.
+        """Try candidates in order; skip rows whose error at the extremes alone is too large.
+
+        Args:
+            widths, zeros: (candidates, rows).
         """
         scales, zero_points = choose_qparams(*self.ends(widths, zeros), self.grid.bits)
         bounds = self._least_costs(scales, zero_points)
@@ -179,7 +184,7 @@ class _Search:
             self.zero[chosen] = zeros[i, chosen]
 
     def _least_costs(self, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """What clipping the extremes costs, a lower bound of the cost; of the shape of ``scales``."""
+        """Error of clipping the extremes, a lower bound of the cost, in the shape of ``scales``."""
         low, high = -zero_points * scales, (quant_max(self.grid.bits) - zero_points) * scales
         clipped = self.tails - self.tails.clamp(low.unsqueeze(-1), high.unsqueeze(-1))
         return (clipped.abs_().pow_(self.grid.norm) * self.tail_counts).sum(-1)
@@ -197,9 +202,7 @@ class _Search:
 
 
 def search_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, each (rows,), that minimise the sum over the row of counts *
-    |error|^norm.
-    """
+    """Scale and zero point, each (rows,), that minimise ``quantization_error``."""
     search = _Search(sample, grid)
     zeros = search.reach.new_tensor(search.zeros[::-1]).unsqueeze(1).repeat(1, len(search.reach))
     for i in range(NUM_WIDTHS, 0, -1):
@@ -213,7 +216,7 @@ def search_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def full_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, each (rows,), of the range from the least to the greatest value."""
+    """Scale and zero point, each (rows,), of the range from the smallest to the largest value."""
     rows = sample.rows
     low, high = rows.amin(1), rows.amax(1)
     if grid.symmetric and rows.amin() < 0:
@@ -223,7 +226,7 @@ def full_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _first_zero_points(rows: Tensor, grid: Grid) -> list[int]:
-    """Those that are tried with every width."""
+    """The zero points that are tried with every width."""
     if rows.amin() >= 0:
         return [0]
     if grid.symmetric:
@@ -234,7 +237,7 @@ def _first_zero_points(rows: Tensor, grid: Grid) -> list[int]:
 
 
 def _zero_stride(bits: int) -> int:
-    """Distance of the zero points tried first: at most 2^FULL_SEARCH_BITS of them, a power of 4."""
+    """Stride of the zero points tried first, a power of 4: at most 2^FULL_SEARCH_BITS are left."""
     stride = 1
     while 2**bits > stride * 2**FULL_SEARCH_BITS:
         stride *= 4
@@ -244,8 +247,10 @@ def _zero_stride(bits: int) -> int:
 def _refinements(
     width: Tensor, zero: Tensor, stride: int, bits: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Neighbours of each row's best: widths within REFINED_WIDTHS, zero points at a quarter of the
-    stride; (zero points, rows) for each width.
+    """Yield the neighbours of each row's best candidate, (zero points, rows) for each width.
+
+    They are all widths within ``REFINED_WIDTHS`` and zero points within ``stride``, a quarter of it
+    apart.
     """
     shifts = torch.arange(stride, -stride - 1, -stride // 4, device=zero.device).unsqueeze(1)
     width, zeros = width.clone(), (zero + shifts).clamp(0, quant_max(bits))
@@ -254,7 +259,7 @@ def _refinements(
 
 
 def quantization_error(sample: Sample, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """Sum over each row of counts * |fake_quantize(x) - x|^norm, shape (rows,).
+    """Sum over each row of counts * |fake_quantize(x) - x|^norm, (rows,).
 
     Args:
         scale, zero_point: (rows,).

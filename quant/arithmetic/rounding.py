@@ -1,5 +1,7 @@
-"""AdaRound's learned rounding: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training
-Quantization", ICML 2020, arXiv:2004.10568, section 3.3.
+"""AdaRound's learned rounding.
+
+Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020,
+arXiv:2004.10568, section 3.3.
 
     h(v) = clamp(sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0, 1)
     what = (clamp(floor(w / scale) + h(v) + zero_point, 0, 2^bits - 1) - zero_point) * scale
@@ -20,15 +22,15 @@ ZETA = 1.1
 
 
 class Rounding(Protocol):
-    """How a weight is rounded while something about that is being optimised."""
+    """The rounding of a weight while it is being optimised."""
 
     def weight(self) -> Tensor: ...
 
 
 class SoftRounding:
-    """The rounding variables of one weight, started where the soft weight equals the float weight.
+    """The rounding variables of one weight; at first the soft weight equals the float weight.
 
-    ``logits`` (v in the paper) is the trainable leaf, of the weight's shape.
+    ``logits`` (v in the paper) is the trainable leaf tensor, in the shape of the weight.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int):
@@ -49,12 +51,10 @@ class SoftRounding:
         return (codes - self.zero_point) * self.scale
 
     def penalty(self, exponent: float | Tensor) -> Tensor:
-        """The rounding penalty at the h(v) of the last ``weight()``: 0 when all are fully up or
-        down.
-        """
+        """The rounding penalty at the h(v) of the last ``weight()``; 0 if every h(v) is 0 or 1."""
         return (1.0 - (2.0 * self._soft - 1.0).abs().pow(exponent)).sum()
 
     def hard_codes(self) -> Tensor:
-        """Integer codes with every weight rounded the way its variable leans (h >= 0.5 is up)."""
+        """Integer codes with every weight rounded up if h(v) >= 0.5, else down."""
         codes = self.floor_codes + (self.logits.detach() >= 0)
         return codes.clamp(0, quant_max(self.bits)).to(code_dtype(self.bits))

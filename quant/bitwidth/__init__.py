@@ -1,4 +1,4 @@
-"""Bitwidths of layers: averages, random configurations, validation, knee."""
+"""Bitwidths of layers: averages, random assignments, validation, knee."""
 
 from quant.bitwidth.assignments import (
     BitwidthControlled,

@@ -1,4 +1,4 @@
-"""Draw and summarise a sweep anew from its table.
+"""Make plot and summary of a validation at random bitwidths again from its table.
 
 python -m quant.bitwidth --from outputs/rtn/bitwidth_sweep_X/bitwidth_configs.csv
 """
@@ -26,19 +26,30 @@ from quant.bitwidth.statistics import DEFAULT_TOLERANCE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: that of the process); returns the exit status."""
+    """Run with the arguments ``argv`` (default: those of the process); return the exit status."""
     return run_main(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     parser = FlagParser(prog="python -m quant.bitwidth", description=__doc__)
     parser.add_argument(
-        "--from", dest="table", type=Path, required=True, help="bitwidth_configs.csv"
+        "--from",
+        dest="table",
+        type=Path,
+        required=True,
+        help="table to read (bitwidth_configs.csv)",
     )
-    parser.add_argument("--out", type=Path, help="folder (default that of the table)")
-    parser.add_argument("--weighting", choices=WEIGHTINGS, default="params")
-    parser.add_argument("--tolerance", type=float, default=DEFAULT_TOLERANCE, help="of the knee")
-    parser.add_argument("--title", help="of the figure (default that of the summary beside it)")
+    parser.add_argument("--out", type=Path, help="output folder (default: that of the table)")
+    parser.add_argument(
+        "--weighting", choices=WEIGHTINGS, default="params", help="weights of the average bitwidth"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=DEFAULT_TOLERANCE,
+        help="largest drop of accuracy at the knee, as a fraction",
+    )
+    parser.add_argument("--title", help="title of the plot (default: that of the summary)")
     options = parser.parse(argv)
     if not 0 <= options.tolerance <= 1:
         raise InputError(f"tolerance must be from 0 to 1, got {options.tolerance}")

@@ -1,6 +1,7 @@
-"""Layers whose bitwidth can be changed, their averages and costs, and draws of bitwidths.
+"""Assignments of bitwidths to layers: their averages, costs and random draws.
 
-A configuration is one bitwidth per quantized layer, in the order of ``quantized_layers``.
+An assignment is one bitwidth per quantized layer, in the order of ``quantized_layers``; names and
+outputs also call it a configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from quant.network.observe import watch
 
 WEIGHTINGS = ("layers", "params", "macs")
 SAMPLINGS = ("uniform", "spread")
-SPREAD = 4.0  # largest tilt of ``spread``
+SPREAD = 4.0  # largest tilt t of ``spread``
 TRAINING, VALIDATION, TEST, PTQ = 1, 2, 3, 4  # streams of random numbers
 
 logger = logging.getLogger(__name__)
@@ -27,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class BitwidthControlled(Protocol):
-    """What tracking needs to know of a layer.
+    """Interface of a layer whose bitwidth can be changed.
 
     Attributes:
         bitwidth_options: allowed bits, sorted.
-        curr_bitwidth, curr_act_bitwidth: bits of the weight and of the input.
-        num_weights: elements of the weight.
+        curr_bitwidth, curr_act_bitwidth: current bits of the weight and of the input.
+        num_weights: number of elements of the weight.
         macs: multiply-adds per sample; None until measured.
     """
 
@@ -48,8 +49,10 @@ class BitwidthControlled(Protocol):
 
 
 def quantized_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """Name and layer of every quantized layer: what the model's own ``bitwidth_layers()`` lists, else
-    all modules that have ``set_bitwidth``, in the order of ``named_modules``.
+    """Name and layer of every quantized layer.
+
+    They are those of the model's own ``bitwidth_layers()``, else all modules that have
+    ``set_bitwidth``, in the order of ``named_modules``.
     """
     own = getattr(model, "bitwidth_layers", None)
     if own is not None:
@@ -70,17 +73,17 @@ def _tracked(model: nn.Module, strict: bool) -> list[tuple[str, Any]]:
 def get_average_bitwidth(
     model: nn.Module, weighting: str = "layers", which: str = "weight", strict: bool = False
 ) -> float | None:
-    """Mean bits of the quantized layers; None for a model that has none.
+    """Average bits of the quantized layers; None for a model without quantized layers.
 
     Args:
-        weighting: ``layers``: every layer the same; ``params``: by number of weights; ``macs``: by
-            multiply-adds per sample, which ``measure_macs`` counts.
+        weighting: ``layers`` weights every layer equally, ``params`` by its number of weights,
+            ``macs`` by its multiply-adds per sample (see ``measure_macs``).
         which: ``weight`` or ``act``.
-        strict: a layer without ``curr_bitwidth`` is an error instead of a warning.
+        strict: raise an error instead of a warning for a layer without ``curr_bitwidth``.
 
     Raises:
-        InputError: unknown weighting.
-        ValueError: macs were not measured, or ``strict``.
+        InputError: unknown ``weighting`` or ``which``.
+        ValueError: macs were not measured, or ``strict`` and a layer without ``curr_bitwidth``.
     """
     require_known("weighting", weighting, WEIGHTINGS)
     require_known("which", which, ("weight", "act"))
@@ -94,7 +97,7 @@ def get_average_bitwidth(
 
 
 def layer_weights(layers: Sequence[Any], weighting: str) -> list[int]:
-    """How much each layer counts.
+    """The weight of each layer in an average.
 
     Raises:
         ValueError: macs were not measured.
@@ -113,8 +116,12 @@ def weighted_average(bits: Sequence[int], weights: Sequence[int]) -> float:
 
 
 def cost_of_configuration(model: nn.Module) -> dict[str, float | None]:
-    """The averages by layers, params and macs, ``relative_weight_memory`` = sum(n b) / (b_max sum(n))
-    and ``relative_bitops`` = sum(m b_w b_a) / (b_max^2 sum(m)); None where macs are not measured.
+    """Average bits by layers, params and macs, and the relative cost of the current assignment.
+
+    ``relative_weight_memory`` is sum(n b_w) / (b_max sum(n)) and ``relative_bitops`` is
+    sum(m b_w b_a) / (b_max^2 sum(m)), for layers of n weights, m multiply-adds, b_w bits of the
+    weight, b_a bits of the input, and b_max the largest option. Values that need macs are None if
+    these were not measured.
     """
     layers = [layer for _, layer in _tracked(model, strict=True)]
     if not layers:
@@ -138,10 +145,12 @@ def cost_of_configuration(model: nn.Module) -> dict[str, float | None]:
 
 
 def measure_macs(model: nn.Module, sample: Tensor) -> None:
-    """Count the multiply-adds per sample of every quantized layer with one pass.
+    """Count the multiply-adds per sample of every quantized layer in one forward pass.
+
+    The training state of the model does not change.
 
     Args:
-        sample: (1, channels, H, W) input; the model's state is as before afterwards.
+        sample: (1, channels, H, W) input.
     """
     owners = {_module_of(layer): layer for _, layer in quantized_layers(model)}
 
@@ -163,15 +172,15 @@ def _module_of(layer: Any) -> nn.Module:
 
 
 def get_configuration(model: nn.Module) -> dict[str, int]:
-    """The present bits of every quantized layer by its name."""
+    """The current bits of every quantized layer by its name."""
     return {name: layer.curr_bitwidth for name, layer in quantized_layers(model)}
 
 
 def set_configuration(model: nn.Module, bits: Sequence[int] | int) -> None:
-    """Set the bits of every layer, or one number for all.
+    """Set the bits of every layer, or one number of bits for all layers.
 
     Raises:
-        ValueError: another number of bits than of layers, or bits that are no option.
+        ValueError: the numbers of bits and of layers differ, or bits are not an option.
     """
     layers = quantized_layers(model)
     each = [bits] * len(layers) if isinstance(bits, int) else list(bits)
@@ -183,7 +192,7 @@ def set_configuration(model: nn.Module, bits: Sequence[int] | int) -> None:
 
 @contextmanager
 def kept_bitwidths(model: nn.Module) -> Iterator[None]:
-    """Bitwidths and training state are afterwards what they were, whatever happens inside."""
+    """Restore bitwidths and training state after the block, also after an error."""
     before = [
         (layer, layer.curr_bitwidth, layer.curr_act_bitwidth)
         for _, layer in quantized_layers(model)
@@ -199,20 +208,20 @@ def kept_bitwidths(model: nn.Module) -> Iterator[None]:
 
 
 def require_option(bitwidth: int, options: Sequence[int]) -> None:
-    """Check that bits are an option.
+    """Check that a bitwidth is an option.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it is not.
     """
     if bitwidth not in options:
         raise ValueError(f"bitwidth must be one of {list(options)}, got {bitwidth}")
 
 
 def require_options(options: Sequence[int], lowest: int = 2) -> tuple[int, ...]:
-    """The options sorted.
+    """Check the options and return them sorted.
 
     Raises:
-        InputError: none, repeated, or outside ``lowest`` .. 16 and not 32.
+        InputError: no options, repeated ones, or one that is neither ``lowest`` to 16 nor 32.
     """
     if not options:
         raise InputError("bitwidth_options must hold at least one bitwidth, got none")
@@ -226,7 +235,7 @@ def require_options(options: Sequence[int], lowest: int = 2) -> tuple[int, ...]:
 
 
 def stream(seed: int, number: int, epoch: int = 0) -> np.random.Generator:
-    """The random numbers of one purpose and epoch; no global generator is touched."""
+    """The random generator of one purpose and epoch; global generators are not used."""
     sequence = np.random.SeedSequence([seed, number, epoch])
     return np.random.Generator(np.random.PCG64(sequence))
 
@@ -242,9 +251,10 @@ def draw_configuration(
 
     Args:
         options: sorted.
-        sampling: ``uniform``: every option is as likely; ``spread``: option of rank j of m with
-            weight exp(t j / (m - 1)), t from -4 to 4, so that averages reach the ends of the range.
-        position: where between 0 (t = -4) and 1 (t = 4) a draw of ``spread`` lies.
+        sampling: ``uniform`` draws every option with equal probability; ``spread`` draws option j
+            of m (from 0) with weight exp(t j / (m - 1)), t from -4 to 4, so that averages reach the
+            ends of the range.
+        position: position of t for ``spread``, from 0 (t = -4) to 1 (t = 4); None means 0.5.
 
     Raises:
         InputError: unknown sampling.
@@ -262,6 +272,6 @@ def draw_configuration(
 def draw_configurations(
     options: Sequence[int], n_layers: int, count: int, rng: np.random.Generator, sampling: str
 ) -> list[list[int]]:
-    """``count`` configurations; those of ``spread`` are tilted from the low end to the high one."""
+    """Draw ``count`` assignments; those of ``spread`` go from the low end to the high end."""
     positions = np.linspace(0, 1, count) if count > 1 else [0.5]
     return [draw_configuration(options, n_layers, rng, sampling, float(p)) for p in positions]

@@ -1,8 +1,8 @@
-"""A post-training quantized model whose layers can take other bits: a bank of weights per bitwidth.
+"""A post-training quantized model with variable bits: each layer has a bank of weights by bitwidth.
 
-``rtn``: weights rounded to nearest at each option. ``uniform_runs``: the chosen method run once per option with all
-layers at it; mixing such layers is an approximation, for each was tuned with its predecessors at the same
-bits.
+The bank ``rtn`` holds weights rounded to nearest at each option. For the bank ``uniform_runs`` the
+chosen method is run once per option with all layers at that option. Mixing such layers is an
+approximation, because each was tuned with the layers before it at the same bits.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class BankedLayer:
     """A quantized layer with its weights at every option.
 
     Attributes:
-        module: whose state is swapped.
-        curr_act_bitwidth: of what the layer reads.
+        module: the layer whose state is replaced.
+        curr_act_bitwidth: current bits of the input of the layer.
     """
 
     def __init__(self, module: QuantLayer, bank: Mapping[int, LayerState], act: int | None):
@@ -58,10 +58,10 @@ class BankedLayer:
         return self.module.codes.numel()
 
     def set_bitwidth(self, bitwidth: int, act: int | None = None) -> None:
-        """Take over the weight of an option; ``act`` is what follows from the rule of activations.
+        """Switch to the weights of an option; ``act`` is ignored, as the activation rule sets it.
 
         Raises:
-            ValueError: no option.
+            ValueError: ``bitwidth`` is not an option.
         """
         require_option(bitwidth, self.bitwidth_options)
         for name, value in self.bank[bitwidth].items():
@@ -73,14 +73,15 @@ class BankedLayer:
 
 
 class SweepModel(nn.Module):
-    """A copy of a quantized model whose layers have banks; layers that keep 8 bits are not among them.
+    """A copy of a quantized model whose layers have banks, except for those of fixed bits.
 
     Args:
-        quantized: stays as it is.
+        quantized: the model to copy; it does not change.
         banks: layer name -> option -> state.
-        act_rule: ``fixed``: activations as in ``quantized``; ``tied``: bits of the layer that reads them, the
-            largest where several do; ``fp``: not quantized.
-        act_states: option -> name of an activation quantizer -> (scale, zero point); of ``tied``.
+        act_rule: ``fixed`` keeps the activations of ``quantized``; ``tied`` gives an activation the
+            bits of the layer that reads it, the largest if there are several; ``fp`` leaves
+            activations in float.
+        act_states: option -> name of an activation quantizer -> (scale, zero point), for ``tied``.
     """
 
     def __init__(
@@ -127,12 +128,14 @@ class SweepModel(nn.Module):
 
 
 def input_quantizers(model: QuantModel) -> dict[str, str | None]:
-    """The activation quantizer that each layer reads, through pooling and the borders of units, by their
-    names in the model; None where a layer reads the image.
+    """Map each layer to the activation quantizer of its input, both by their names in the model.
+
+    The quantizer may be in an earlier unit, or followed by pooling. None if the layer reads the
+    image.
     """
     names = {part: name for name, part in model.named_modules()}
     found: dict[str, str | None] = {}
-    before: str | None = None  # what the unit under way reads
+    before: str | None = None  # quantizer of the input of the current unit
     for unit in model.units:
         origin: dict = {}
         for node in cast(fx.GraphModule, unit).graph.nodes:
@@ -150,11 +153,11 @@ def input_quantizers(model: QuantModel) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class BankRequest:
-    """What a bank is made of.
+    """Request for a model with banks.
 
     Attributes:
-        network: float; the quantized model was made from it.
-        run: runs the method anew.
+        network: the float network from which the quantized model was made.
+        run: runs the method with other bits.
     """
 
     options: tuple[int, ...]
@@ -166,10 +169,10 @@ class BankRequest:
 
 
 def build_sweep(quantized: QuantModel, request: BankRequest) -> SweepModel:
-    """The model with a bank for every layer that is not fixed at 8 bits.
+    """Make the model with a bank for every layer without fixed bits.
 
     Raises:
-        InputError: no layer has weights that can change.
+        InputError: all layers have fixed bits.
     """
     fixed = fixed_layers(quantized)
     names = [name for name in quant_layers(quantized) if name not in fixed]
@@ -196,7 +199,7 @@ def build_sweep(quantized: QuantModel, request: BankRequest) -> SweepModel:
 
 
 def fixed_layers(quantized: QuantModel) -> set[str]:
-    """The layers with bits of their own: stem and head, unless these take the bits of all."""
+    """Names of the layers with fixed bits: stem and head if ``spec.head_stem_8bit`` is set."""
     layers = quant_layers(quantized)
     return {name for name, layer in layers.items() if quantized.spec.is_fixed(layer.is_end)}
 
@@ -208,7 +211,7 @@ def _state(layer: QuantLayer) -> LayerState:
 def _nearest_banks(
     quantized: QuantModel, names: Sequence[str], request: BankRequest
 ) -> dict[str, dict[int, LayerState]]:
-    """Weights rounded to nearest, with the biases of the float network."""
+    """Banks of weights rounded to nearest, with the biases of the float network."""
     floats = QuantModel(request.network, replace(FLOAT_SPEC, fold=quantized.spec.fold))
     layers = quant_layers(quantized)
     banks: dict[str, dict[int, LayerState]] = {}
@@ -229,10 +232,10 @@ def _nearest_banks(
 def method_runner(
     method: BaseQuantizationMethod, network: nn.Module, calibration: Callable[[], Sequence]
 ) -> RunMethod:
-    """Runs a method with other bits and otherwise the same settings.
+    """Make a function that runs a method with other bits and otherwise the same settings.
 
     Args:
-        calibration: gives the calibration batches anew.
+        calibration: returns the calibration batches.
     """
 
     def run(weight_bits: int, activation_bits: int) -> QuantModel:
@@ -246,16 +249,17 @@ def method_runner(
 def choose_assignment(
     costs: Sequence[Mapping[int, float]], sizes: Sequence[int], average: float
 ) -> list[int]:
-    """Bits per layer with the least total cost under an average: a knapsack with one item of every
-    class, solved exactly as an integer program.
+    """The assignment with the smallest total cost for a largest average bitwidth.
+
+    This is a multiple-choice knapsack problem, solved exactly as an integer program.
 
     Args:
-        costs: of each layer by its bits.
-        sizes: how much each layer counts in the average.
-        average: at most this.
+        costs: for each layer, bits -> cost.
+        sizes: weight of each layer in the average.
+        average: largest average bitwidth.
 
     Raises:
-        InputError: even the lowest bits are above the average.
+        InputError: even the lowest bits exceed the average.
     """
     items = [(layer, bits) for layer, known in enumerate(costs) for bits in sorted(known)]
     price = np.array([costs[layer][bits] for layer, bits in items])
@@ -280,10 +284,10 @@ def choose_assignment(
 def draw_with_average(
     options: Sequence[int], sizes: Sequence[int], average: float, rng: np.random.Generator
 ) -> list[int]:
-    """Random bits per layer whose average is at most ``average`` and cannot be raised in any layer.
+    """Draw an assignment with at most the given average, in which no layer can be raised.
 
     Raises:
-        InputError: even the lowest option is above the average.
+        InputError: even the lowest option exceeds the average.
     """
     if options[0] > average:
         raise InputError(f"bw_target_average must be at least {options[0]}, got {average:g}")
@@ -305,15 +309,15 @@ def draw_with_average(
 
 
 def sizes_of(model: SweepModel) -> list[int]:
-    """Weights of each layer of a configuration."""
+    """Number of weights of each quantized layer."""
     return [layer.num_weights for _, layer in quantized_layers(model)]
 
 
 def sweep_options(options: Sequence[int]) -> tuple[int, ...]:
-    """Options of a sweep, sorted.
+    """Check the options of ``--bw_options`` and return them sorted.
 
     Raises:
-        InputError: not 2..8, repeated, or none.
+        InputError: no options, repeated ones, or one that is not from 2 to 8.
     """
     if any(isinstance(bits, int) and bits > 8 for bits in options):
         raise InputError(f"bw_options must be 2..8, got {max(options)}")

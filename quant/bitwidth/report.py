@@ -1,4 +1,4 @@
-"""The files of a sweep over the bits of a post-training quantized model, from its table alone."""
+"""The files of a validation at random bitwidths; all statistics come from its table."""
 
 from __future__ import annotations
 
@@ -24,8 +24,17 @@ from quant.bitwidth.statistics import (
 )
 
 COLUMNS = (
-    *("config", "kind", "avg_layers", "avg_params", "avg_macs", "relative_weight_memory"),
-    *("relative_bitops", "top1", "top5", "loss", "bits"),
+    "config",
+    "kind",
+    "avg_layers",
+    "avg_params",
+    "avg_macs",
+    "relative_weight_memory",
+    "relative_bitops",
+    "top1",
+    "top5",
+    "loss",
+    "bits",
 )
 RANDOM, ANCHOR, REFERENCE = "random", "anchor", "reference"
 TABLE_FILE, FIGURE_FILE, SUMMARY_FILE = (
@@ -37,12 +46,12 @@ TABLE_FILE, FIGURE_FILE, SUMMARY_FILE = (
 
 @dataclass(frozen=True)
 class SweepStatistics:
-    """The statistics of a sweep.
+    """The statistics of a validation at random bitwidths.
 
     Attributes:
         correlations: weighting of the average -> Pearson, Spearman and number of points.
-        full_precision: Top-1 of the float network; None where the table does not have it.
-        interpretation: what the figures mean.
+        full_precision: Top-1 of the float network; None if it is not in the table.
+        interpretation: interpretation of the statistics, as lines of text.
     """
 
     statistics: Statistics
@@ -52,7 +61,7 @@ class SweepStatistics:
     interpretation: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for the summary."""
+        """The statistics as plain values, for the summary."""
         names = ("pearson", "spearman", "n")
         return {
             **self.statistics.as_dict(),
@@ -69,10 +78,10 @@ class SweepStatistics:
 def sweep_statistics(
     rows: Sequence[Mapping[str, Any]], weighting: str, tolerance: float = DEFAULT_TOLERANCE
 ) -> SweepStatistics:
-    """The statistics of the rows of a table.
+    """Compute the statistics from the rows of a table.
 
     Raises:
-        InputError: no random configuration, or averages that were not measured.
+        InputError: the rows hold no random assignment, or not the averages of ``weighting``.
     """
     random = [row for row in rows if row["kind"] == RANDOM]
     if not random or any(row[f"avg_{weighting}"] is None for row in random):
@@ -109,13 +118,13 @@ def write_sweep(
     about: Mapping[str, Any],
     title: str,
 ) -> None:
-    """Write table and summary; the figure is ``plots.bitwidth.sweep_figure``.
+    """Write table and summary; ``plots.bitwidth.sweep_figure`` draws the plot.
 
     Args:
-        about: settings and whatever else the summary holds beside the statistics.
+        about: further entries of the summary, such as settings.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / TABLE_FILE, rows, COLUMNS)
@@ -131,10 +140,10 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table of ``write_sweep``.
+    """Read the rows of a table of ``write_sweep``.
 
     Raises:
-        InputError: missing, damaged, or another table.
+        InputError: the file is missing or damaged, or is another table.
     """
     try:
         with path.open(newline="", encoding="utf-8") as handle:
@@ -145,7 +154,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path}: must be a table of a bitwidth sweep, got: {error!r}") from None
+        raise InputError(f"{path}: must be a table of --bitwidth_sweep, got: {error!r}") from None
 
 
 def _number(text: str) -> float | None:
@@ -156,7 +165,7 @@ def _number(text: str) -> float | None:
 
 
 def known_about(folder: Path) -> dict[str, Any]:
-    """What the summary beside a table holds but the statistics; nothing without one."""
+    """The entries of the summary in a folder, without the statistics; empty without a summary."""
     try:
         content = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         return {key: value for key, value in content.items() if key != "statistics"}

@@ -1,4 +1,4 @@
-"""Accuracies over bitwidths: bins, correlation, knee, and what they say in words."""
+"""Accuracy over bitwidth: bins, correlation, knee, and their interpretation in words."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KNEE_BIN_WIDTH = 0.5
 DEFAULT_TOLERANCE = 0.01
 SLACK = 1e-12
 FEW_POINTS = 8
-UNSTABLE = 0.05  # standard deviation within a bin
-TREND = 0.5  # Spearman
+UNSTABLE = 0.05  # standard deviation of the accuracy within a bin
+TREND = 0.5  # Spearman correlation
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """Accuracy and loss with all layers at the same bits."""
+    """Accuracy and loss of a uniform assignment: all layers at the same bits."""
 
     bitwidth: int
     accuracy: float
@@ -33,8 +33,8 @@ class Knee:
     """The smallest bitwidth whose accuracy is within ``tolerance`` of the best.
 
     Attributes:
-        monotone: no larger bitwidth is further below the best than that.
-        source: what the points are: ``anchors`` or ``bins``.
+        monotone: whether every larger bitwidth is within ``tolerance`` of the best as well.
+        source: kind of the points: ``anchors`` or ``bins``.
     """
 
     bitwidth: float
@@ -49,10 +49,10 @@ class Knee:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of some values."""
+    """Mean, standard deviation and extremes of some values."""
 
     mean: float
-    std: float  # population
+    std: float  # of the population
     min: float
     max: float
 
@@ -65,14 +65,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What random configurations and uniform ones say about accuracy and bits.
+    """Statistics of accuracy and bits over random and uniform assignments.
 
     Attributes:
-        bitwidths, accuracies: of every random configuration, finite or not.
+        bitwidths, accuracies: one value per random assignment, finite or not.
         bitwidth, accuracy, loss: over the finite ones.
-        pearson, spearman: correlation of bitwidth and accuracy; None where it is not defined.
+        pearson, spearman: correlation of bitwidth and accuracy; None if undefined.
         correlated: number of points of the correlation.
         mean_bin_std: mean standard deviation of the accuracy within bins of several points.
+        nonfinite: number of random assignments with NaN or infinite accuracy or loss.
     """
 
     bitwidths: Sequence[float]
@@ -90,7 +91,7 @@ class Statistics:
     nonfinite: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values under the names of the tables and JSON files."""
+        """The statistics as plain values, with the names of the tables and JSON files."""
         found: dict[str, Any] = {}
         for name, spread in self.spreads().items():
             found |= {f"{kind}_{name}": value for kind, value in asdict(spread).items()}
@@ -111,28 +112,28 @@ class Statistics:
         }
 
     def spreads(self) -> dict[str, Spread]:
-        """The spreads by their names in tables."""
+        """The spreads by their names in the tables."""
         return {"bitwidth": self.bitwidth, "acc": self.accuracy, "loss": self.loss}
 
     def anchor_points(self) -> list[tuple[float, float]]:
-        """(bitwidth, accuracy) of the uniform configurations."""
+        """(bitwidth, accuracy) of the uniform assignments."""
         return [(anchor.bitwidth, anchor.accuracy) for anchor in self.anchors]
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Accuracies of the configurations of about one average bitwidth."""
+    """Accuracies of the assignments with average bitwidths in one bin."""
 
-    bitwidth: float  # centre
+    bitwidth: float  # centre of the bin
     mean_acc: float
-    std_acc: float  # population
+    std_acc: float  # of the population
     min_acc: float
     max_acc: float
     count: int
 
 
 def bin_centre(x: float, width: float = DEFAULT_BIN_WIDTH) -> float:
-    """The centre of the bin of ``x``: exact halves go up, so that each point is in one bin."""
+    """The centre of the bin of ``x``; a point between two bins belongs to the upper one."""
     place = math.floor(round(x / width, 9) + 0.5)
     return round(place * width, 9)
 
@@ -140,7 +141,7 @@ def bin_centre(x: float, width: float = DEFAULT_BIN_WIDTH) -> float:
 def bin_statistics(
     bitwidths: Sequence[float], accuracies: Sequence[float], width: float = DEFAULT_BIN_WIDTH
 ) -> list[Bin]:
-    """The bins of finite pairs, by bitwidth."""
+    """The bins of the finite pairs, sorted by bitwidth."""
     found: dict[float, list[float]] = {}
     for x, y in finite_pairs(bitwidths, accuracies):
         found.setdefault(bin_centre(x, width), []).append(y)
@@ -156,11 +157,12 @@ def finite_pairs(
     """The pairs without NaN or infinity.
 
     Raises:
-        ValueError: of different length.
+        ValueError: the two sequences differ in length.
     """
     if len(bitwidths) != len(accuracies):
         raise ValueError(
-            f"bitwidths and accuracies must be of one length, got {len(bitwidths)} and {len(accuracies)}"
+            f"bitwidths and accuracies must be of one length, got {len(bitwidths)} and "
+            f"{len(accuracies)}"
         )
     pairs = zip(map(float, bitwidths), map(float, accuracies), strict=True)
     return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
@@ -169,8 +171,10 @@ def finite_pairs(
 def correlations(
     bitwidths: Sequence[float], accuracies: Sequence[float]
 ) -> tuple[float | None, float | None, int]:
-    """Pearson, Spearman (Pearson of average ranks) and the number of finite points; None for fewer than
-    three points, or where one of the two does not vary.
+    """Pearson and Spearman correlation, and the number of finite points.
+
+    Spearman is Pearson of average ranks. Both are None for fewer than three points, or if
+    bitwidths or accuracies are constant.
     """
     pairs = finite_pairs(bitwidths, accuracies)
     if len(pairs) < 3:
@@ -190,12 +194,13 @@ def find_knee(
     tolerance: float = DEFAULT_TOLERANCE,
     source: str = "anchors",
 ) -> Knee | None:
-    """The smallest bitwidth whose accuracy is within ``tolerance`` of the best; None for fewer than two
-    finite points.
+    """The smallest bitwidth whose accuracy is within ``tolerance`` of the best.
+
+    None for fewer than two finite points.
 
     Args:
         points: (bitwidth, accuracy) in any order.
-        source: what the points are.
+        source: kind of the points, ``anchors`` or ``bins``.
     """
     finite = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     if len(finite) < 2:
@@ -221,7 +226,7 @@ def knee_of(
     accuracies: Sequence[float],
     tolerance: float,
 ) -> Knee | None:
-    """The knee of the anchors where there are two or more, else that of bins of half a bit."""
+    """The knee of the anchors if there are two or more, else of bins of half a bit."""
     if len(anchors) >= 2:
         return find_knee(anchors, tolerance)
     bins = bin_statistics(bitwidths, accuracies, KNEE_BIN_WIDTH)
@@ -236,10 +241,10 @@ def summarise(
     bin_width: float,
     tolerance: float,
 ) -> Statistics:
-    """Means, extremes, correlations, bins and knee over the configurations that are finite.
+    """Means, extremes, correlations, bins and knee over the finite random assignments.
 
     Raises:
-        ValueError: none is.
+        ValueError: no assignment has finite accuracy and loss.
     """
     triples = list(zip(bitwidths, accuracies, losses, strict=True))
     finite = [t for t in triples if all(map(math.isfinite, t))]
@@ -268,7 +273,7 @@ def summarise(
 
 
 def statistics_lines(found: Statistics, heading: str, verbose: bool = False) -> list[str]:
-    """The lines of the statistics of one validation."""
+    """The statistics of one validation as lines of text."""
     lines = [f"{heading}:"]
     for label, spread, digits in (
         ("Accuracy", found.accuracy, 4),
@@ -309,7 +314,7 @@ def _correlation_text(found: Statistics) -> str:
 
 
 def interpretation(found: Statistics, tolerance: float = DEFAULT_TOLERANCE) -> list[str]:
-    """What the figures of a validation mean, by fixed rules."""
+    """Interpretation of the statistics by fixed rules, as lines of text."""
     anchors = found.anchor_points()
     points = anchors if len(anchors) >= 2 else [(b.bitwidth, b.mean_acc) for b in found.bins]
     few = "(few points) " if len(found.bitwidths) + len(anchors) < FEW_POINTS else ""

@@ -1,4 +1,4 @@
-"""Validation at random bitwidths: how accuracy depends on the average bitwidth."""
+"""Validation at random bitwidths, which shows how accuracy depends on the average bitwidth."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def evaluate_loader(
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     device: torch.device,
 ) -> tuple[float, float]:
-    """Fraction of samples classified right, and the mean loss over samples."""
+    """Top-1 accuracy as a fraction, and the mean loss over samples."""
     right = count = 0
     loss = 0.0
     for images, labels in loader:
@@ -58,12 +58,12 @@ def evaluate_loader(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a validation evaluates.
+    """Settings of a validation.
 
     Attributes:
-        num_configs: random configurations.
-        options: bitwidths to draw from; None: the layers' own.
-        anchors: evaluate every uniform configuration too; they enter no statistics.
+        num_configs: number of random assignments.
+        options: bitwidths to draw from; None: those of the first layer.
+        anchors: evaluate every uniform assignment too; they are not in means and correlations.
     """
 
     num_configs: int = 4
@@ -77,11 +77,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What came out.
+    """Result of a validation.
 
     Attributes:
-        options: the bitwidths that were drawn from, sorted.
-        losses, configurations, costs: of every random configuration.
+        options: the bitwidths to draw from, sorted.
+        losses, configurations, costs: one value per random assignment.
     """
 
     plan: Plan
@@ -92,7 +92,7 @@ class ValidationResult:
     costs: Sequence[dict[str, float | None]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``validate_random_bitwidths`` returns them."""
+        """The result as plain values, as returned by ``validate_random_bitwidths``."""
         return {
             **self.statistics.as_dict(),
             "all_losses": list(self.losses),
@@ -113,18 +113,19 @@ def validate(
     logger: logging.Logger = _logger,
     heading: str = HEADING,
 ) -> ValidationResult:
-    """Accuracy and loss at random configurations and, if asked for, at all uniform ones.
+    """Evaluate accuracy and loss at random assignments and, with ``plan.anchors``, at uniform ones.
 
-    Bitwidths and training state of the model are afterwards what they were.
+    Bitwidths and training state of the model are restored at the end.
 
     Args:
-        model: with at least one quantized layer.
+        model: a model with at least one quantized layer.
         evaluate: model -> (accuracy, loss).
-        rng: draws the configurations.
+        rng: draws the assignments.
+        heading: heading of the logged statistics.
 
     Raises:
-        InputError: no quantized layer, or fewer than one configuration.
-        ValueError: no configuration gives finite figures.
+        InputError: no quantized layer, or fewer than one assignment.
+        ValueError: no assignment has finite accuracy and loss.
     """
     layers = _require_layers(model, plan)
     options = sorted(plan.options or layers[0][1].bitwidth_options)
@@ -143,17 +144,17 @@ def validate(
             uniform.append(Anchor(bits, *evaluate(model)))
     found = results.summarised(uniform, plan)
     if found.nonfinite:
-        logger.warning("%d configurations gave NaN or infinite figures", found.nonfinite)
+        logger.warning("%d configurations have NaN or infinite accuracy or loss", found.nonfinite)
     for line in ["", *statistics_lines(found, heading, logger.isEnabledFor(logging.DEBUG))]:
         logger.info("%s", line)
     return ValidationResult(plan, options, found, results.losses, results.configs, results.costs)
 
 
 def _require_layers(model: nn.Module, plan: Plan) -> list[tuple[str, Any]]:
-    """The quantized layers of a model.
+    """Return the quantized layers of a model.
 
     Raises:
-        InputError: it has none, or the plan no configuration.
+        InputError: the model has none, or the plan has no assignment.
     """
     layers = quantized_layers(model)
     if plan.num_configs < 1 or not layers:
@@ -182,16 +183,18 @@ def validate_random_bitwidths(
     bin_width: float = DEFAULT_BIN_WIDTH,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> dict[str, Any]:
-    """``validate`` with everything as arguments.
+    """Run ``validate`` with keyword arguments instead of a plan.
 
     Args:
-        val_loader, loss_fn, device: of ``evaluate_loader``; not needed with ``evaluate``.
-        evaluate: model -> (accuracy, loss), in place of the loader.
-        logger: of the lines; None: this module's.
+        val_loader, loss_fn, device: arguments of ``evaluate_loader``; not needed with ``evaluate``.
+        num_configs, bitwidth_options, weighting, sampling, anchors, bin_width, tolerance: as in
+            ``Plan``.
+        evaluate: model -> (accuracy, loss), instead of the loader.
+        logger: logger of the lines; None: that of this module.
 
     Returns:
-        Plain values: statistics over the finite random configurations, every configuration with
-        its costs, correlations, bins, anchors, knee.
+        Plain values: statistics over the finite random assignments, every assignment with its
+        costs, correlations, bins, anchors, knee.
 
     Raises:
         InputError, ValueError: as ``validate``.
@@ -213,7 +216,7 @@ def _loader_evaluation(
 
 
 class _Results:
-    """What the random configurations gave."""
+    """Collects the results of the random assignments."""
 
     def __init__(self, weighting: str):
         self.weighting = weighting

@@ -1,4 +1,4 @@
-"""The quantization methods. Every file and folder here registers one, and is found by being here."""
+"""The quantization methods; every file and folder here is imported and registers one method."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""PD-Quant: Liu et al., "PD-Quant: Post-Training Quantization based on Prediction Difference
-Metric", CVPR 2023, arXiv:2212.07048.
+"""PD-Quant.
 
-QDrop, with the difference of the predictions in the loss of each unit and with float inputs that
-are corrected towards the stored statistics of the batch norms.
+Liu et al., "PD-Quant: Post-Training Quantization based on Prediction Difference Metric", CVPR 2023,
+arXiv:2212.07048.
+
+QDrop with the prediction difference in the loss of each unit, and with float inputs that are
+corrected towards the stored statistics of the batch norms (distribution correction).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""QDrop: Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
+"""QDrop.
+
+Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
 Quantization", ICLR 2022, arXiv:2203.05740.
 
-The reconstruction of ``adaround`` with two independent element-wise mixings, drawn anew in every
-step: the unit's input mixes quantized and float prefix, and each activation quantizer inside lets
-elements pass unquantized. Both are off in the finished model.
+The reconstruction of ``adaround`` with two independent element-wise random mixings, drawn in every
+step: the unit's input mixes the quantized and the float input, and each activation quantizer in the
+unit lets elements pass unquantized. Both are off in the finished model.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class QDropSettings(ReconstructionSettings):
     """Settings of QDrop.
 
     ``dropout_rate`` is the probability that quantization is *dropped*; ``prob`` and ``input_prob``
-    of the published code are the probabilities that it is kept, one minus ``dropout_rate``.
+    of the published code are the probabilities that it is kept, 1 - ``dropout_rate``.
     """
 
     prob: float = setting(0.5, PROB_HELP, low=0, high=1)
@@ -40,7 +42,7 @@ class QDropSettings(ReconstructionSettings):
     num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
     dropout_rate: float | None = setting(
         None,
-        "probability that quantization is dropped; sets prob and input_prob to one minus it",
+        "probability that quantization is dropped; sets prob and input_prob to 1 - dropout_rate",
         low=0,
         high=1,
     )

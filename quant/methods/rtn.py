@@ -1,4 +1,4 @@
-"""Round to nearest: the baseline of every table."""
+"""Round to nearest: the baseline of the other methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quant.settings import RangeSettings
 
 @register_method
 class RoundToNearest(BaseQuantizationMethod):
-    """Weights and activations rounded to nearest; ranges searched for the least |error|^2.4.
+    """Weights and activations rounded to nearest, by default with ranges of least |error|^2.4.
 
     Activation ranges are chosen unit by unit, with everything before them quantized.
     """

@@ -1,1 +1,1 @@
-"""From a float network to a chain of units with quantizers in place."""
+"""Conversion of a float network to a chain of units with quantizers."""

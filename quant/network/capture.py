@@ -1,6 +1,4 @@
-"""A float network as a graph of operations that the rest of the package works on: torch.fx, no code for
-single models.
-"""
+"""Capture of a float network as a graph of operations by torch.fx, without model-specific code."""
 
 from __future__ import annotations
 
@@ -20,15 +18,16 @@ def capture(model: nn.Module) -> fx.GraphModule:
     """Trace a copy of ``model`` in evaluation mode.
 
     Raises:
-        InputError: the network cannot be traced, uses a layer twice, or has weights in a module
-            that is neither a 2-d convolution nor a linear layer nor a normalisation.
+        InputError: the network cannot be traced, uses a layer twice, or has weights outside
+            modules of 2-d convolution, linear layer and normalisation.
     """
     model = copy.deepcopy(model).eval()
     try:
         network = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"network must be traceable by torch.fx, got {type(model).__name__}: {str(error).splitlines()[0]}"
+            f"network must be traceable by torch.fx, got {type(model).__name__}: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     _refuse_unsupported(network)
     return network
@@ -49,7 +48,8 @@ def _refuse_unsupported(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         if node.op == "call_function" and node.target in (F.conv2d, F.linear, torch.conv2d):
             raise InputError(
-                f"layers must be nn.Conv2d or nn.Linear modules, got a call of {node.target.__name__} ({node.name})"
+                "layers must be nn.Conv2d or nn.Linear modules, got a call of "
+                f"{node.target.__name__} ({node.name})"
             )
         module = called_module(network, node)
         if module is None:
@@ -58,11 +58,13 @@ def _refuse_unsupported(network: fx.GraphModule) -> None:
         has_matrix = any(parameter.dim() > 1 for parameter in module.parameters())
         if has_matrix and not isinstance(module, (*LAYERS, nn.LayerNorm)):
             raise InputError(
-                f"weights must be in Conv2d or Linear layers, got module {node.target!r} ({type(module).__name__})"
+                f"weights must be in Conv2d or Linear layers, got module {node.target!r} "
+                f"({type(module).__name__})"
             )
         if isinstance(module, nn.Conv2d) and module.groups > module.in_channels:
             raise InputError(
-                f"groups must be at most the {module.in_channels} channels, got {module.groups} in {node.target!r}"
+                f"groups must be at most the {module.in_channels} channels, "
+                f"got {module.groups} in {node.target!r}"
             )
         if isinstance(module, LAYERS) and calls[node.target] > 1:
             raise InputError(

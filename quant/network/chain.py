@@ -1,9 +1,8 @@
-"""Walking the chain of units with cached activations: every unit is run once per visit, never its
-prefix.
+"""Walk over the chain of units with cached activations: a visit runs one unit, never its prefix.
 
-``N`` is the number of calibration images. The input of unit i + 1 is the output of unit i, so a
-whole calibration costs one float and one quantized forward of the network on top of what the
-visited method does.
+``N`` is the number of calibration images. The cached output of unit i is the input of unit i + 1,
+so a whole walk costs one float and one or two quantized forward passes of the network, besides the
+work of the method.
 """
 
 from __future__ import annotations
@@ -26,16 +25,14 @@ from quant.network.observe import input_of
 from quant.network.states import UnitReport, UnitStates
 
 FORWARD_BATCH = 64
-RANGE_SAMPLES = 256  # images from which activation ranges are chosen, as in QDrop and PD-Quant
+RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class UnitData:
-    """One unit and its cached activations on the calibration images; tensors are (N, ...)
-    float32.
-    """
+    """One unit and its cached activations on the calibration images, (N, ...) float32."""
 
     index: int
     name: str
@@ -43,23 +40,24 @@ class UnitData:
     float_input: Tensor  # output of the float prefix
     quant_input: Tensor  # output of the quantized prefix
     target: Tensor  # output of the float unit on the float input
-    device: torch.device  # where the unit computes; the tensors may be elsewhere
+    device: torch.device  # of the unit; the tensors may be on another
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method works on.
+    """Input of a method.
 
     Attributes:
-        model: in full-precision state; quantized in place.
-        reference: the float network, cut in the same way.
-        network: the network that ``reference`` was made from, its batch norms unfolded.
-        images: (N, channels, height, width), where the activations shall be cached.
-        labels: (N,) int64, for a method whose settings ask for them; else None.
-        on_unit: told after each unit what came out.
-        on_scalar: told the name, value and step of what else is worth a curve.
-        states: where finished units are stored; None stores nothing.
-        cache_dir: for what depends on ``network`` and ``images`` alone; None keeps nothing.
+        model: the model to quantize in place, in full-precision state.
+        reference: the float network, cut into the same units.
+        network: the network that ``reference`` was made from, with batch norms not folded.
+        images: (N, channels, height, width); activations are cached on their device.
+        labels: (N,) int64 if the settings of the method require them, else None.
+        on_unit: called after each unit with its report.
+        on_scalar: called with name, value and step of each further scalar to record.
+        states: storage of finished units; None stores nothing.
+        cache_dir: folder of results that depend only on ``network`` and ``images``; None keeps
+            nothing.
     """
 
     model: QuantModel
@@ -74,15 +72,17 @@ class Task:
 
 
 def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Tensor | None]:
-    """The first ``num_samples`` images of a loader of (images, labels, ...) batches or of image
-    tensors, and their labels where there are any.
+    """Collect the first ``num_samples`` images of a loader, and their labels if it has any.
+
+    Args:
+        loader: yields (images, labels, ...) batches or image tensors.
 
     Returns:
-        (N, channels, height, width) float tensor and (N,) int64 tensor or None; N is smaller when
-        the loader ends early, which is logged.
+        (N, channels, height, width) float tensor and (N,) int64 tensor or None; N is smaller if the
+        loader ends early, which is logged.
 
     Raises:
-        InputError: the loader gives no image.
+        InputError: the loader yields no image.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -103,22 +103,21 @@ def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Ten
 
 
 def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """A generator that depends on the seed and the unit alone, so that any unit can be redone by
-    itself.
-    """
+    """A generator that depends only on seed and unit, so that each unit can be redone alone."""
     return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over channels (dimension 1), averaged over images and positions."""
+    """Squared error, summed over channels (dimension 1), averaged over images and positions."""
     total = F.mse_loss(output, target, reduction="sum")
     return total / (target.numel() // target.shape[1])
 
 
 @torch.no_grad()
 def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
-    """Output of a unit for (N, ...) inputs, in batches; it lies where ``inputs`` lie, pinned when
-    they are.
+    """Run a unit on (N, ...) inputs in batches.
+
+    The output is on the device of ``inputs``, in pinned memory if they are.
     """
     outputs = [unit(batch.to(device)).to(inputs.device) for batch in inputs.split(FORWARD_BATCH)]
     whole = torch.cat(outputs)
@@ -126,13 +125,13 @@ def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
 
 
 def nearest(weight_mode: str, activation_mode: str) -> Callable[[UnitData], None]:
-    """A function that rounds the weights of a unit to nearest, then chooses each activation's range
-    with everything before it quantized.
+    """Make a function that quantizes a unit by rounding to nearest.
 
-    The ranges come from the first ``RANGE_SAMPLES`` images, as in PD-Quant.
+    It rounds the weights, then chooses the range of each activation in order, with everything
+    before it quantized. The ranges come from the first ``RANGE_SAMPLES`` images, as in PD-Quant.
 
     Args:
-        weight_mode, activation_mode: one of quant.ranges.RANGE_MODES.
+        weight_mode, activation_mode: one of ``quant.arithmetic.ranges.RANGE_MODES``.
     """
 
     def initialise(data: UnitData) -> None:
@@ -148,8 +147,10 @@ def nearest(weight_mode: str, activation_mode: str) -> Callable[[UnitData], None
 def quantizer_inputs(
     unit: nn.Module, inputs: Tensor, device: torch.device
 ) -> Iterator[tuple[ActivationQuantizer, list[Tensor]]]:
-    """Each activation quantizer with what reaches it when the unit runs on ``inputs``, a tensor per
-    batch; what was done to the earlier quantizers shows in it.
+    """Yield each activation quantizer with its inputs when the unit runs on ``inputs``.
+
+    The inputs are one tensor per batch. They are computed when the pair is yielded, so that they
+    show changes made to earlier quantizers.
     """
     for quantizer in activation_quantizers(unit).values():
         batches = inputs.split(FORWARD_BATCH)
@@ -161,13 +162,14 @@ def walk_chain(
     initialise: Callable[[UnitData], None],
     refine: Callable[[UnitData], None] | None = None,
 ) -> None:
-    """Quantize every unit in order: ``initialise``, then ``refine`` it. A unit that ``task.states``
-    holds is taken from there.
+    """Quantize every unit in order; a unit stored in ``task.states`` is restored instead.
 
     Args:
-        initialise: quantizes a unit in place, rounding to nearest (``nearest`` makes such a
-            function).
-        refine: improves the initialised unit in place.
+        initialise: quantizes a unit in place by rounding to nearest (see ``nearest``).
+        refine: then improves the unit in place.
+
+    Raises:
+        InputError: ``task.reference`` has other units than ``task.model``.
     """
     if task.model.unit_names != task.reference.unit_names:
         raise InputError("fp_model must have the same blocks as model, got another network")
@@ -195,7 +197,7 @@ def _quantize_unit(
     initialise: Callable[[UnitData], None],
     refine: Callable[[UnitData], None] | None,
 ) -> tuple[UnitReport, Tensor]:
-    """What the unit came to, and its output on the quantized inputs."""
+    """Quantize a unit; return its report and its output on the quantized inputs."""
     start = time.perf_counter()
     initialise(data)
     output = run_unit(data.unit, data.quant_input, data.device)
@@ -227,9 +229,7 @@ def _log(report: UnitReport, refined: bool) -> None:
 
 
 def _loss(output: Tensor, target: Tensor) -> float:
-    """``reconstruction_loss`` over all images, in batches so that no temporary is as large as the
-    cache.
-    """
+    """``reconstruction_loss`` over all images, in batches to keep temporary tensors small."""
     pairs = zip(output.split(FORWARD_BATCH), target.split(FORWARD_BATCH), strict=True)
     total = sum(float(reconstruction_loss(out, aim)) * len(out) for out, aim in pairs)
     return total / len(output)

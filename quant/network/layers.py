@@ -1,4 +1,4 @@
-"""Quantized layers; their whole quantized state is in buffers: codes, scale, zero_point, bits.
+"""Quantized layers; their quantized state is in buffers: codes, scale, zero_point, bits, ...
 
 Letters: O output channels.
 """
@@ -20,17 +20,17 @@ class QuantLayer(nn.Module):
     """A convolution or linear layer whose weight is stored as integer codes.
 
     ``quantized`` switches between the quantized and the full-precision weight. The latter exists
-    while a network is being quantized; it is no part of the ``state_dict``, and a loaded layer has
-    none. While ``rounding`` is set, the weight is what that makes of it. ``is_end`` tells the stem and the
-    head from the layers between them.
+    only while a network is being quantized; it is not in the ``state_dict``, and a loaded layer has
+    none. While ``rounding`` is set, it computes the quantized weight. ``is_end`` is true for the
+    stem and the head.
     """
 
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
     scale: Tensor  # (O, 1, ...) or (1, 1, ...), float32
     zero_point: Tensor  # shape of scale, float32 with integer values
-    bits: Tensor  # scalar, or (O, 1, ...) where channels differ; int64
-    offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight; None: nothing is
-    gap: Tensor | None  # shape of scale; moves non-zero levels away from zero; None: nothing does
+    bits: Tensor  # scalar, or (O, 1, ...) if channels differ; int64
+    offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight
+    gap: Tensor | None  # shape of scale; shift of the non-zero levels away from zero
     weight: Tensor | None
     bias: Tensor | None
 
@@ -58,7 +58,7 @@ class QuantLayer(nn.Module):
         """The weight before quantization.
 
         Raises:
-            InputError: the layer was loaded from a file, which holds codes only.
+            InputError: the layer was loaded from a file, which holds only codes.
         """
         if self.weight is None:
             raise InputError(
@@ -67,18 +67,18 @@ class QuantLayer(nn.Module):
         return self.weight
 
     def quantize_to_nearest(self, mode: str) -> None:
-        """Choose the range of the weight by ``mode`` (quant.ranges) and round to nearest."""
+        """Choose the range of the weight by ``mode`` (of ``RANGE_MODES``) and round to nearest."""
         scale, zero_point = weight_qparams(
             self.full_precision_weight(), int(self.bits), self.per_channel, mode
         )
         self.round_to(scale, zero_point)
 
     def round_to(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
-        """Round the weight to nearest with this scale and zero point, without an offset.
+        """Round the weight to nearest with the given scale and zero point; remove offset and gap.
 
         Args:
             scale, zero_point: (O, 1, ...) or (1, 1, ...).
-            bits: (O, 1, ...) int64 where channels differ; None keeps the present bits.
+            bits: (O, 1, ...) int64 if channels differ; None keeps the current bits.
         """
         bits = self.bits if bits is None else bits
         codes = quantize(self.full_precision_weight(), scale, zero_point, bits)
@@ -92,16 +92,17 @@ class QuantLayer(nn.Module):
         bits: Tensor,
         gap: Tensor | None = None,
     ) -> None:
-        """Take over these codes, of the shape of the weight, without an offset."""
+        """Quantize the weight with the given codes, which have its shape; remove the offset."""
         self.codes, self.scale, self.zero_point, self.bits = codes, scale, zero_point, bits
         self.offset, self.gap = None, gap
         self.quantized = True
 
     def match_moments(self, *, mean: bool, variance: bool = False) -> None:
-        """Give each output channel the mean, and with ``variance`` the spread, of the float weight.
+        """Match the moments of each output channel to the float weight: mean, standard deviation.
 
-        The codes stay. The shift becomes the offset: an integer implementation adds it times the sum
-        of the inputs. The stretch goes into the scale, which must be one per output channel.
+        The codes do not change. The shift becomes the offset: an integer implementation adds it
+        times the sum of the inputs. The stretch multiplies the scale, which must then be one per
+        output channel.
         """
         rounded = dequantize(self.codes, self.scale, self.zero_point)
         stretch, self.offset = moment_correction(
@@ -111,11 +112,11 @@ class QuantLayer(nn.Module):
             self.scale = self.scale * stretch
 
     def shift_bias(self, shift: Tensor) -> None:
-        """Add ``shift``, (O,), to the bias."""
+        """Add ``shift`` (O,) to the bias."""
         self.bias = shift if self.bias is None else self.bias + shift
 
     def effective_weight(self) -> Tensor:
-        """The weight that the layer computes with in its present state."""
+        """The weight that the layer uses in its current state."""
         if not self.quantized:
             return self.full_precision_weight()
         if self.rounding is not None:
@@ -172,18 +173,17 @@ class QuantLinear(QuantLayer):
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes one tensor, with one scale and zero point or with one per channel; the identity
-    until ``quantized`` is set.
+    """Fake-quantizes one tensor, per tensor or per channel; identity until ``quantized`` is set.
 
-    ``num_bits`` is the number of bits, the largest where channels differ. ``is_end`` tells the tensor
-    that feeds the head (or that the stem puts out, where outputs are quantized) from the others. While
-    ``mask`` is set, the elements where it is 0 pass unquantized (QDrop, Wei et al. 2022, section 4.3);
-    used during reconstruction only. The arithmetic is float32 under autocast too.
+    ``num_bits`` is the number of bits, the largest one if channels differ. ``is_end`` is true for
+    the tensor that feeds the head or, if outputs are quantized, for that of the stem. While
+    ``mask`` is set (only during reconstruction), elements with 0 pass unquantized (QDrop, Wei et
+    al. 2022, section 4.3). The arithmetic is float32, also under autocast.
     """
 
     scale: Tensor  # scalar or (1, C, 1, ...), float32
     zero_point: Tensor  # shape of scale, float32 with integer values
-    bits: Tensor  # scalar, or the shape of scale where channels differ; int64
+    bits: Tensor  # scalar, or the shape of scale if channels differ; int64
 
     def __init__(self, bits: int, is_end: bool = False):
         super().__init__()
@@ -203,7 +203,7 @@ class ActivationQuantizer(nn.Module):
         return fake_quantize(x.float(), self.scale, self.zero_point, self.num_bits, self.mask)
 
     def set_qparams(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
-        """Quantize with these from now on; ``bits`` None keeps the present ones."""
+        """Quantize with the given scale and zero point; ``bits`` None keeps the current bits."""
         self.scale, self.zero_point = scale, zero_point
         if bits is not None:
             self.bits = bits

@@ -23,7 +23,7 @@ from quant.network.placement import insert_quantizers_
 from quant.network.units import cut_into_units
 
 FILE_FORMAT = "ptq-quantized-model"
-FILE_VERSION = 2  # 1 had its codes unpacked
+FILE_VERSION = 2  # version 1 stored codes unpacked
 FLOAT_SPEC = QuantSpec(NOT_QUANTIZED, NOT_QUANTIZED)
 UNFOLDED_SPEC = dataclasses.replace(FLOAT_SPEC, fold=False)
 
@@ -33,9 +33,11 @@ logger = logging.getLogger(__name__)
 class QuantModel(nn.Module):
     """A chain of units made from a float network, which stays unchanged.
 
-    A new QuantModel computes in full precision until ``set_state`` or a method says otherwise. It
-    is in evaluation mode: batch norms that could not be folded use their stored statistics.
+    A new QuantModel computes in full precision until ``set_state`` or a method quantizes it. It is
+    in evaluation mode: batch norms that were not folded use their stored statistics.
 
+    Raises:
+        InputError: the network cannot be traced, has no layer to quantize, or cannot be cut.
     """
 
     def __init__(self, model: nn.Module, spec: QuantSpec):
@@ -62,21 +64,19 @@ class QuantModel(nn.Module):
         return list(zip(self.unit_names, self.units, strict=True))
 
     def save(self, path: str | Path, metadata: dict[str, Any]) -> None:
-        """Write codes, scales and everything else that the quantized model is, with ``metadata``
-        beside them.
+        """Write the quantized model (codes, scales, ...) and ``metadata`` to one file.
 
         Args:
-            metadata: plain values (str, int, float, bool, lists, dicts) that tell how to rebuild
-                the network.
+            metadata: plain values (str, int, float, bool, lists, dicts) needed to rebuild the
+                network.
         """
         state, shapes = pack_state(self.state_dict())
         content = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
             "spec": dataclasses.asdict(self.spec),
-            "metadata": json.loads(
-                json.dumps(metadata)
-            ),  # no shared strings: same values, same bytes
+            # Through JSON, so that no string is shared: equal values give equal bytes.
+            "metadata": json.loads(json.dumps(metadata)),
             "state_dict": state,
             "packed": shapes,
         }
@@ -84,8 +84,9 @@ class QuantModel(nn.Module):
 
 
 def bits_by_tensor(model: QuantModel) -> dict[str, dict[str, int | list[int]]]:
-    """The bits of each quantized weight and activation by its name in the network: a number, or a
-    list with one per channel.
+    """The bits of each quantized weight and activation by its name in the network.
+
+    They are a number, or a list with one number per channel.
     """
     return {
         "weights": _bits({k: v for unit in model.units for k, v in quant_layers(unit).items()}),
@@ -96,9 +97,7 @@ def bits_by_tensor(model: QuantModel) -> dict[str, dict[str, int | list[int]]]:
 
 
 def zero_share(network: nn.Module) -> float:
-    """Share of exact zeros among the weights and biases of the convolutions and linear layers,
-    quantized or not.
-    """
+    """Share of exact zeros among weights and biases of all convolutions and linear layers."""
     zeros = total = 0
     for module in network.modules():
         weight = module.effective_weight() if isinstance(module, QuantLayer) else None
@@ -121,8 +120,10 @@ def _bits(parts: Mapping[str, QuantLayer | ActivationQuantizer]) -> dict[str, in
 
 
 def read_quantized_file(path: Path) -> dict[str, Any]:
-    """The content of a file written by ``QuantModel.save``: spec, metadata, state_dict with its codes
-    unpacked.
+    """Read a file written by ``QuantModel.save``.
+
+    Returns:
+        Its content, with ``spec``, ``metadata`` and ``state_dict``, whose codes are unpacked.
 
     Raises:
         InputError: missing, unreadable, or not such a file.
@@ -142,11 +143,13 @@ def read_quantized_file(path: Path) -> dict[str, Any]:
 
 
 def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:
-    """Rebuild the quantized model from ``read_quantized_file`` and a network of the same
-    architecture.
+    """Rebuild the quantized model from a file's content and a network of its architecture.
+
+    Args:
+        content: the result of ``read_quantized_file``.
 
     Raises:
-        InputError: the saved tensors do not fit the network.
+        InputError: the saved tensors do not fit the network, or a scale is not finite and positive.
     """
     restored = QuantModel(model, QuantSpec(**content["spec"]))
     for module in restored.modules():
@@ -170,7 +173,7 @@ def _is_usable(scale: Tensor) -> bool:
 
 
 def set_state(module: nn.Module, *, weights: bool, activations: bool) -> None:
-    """Switch the quantized weights and activations of a model or a unit on or off."""
+    """Switch the quantization of weights and activations of a model or a unit on or off."""
     for layer in quant_layers(module).values():
         layer.quantized = weights
     for quantizer in activation_quantizers(module).values():

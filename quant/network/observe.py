@@ -1,4 +1,4 @@
-"""Looking at the tensors that pass through modules while a network runs."""
+"""Observation of the tensors that pass through modules while a network runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Note = Callable[[nn.Module, Tensor], None]
 
 @contextmanager
 def watch(modules: Iterable[nn.Module], note: Note, outputs: bool = False) -> Iterator[None]:
-    """Call ``note`` with every module that runs in the block and the tensor that it reads.
+    """Call ``note`` with each of the modules that runs in the block, and its input tensor.
 
     Args:
-        outputs: the tensor that it returns instead.
+        outputs: pass the output tensor instead of the input.
     """
 
     def note_input(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -40,12 +40,12 @@ def watch(modules: Iterable[nn.Module], note: Note, outputs: bool = False) -> It
 
 
 class _Reached(Exception):
-    """The module looked for has been reached; what follows it need not run."""
+    """Raised when the module is reached, because the rest of the unit need not run."""
 
 
 @torch.no_grad()
 def input_of(module: nn.Module, unit: nn.Module, inputs: Tensor) -> Tensor:
-    """What ``module`` reads when its unit runs on ``inputs``; nothing after it runs."""
+    """The input of ``module`` when its unit runs on ``inputs``; nothing after it is run."""
     seen: list[Tensor] = []
 
     def stop(_: nn.Module, tensor: Tensor) -> None:

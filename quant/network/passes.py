@@ -1,5 +1,6 @@
-"""What is done to a captured network before quantizers are placed: batch norms folded, identities
-removed, in-place operations made functional.
+"""Passes over a captured network before quantizers are placed.
+
+They fold batch norms, remove identities and make in-place operations functional.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
 def trace(model: nn.Module, fold: bool = True) -> fx.GraphModule:
-    """Capture a copy of ``model``; fold batch norms unless told not to, drop identities, undo in-place
-    operations.
+    """Capture a copy of ``model`` and apply the passes.
+
+    Args:
+        fold: fold batch norms into the layers before them.
 
     Raises:
         InputError: as ``capture``.

@@ -1,6 +1,4 @@
-"""Where quantizers stand: ``insert_quantizers_`` replaces convolutions and linear layers and places the
-activation quantizers.
-"""
+"""Placement of quantizers: quantized layers and activation quantizers in a captured network."""
 
 from __future__ import annotations
 
@@ -62,9 +60,7 @@ RELU_TARGETS = {"relu", F.relu, torch.relu, F.relu6}
 
 
 def is_pooling_or_shape(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node only moves, selects or pools values, so that its input is quantized in its
-    stead.
-    """
+    """Whether the node only moves, selects or pools values; then its input is quantized instead."""
     if node.op == "call_module":
         return isinstance(called_module(network, node), POOLING_MODULES)
     if node.op == "call_method":
@@ -73,7 +69,11 @@ def is_pooling_or_shape(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
-    """Replace the layers by quantized ones and place the activation quantizers where ``spec`` says."""
+    """Replace layers by quantized ones and insert activation quantizers, as given by ``spec``.
+
+    Raises:
+        InputError: the network has no convolution or linear layer.
+    """
     layers = [node for node in network.graph.nodes if is_layer(network, node)]
     if not layers:
         raise InputError("network must have at least one Conv2d or Linear layer, got none")
@@ -96,13 +96,14 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
 
 
 def _weights(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
-    """Each layer, and whether it is an end: it reads the image, or is the last one."""
+    """Each layer, and whether it is an end: it reads the image, or is the last layer."""
     return {node: node is layers[-1] or _is_stem(network, node) for node in layers}
 
 
 def _layer_inputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
-    """Each node that computes what a layer reads, the image left out, in the order of the layers, and
-    whether it feeds the last layer.
+    """Each node that computes the input of a layer, and whether it feeds the last layer.
+
+    The nodes are in the order of the layers, without the image.
     """
     found: dict[fx.Node, bool] = {}
     for node in layers:
@@ -113,7 +114,7 @@ def _layer_inputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Nod
 
 
 def _layer_outputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
-    """Each convolution, or the ReLU that alone reads it, and whether the convolution reads the image."""
+    """Each convolution, or the ReLU that is its only reader, and whether it is the stem's."""
     found: dict[fx.Node, bool] = {}
     for node in layers:
         if not _is_convolution(network, node):
@@ -134,7 +135,7 @@ def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node is a ReLU, or a ReLU6 or another clamp at 0 from below."""
+    """Whether the node is a ReLU, a ReLU6 or another Hardtanh with minimum 0."""
     module = called_module(network, node)
     if isinstance(module, nn.Hardtanh):  # ReLU6 is one
         return module.min_val == 0
@@ -144,9 +145,7 @@ def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The node that computes the values of ``node``, looking through shape-only operations and
-    pooling.
-    """
+    """The node that computes the values of ``node``, before any pooling and reshaping."""
     while is_pooling_or_shape(network, node):
         node = node.all_input_nodes[0]
     return node

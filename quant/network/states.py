@@ -1,4 +1,4 @@
-"""Finished units on disk, so that an interrupted quantization goes on with the next unit."""
+"""Finished units on disk, so that an interrupted quantization resumes with the next unit."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What the quantization of a unit came to; losses are ``reconstruction_loss`` over the
-    calibration images.
+    """Report on the quantization of a unit.
+
+    Losses are ``reconstruction_loss`` over the calibration images.
     """
 
     index: int
     name: str
     loss_nearest: float  # with round-to-nearest weights
-    loss: float  # at the end
+    loss: float  # of the finished unit
     flipped: float  # share of weights not rounded to nearest
     seconds: float
 
 
 class UnitStates:
-    """One file per finished unit in a folder, and the settings under which they were made.
+    """One file per finished unit in a folder, and the settings that produced them.
 
     Args:
-        folder: of the files.
-        settings: everything that decides the outcome; values as JSON holds them.
+        folder: folder of the files.
+        settings: everything that determines the result, as JSON values.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
@@ -50,10 +51,10 @@ class UnitStates:
         self.settings = json.loads(json.dumps(settings))
 
     def require_same_settings(self) -> None:
-        """Check, without writing, that stored units were made under the same settings.
+        """Check, without writing, that the stored units were made with the same settings.
 
         Raises:
-            InputError: they were not; the text names the first setting that differs.
+            InputError: a setting differs (the text names the first), or its file is damaged.
         """
         path = self.folder / SETTINGS_FILE
         if not path.exists():
@@ -68,12 +69,13 @@ class UnitStates:
             if before != now:
                 raise InputError(
                     f"{key} must be {before!r} as in the run to resume, got {now!r} "
-                    "(without --resume the run starts anew)"
+                    "(without --resume the run starts from the beginning)"
                 )
 
     def open(self, resume: bool) -> None:
-        """Make the folder; unless the run is resumed, or it is not known under which settings, forget
-        what was stored.
+        """Create the folder and write the settings.
+
+        Stored units are deleted unless ``resume`` is set and their settings are known.
         """
         if self.folder.exists() and not (resume and (self.folder / SETTINGS_FILE).exists()):
             shutil.rmtree(self.folder)
@@ -81,10 +83,10 @@ class UnitStates:
         write_json(self.folder / SETTINGS_FILE, self.settings)
 
     def restore(self, index: int, unit: nn.Module) -> UnitReport | None:
-        """Put a finished unit back into ``unit``; None, and nothing changes, where none is stored.
+        """Load a finished unit into ``unit``; return None and change nothing if it is not stored.
 
         Raises:
-            InputError: the file is damaged or does not fit.
+            InputError: the file is damaged or does not fit the unit.
         """
         path = self._path(index)
         if not path.exists():
@@ -100,7 +102,7 @@ class UnitStates:
         return report
 
     def save(self, report: UnitReport, unit: nn.Module) -> None:
-        """Store a finished unit; a full disk is logged and costs the resumption only."""
+        """Store a finished unit; a failure is logged, and ``--resume`` then redoes the unit."""
         content = {"report": dataclasses.asdict(report), "state": unit.state_dict()}
         try:
             write_torch_file(self._path(report.index), content)
@@ -108,7 +110,7 @@ class UnitStates:
             logger.warning("unit %d is not stored, --resume will redo it: %s", report.index, error)
 
     def losses(self) -> LossRecord:
-        """The losses that a search has computed so far."""
+        """The losses that a search has stored so far."""
         return LossRecord(self.folder / LOSSES_FILE)
 
     def _path(self, index: int) -> Path:
@@ -116,11 +118,12 @@ class UnitStates:
 
 
 class LossRecord:
-    """What a search without chance asks for, in order, losses mostly: what is known is not computed
-    again, so that an interrupted search goes on where it was.
+    """Results of a deterministic search, mostly losses, in the order in which it requests them.
+
+    Stored results are not computed again, so that an interrupted search continues where it stopped.
 
     Args:
-        path: a line per answer; None keeps nothing.
+        path: file with one line per result; None stores nothing.
 
     Raises:
         InputError: the file is damaged.
@@ -139,15 +142,15 @@ class LossRecord:
                     for line in whole.splitlines()
                 ]
             except ValueError as error:
-                raise InputError(f"{path}: must hold numbers alone, got: {error}") from None
+                raise InputError(f"{path}: must hold only numbers, got: {error}") from None
             path.write_text(whole, encoding="ascii")
 
     def next(self, compute: Callable[[], float]) -> float:
-        """The next answer, one number, known or computed."""
+        """The next result, one number, stored or computed."""
         return self.next_list(lambda: [compute()])[0]
 
     def next_list(self, compute: Callable[[], list[float]]) -> list[float]:
-        """The next answer, several numbers, known or computed."""
+        """The next result, several numbers, stored or computed."""
         if self.asked == len(self.known):
             self.known.append(compute())
             self._store(self.known[-1])
@@ -155,7 +158,7 @@ class LossRecord:
         return self.known[self.asked - 1]
 
     def _store(self, numbers: list[float]) -> None:
-        """Add an answer to the file; a full disk costs the resumption only."""
+        """Append a result to the file; if that fails, log it and store no more."""
         if self.path is None:
             return
         try:

@@ -1,10 +1,9 @@
-"""Cutting a traced network into a chain of units: the blocks that reconstruction optimises one
-after the other.
+"""Cut of a traced network into a chain of units, which reconstruction optimises one by one.
 
-A node is a cut point when its output is the only value still alive after it. Neighbouring pieces
-that belong to the same block module are merged, pieces without weights join their predecessor; only
-the pooling that feeds the head goes with the head, so that the last block is reconstructed before
-its outputs are averaged.
+A node is a cut point if its output is the only value that later nodes use. Adjacent pieces of one
+block module are merged; a piece without weights joins the piece before it. Only the pooling that
+feeds the head joins the head, so that the last block is reconstructed before its outputs are
+averaged.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TUPLE_MAKERS = ("chunk", "split", "tensor_split", "unbind")
 
 @dataclass
 class _Piece:
-    """Consecutive nodes with one value going in and one coming out."""
+    """Consecutive nodes with one input value and one output value."""
 
     nodes: list[fx.Node] = field(default_factory=list)
     block: str | None = None  # the block module whose layers it holds
@@ -31,14 +30,14 @@ class _Piece:
 
 
 def cut_into_units(network: fx.GraphModule, model: nn.Module) -> list[tuple[str, fx.GraphModule]]:
-    """Name and graph of each unit, in order; their composition computes what ``network`` computes.
+    """Name and graph of each unit, in order; their composition equals ``network``.
 
     Args:
         network: traced from ``model``, with or without quantizers; the units share its modules.
-        model: the original network, whose module types tell which ancestor of a layer is its block.
+        model: the original network; its module types determine the block that a layer belongs to.
 
     Raises:
-        InputError: the network has several layers and no place to cut it.
+        InputError: the network has several layers but no cut point.
     """
     pieces = [_describe(network, model, nodes) for nodes in _split_at_cuts(network)]
     layers = sum(is_layer(network, node) for node in network.graph.nodes)
@@ -51,7 +50,7 @@ def cut_into_units(network: fx.GraphModule, model: nn.Module) -> list[tuple[str,
 
 
 def _last_uses(network: fx.GraphModule) -> dict[fx.Node, int]:
-    """Position of the last consumer of each value; the output comes after every operation."""
+    """Position of the last node that uses each value."""
     last: dict[fx.Node, int] = {}
     for position, node in enumerate(network.graph.nodes):
         for source in node.all_input_nodes:
@@ -76,7 +75,7 @@ def _split_at_cuts(network: fx.GraphModule) -> list[list[fx.Node]]:
 
 
 def _makes_several(node: fx.Node) -> bool:
-    """Whether the node's value is a tuple of tensors, which is no activation to reconstruct."""
+    """Whether the value of the node is a tuple of tensors, which cannot be reconstructed."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_function", "call_method") and name in TUPLE_MAKERS
 
@@ -88,7 +87,7 @@ def _describe(network: fx.GraphModule, model: nn.Module, nodes: list[fx.Node]) -
 
 
 def _block_of(layer: str, model: nn.Module) -> str:
-    """The outermost ancestor of the layer that is no container of blocks, or the layer itself."""
+    """The outermost ancestor of the layer that is not a container of blocks, else the layer."""
     parts = layer.split(".")
     for depth in range(1, len(parts)):
         ancestor = ".".join(parts[:depth])
@@ -98,8 +97,9 @@ def _block_of(layer: str, model: nn.Module) -> str:
 
 
 def _is_container(module: nn.Module, model: nn.Module) -> bool:
-    """Whether a module is a row of blocks: ``nn.Sequential``, or a backbone, which holds more than half
-    of all layers and blocks of several of them.
+    """Whether a module is a container of blocks: an ``nn.Sequential`` or a backbone.
+
+    A backbone holds more than half of all layers, and a block of several layers.
     """
     if isinstance(module, nn.Sequential):
         return True
@@ -114,7 +114,7 @@ def _count_layers(module: nn.Module) -> int:
 
 
 def _pooling_to_head(network: fx.GraphModule, pieces: list[_Piece]) -> list[_Piece]:
-    """Join the pooling and reshaping pieces right before the last piece with layers to it."""
+    """Join pieces that only pool or reshape, directly before the last piece with layers, to it."""
     head = max(index for index, piece in enumerate(pieces) if piece.has_layer)
     start = head
     while start > 0 and _only_pools(network, pieces[start - 1]):
@@ -161,7 +161,7 @@ def _subgraph(network: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
 
 
 def _no_cut_text(network: fx.GraphModule) -> str:
-    """Name the operation that reaches back furthest, and what it reaches for."""
+    """Error text that names the value used the longest way back, and the operation that uses it."""
     nodes = list(network.graph.nodes)
     last = _last_uses(network)
     values = [node for node in nodes if node.op not in ("get_attr", "output") and node in last]

@@ -1,1 +1,1 @@
-"""The engine that optimises a unit: what AdaRound, QDrop and PD-Quant share."""
+"""The engine that optimises a unit, shared by AdaRound, QDrop and PD-Quant."""

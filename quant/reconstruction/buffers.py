@@ -18,12 +18,12 @@ from quant.reconstruction.settings import ReconstructionSettings
 
 @dataclass(frozen=True)
 class StepInput:
-    """What one step works on.
+    """Input of one optimisation step.
 
     Attributes:
-        pick: (B,) indices of the images, where the cached activations lie.
-        exponent: of the rounding penalty; None leaves the penalty out.
-        lr: learning rate of the activation steps.
+        pick: (B,) indices of the images, on the device of the cached activations.
+        exponent: exponent of the rounding penalty; None leaves the penalty out.
+        lr: learning rate of the activation step sizes.
     """
 
     pick: Tensor
@@ -35,15 +35,15 @@ class StepBuffers:
     """The buffers of one unit, allocated once and filled before each step.
 
     Args:
-        probabilities: (N, C) of the float network, for the prediction difference; None: it is off.
+        probabilities: (N, C) of the float network, for the prediction difference; None if off.
         generator: draws the masks; on the device of the unit.
 
     Attributes:
         quant_batch, float_batch: (B, ...) inputs from the quantized and the float prefix.
         target: (B, ...) output of the float unit.
-        teacher: (B, C) probabilities; None without the prediction difference.
-        exponent: of the rounding penalty, 0-dimensional.
-        masks: of the activation quantizers; none before ``make_masks``.
+        teacher: (B, C) probabilities of the float network; None without the prediction difference.
+        exponent: exponent of the rounding penalty, 0-dimensional.
+        masks: masks of the activation quantizers; none before ``make_masks``.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class StepBuffers:
         return torch.empty(shape, dtype=cache.dtype, device=self.data.device)
 
     def make_masks(self, shapes: Sequence[torch.Size], memory_format: torch.memory_format) -> None:
-        """Allocate a mask for each of these tensors, which lie in ``memory_format``."""
+        """Allocate a mask for each tensor shape, in the memory format of the tensors."""
         settings, device = self.settings, self.data.device
         self.masks = RandomMasks(shapes, settings.prob, self.generator, device, memory_format)
 
     def mixed_input(self) -> Tensor:
-        """The batch that enters the unit: quantized and float elements mixed by ``input_prob``."""
+        """The input of the unit: elements of quantized and float batch, mixed by ``input_prob``."""
         if self.settings.input_prob == 1.0:
             return self.quant_batch
         return torch.lerp(self.float_batch, self.quant_batch, self.input_masks.masks[0])
 
     def load(self, step: StepInput) -> None:
-        """Fill every buffer for a step."""
+        """Fill all buffers for a step."""
         _gather(self.data.quant_input, step.pick, self.quant_batch)
         if self.settings.input_prob < 1.0:
             _gather(self.data.float_input, step.pick, self.float_batch)

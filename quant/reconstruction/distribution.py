@@ -1,17 +1,20 @@
-"""The distribution correction of PD-Quant: Liu et al., "PD-Quant: Post-Training Quantization based
-on Prediction Difference Metric", CVPR 2023, arXiv:2212.07048, section 3.3.
+"""The distribution correction of PD-Quant.
 
-The float inputs x of a unit are moved, by Adam, to where the inputs of its batch norms have the
-mean and the deviation that training stored, without leaving the first x0 by much:
+Liu et al., "PD-Quant: Post-Training Quantization based on Prediction Difference Metric", CVPR 2023,
+arXiv:2212.07048, section 3.3.
+
+Adam changes the float inputs x of a unit so that the inputs of its batch norms have the mean and
+the standard deviation that were stored in training, while x stays near its first value x0. The
+objective is
 
     sum over batch norms of  mean_b sum_c (mean_hw(in) - mu)^2
                            + mean_b sum_c (sqrt(var_hw(in) + EPS) - sqrt(var + EPS))^2
     + mean_bhw sum_c (x - x0)^2 / lamb_c
 
-The result depends on the float network and the calibration images alone, so it is kept in a folder
-and serves all bit settings. Compared with the published code: no gradient of the weights is
-computed, the anchor's gradient is written down instead of differentiated, and units without batch
-norm are passed over.
+The last term is the anchor. The result depends only on the float network and the calibration
+images, so it is kept in a folder and reused for all bit settings. Differences from the published
+code: no gradient of the weights is computed, the gradient of the anchor is computed in closed form,
+and units without batch norm are left unchanged.
 
 Letters: N images, B images in a batch.
 """
@@ -40,7 +43,7 @@ from quant.network.observe import watch
 EPS = 1e-6
 BATCH = 32
 PLATEAU_FACTOR = 0.1
-PLATEAU_THRESHOLD = 1e-4  # relative gain below which a step does not count as better
+PLATEAU_THRESHOLD = 1e-4  # relative decrease below which a step is no improvement
 MIN_LR = 1e-5
 
 logger = logging.getLogger(__name__)
@@ -48,12 +51,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CorrectionSchedule:
-    """How the inputs are optimised.
+    """Settings of the optimisation of the inputs.
 
     Attributes:
-        lamb_c: divisor of the anchor; small holds the inputs fast.
-        steps: of Adam, per batch.
-        lr: its first learning rate, divided by 10 after ``patience`` steps without gain.
+        lamb_c: divisor of the anchor; the smaller, the closer the inputs stay to their first value.
+        steps: steps of Adam per batch.
+        lr: initial learning rate, divided by 10 after ``patience`` steps without improvement.
     """
 
     lamb_c: float
@@ -69,10 +72,10 @@ class InputCorrection:
     """Corrected inputs of all units of one network on one set of calibration images.
 
     Args:
-        network: the float network, its batch norms unfolded.
+        network: the float network, with batch norms not folded.
         images: (N, channels, height, width) calibration images.
-        folder: where the corrected inputs are kept; None keeps nothing.
-        device: where to compute.
+        folder: folder that keeps the corrected inputs; None keeps nothing.
+        device: device of the computation.
     """
 
     def __init__(
@@ -90,22 +93,21 @@ class InputCorrection:
             self.folder = folder / f"distribution_{_key(self.chain, images, schedule)}"
 
     def unit(self, index: int, name: str) -> nn.Module | None:
-        """The float unit with its batch norms; None where it has none and nothing is corrected.
+        """The float unit with its batch norms; None if it has none, so that nothing is corrected.
 
         Raises:
-            InputError: the unfolded network falls into other units than the folded one.
+            InputError: the network is cut into other units with its batch norms than without.
         """
         if self.chain.unit_names[index : index + 1] != [name]:
             raise InputError(
-                f"network must fall into the same units with and without batch norms for the distribution "
-                f"correction, got none named {name!r} at place {index}"
+                "network must be cut into the same units with and without batch norms for the "
+                f"distribution correction, got none named {name!r} at place {index}"
             )
         unit = self.chain.units[index]
         return unit if _norms(unit) else None
 
     def corrected(self, index: int, name: str, inputs: Tensor) -> Tensor:
-        """The corrected form of ``inputs`` (N, ...), the float inputs of the unit ``index``; from
-        the folder where it has been made before.
+        """Correct the float inputs (N, ...) of unit ``index``, or read the result from the folder.
 
         Raises:
             RunError: the objective is not finite.
@@ -128,8 +130,9 @@ class InputCorrection:
         except RunError as error:
             raise RunError(f"unit {index} {name}: {error}") from None
         logger.info(
-            "unit %d: distribution correction moved its inputs by %.1f %%, %.1f s",
-            *(index, 100 * float((found - inputs).norm() / inputs.norm())),
+            "unit %d: distribution correction changed its inputs by %.1f %%, %.1f s",
+            index,
+            100 * float((found - inputs).norm() / inputs.norm()),
             time.perf_counter() - start,
         )
         return found
@@ -140,12 +143,14 @@ def _keep(path: Path, inputs: Tensor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_torch_file(path, inputs.cpu())
     except OSError as error:
-        logger.warning("corrected inputs are not kept for other runs: %s", error)
+        logger.warning("corrected inputs are not kept for later runs: %s", error)
 
 
 def _key(chain: QuantModel, images: Tensor, schedule: CorrectionSchedule) -> str:
-    """16 hex digits that change with the network, the images, the schedule and what decides the bits
-    of sums: device, version, threads.
+    """16 hex digits that identify network, images, schedule and machine.
+
+    The machine counts by device type, torch version and number of threads, which affect the
+    rounding of sums.
     """
     machine = (chain.device.type, torch.__version__, torch.get_num_threads())
     digest = hashlib.sha256(repr((schedule, machine)).encode())
@@ -166,7 +171,7 @@ def _norms(unit: nn.Module) -> list[nn.BatchNorm2d]:
 def correct_inputs(
     unit: nn.Module, inputs: Tensor, schedule: CorrectionSchedule, device: torch.device
 ) -> Tensor:
-    """Correct (N, ...) ``inputs`` of a float unit batch by batch; the result lies where they lie.
+    """Correct (N, ...) ``inputs`` of a float unit batch by batch; the result is on their device.
 
     Raises:
         RunError: the objective is not finite.
@@ -199,7 +204,7 @@ def _correct_batch(unit: nn.Module, first: Tensor, schedule: CorrectionSchedule)
 
 
 def objective(unit: nn.Module, inputs: Tensor, first: Tensor, lamb_c: float) -> float:
-    """What the correction lowers, at ``inputs``; ``first`` are the uncorrected ones."""
+    """Value of the objective at ``inputs``; ``first`` are the uncorrected inputs."""
     probe = inputs.clone().requires_grad_(True)
     return float(_objective_and_gradient(unit, probe, first, lamb_c))
 
@@ -207,7 +212,7 @@ def objective(unit: nn.Module, inputs: Tensor, first: Tensor, lamb_c: float) -> 
 def _objective_and_gradient(
     unit: nn.Module, inputs: Tensor, first: Tensor, lamb_c: float
 ) -> Tensor:
-    """Value of the objective; its gradient goes to ``inputs.grad``."""
+    """Return the value of the objective and store its gradient in ``inputs.grad``."""
     inputs.grad = None
     with torch.enable_grad(), _distances(unit) as distances:
         unit(inputs)
@@ -222,7 +227,7 @@ def _objective_and_gradient(
 
 @contextmanager
 def _distances(unit: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the statistics distance at each batch norm while the unit runs."""
+    """Yield a list that collects the statistics distance at each batch norm of a running unit."""
     distances: list[Tensor] = []
 
     def note(norm: Any, tensor: Tensor) -> None:
@@ -234,9 +239,10 @@ def _distances(unit: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class _StatisticsDistance(torch.autograd.Function):
-    """Squared distance of each image's channel means and deviations from the stored ones, summed
-    over channels, averaged over images; the gradient is one affine function of the input per image
-    and channel.
+    """Squared distance of channel means and standard deviations from the stored ones.
+
+    It is summed over channels and averaged over images. The gradient is an affine function of the
+    input for each image and channel.
     """
 
     @staticmethod

@@ -1,13 +1,13 @@
-"""The engine that optimises a unit: learned rounding and learned activation steps, jointly.
+"""The engine that optimises a unit: learned rounding and learned activation step sizes, jointly.
 
 Published form: BRECQ (Li et al., ICLR 2021, arXiv:2102.05426, section 3.2) for the blocks, AdaRound
-for the rounding, LSQ (Esser et al., ICLR 2020, arXiv:1902.08153) for the steps, QDrop (Wei et al.,
-ICLR 2022, arXiv:2203.05740) for the joint loop and the mixing. Compared with the code of QDrop and
-PD-Quant; where it departs from them:
+for the rounding, LSQ (Esser et al., ICLR 2020, arXiv:1902.08153) for the step sizes, QDrop (Wei et
+al., ICLR 2022, arXiv:2203.05740) for the joint loop and the mixing. Differences from the code of
+QDrop and PD-Quant:
 
-* Inputs and targets are cached unit by unit, so no prefix is ever run again.
+* Inputs and targets are cached unit by unit, so that no prefix is run again.
 * Scales of activations are kept positive after every step (as in QDrop, unlike PD-Quant).
-* A quantizer that sees no gradient has no trainable step.
+* A quantizer that gets no gradient has no trainable step size.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from quant.reconstruction.settings import ReconstructionSettings
 from quant.reconstruction.step import UnitStep, cosine
 from quant.reconstruction.trainable import TrainableUnit
 
-CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps between looks at the loss; on a GPU each look waits
+CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps between checks of the loss, which make a GPU wait
 
 
 class ReconstructionMethod(BaseQuantizationMethod):
-    """What the methods share that reconstruct unit by unit; they differ in their settings."""
+    """Base class of the methods that reconstruct unit by unit; they differ in their settings."""
 
     settings_class = ReconstructionSettings
     beats_rtn = True
@@ -43,7 +43,7 @@ class ReconstructionMethod(BaseQuantizationMethod):
 
 
 class _Refiner:
-    """Reconstructs each unit of a task, with the terms of PD-Quant that the settings switch on."""
+    """Reconstructs each unit of a task, with the terms of PD-Quant that the settings enable."""
 
     def __init__(self, task: Task, settings: ReconstructionSettings):
         self.settings = settings
@@ -86,8 +86,10 @@ def reconstruct_unit(
     settings: ReconstructionSettings,
     prediction: PredictionDifference | None = None,
 ) -> None:
-    """Optimise the roundings and activation steps of a nearest-rounded unit in place, then round
-    hard.
+    """Optimise rounding and activation step sizes of a unit in place, then round hard.
+
+    The unit must have been initialised by rounding to nearest. Without layers and quantizers, or
+    with ``iters_w`` 0, nothing changes.
 
     Raises:
         RunError: the loss is not finite.
@@ -119,8 +121,9 @@ def _optimise(
 
 
 def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:
-    """The exponent falls linearly from ``b_start`` at the end of the warm-up to ``b_end`` at the
-    last step.
+    """Exponent of the rounding penalty at ``step``, from 1.
+
+    It falls linearly from ``b_start`` at the end of the warm-up to ``b_end`` at the last step.
     """
     start = settings.warmup * settings.iters_w
     left = 1.0 - (step - start) / max(settings.iters_w - start, 1.0)
@@ -130,7 +133,7 @@ def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:
 def _draw_batches(
     data: UnitData, settings: ReconstructionSettings, generator: torch.Generator
 ) -> Tensor:
-    """Image indices of every step, with replacement: (steps, batch), where the cache lies."""
+    """Draw image indices with replacement: (steps, batch) int64, on the device of the cache."""
     shape = (settings.iters_w, settings.batch_size_recon)
     count = len(data.quant_input)
     picks = torch.randint(count, shape, generator=generator, device=data.device)

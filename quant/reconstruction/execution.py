@@ -1,4 +1,4 @@
-"""Ways to run an optimisation step other than plainly: compiled, or captured as CUDA graphs."""
+"""Faster ways to run an optimisation step: compiled, or captured as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-EAGER_STEPS = 3  # before a capture, so that libraries and caches are warm
+EAGER_STEPS = 3  # before a capture, to warm up libraries and caches
 
 logger = logging.getLogger(__name__)
 
 
 class Compiled:
-    """``torch.compile`` of the loss of one unit, given up with a log line when it fails.
+    """The loss of one unit compiled by ``torch.compile``; if that fails, the plain loss is used.
 
-    What was compiled for the unit before is forgotten: its guards would only be in the way.
+    A failure is logged. Code compiled for the previous unit is discarded first.
     """
 
     def __init__(self, function: Callable[[bool], Tensor]):
@@ -37,8 +37,9 @@ class Compiled:
 
 
 class Graphs:
-    """The update captured as CUDA graphs, one with and one without the rounding penalty, given up
-    with a log line when a capture fails.
+    """The update captured as CUDA graphs, one with and one without the rounding penalty.
+
+    If a capture fails, the failure is logged and the plain update is used.
     """
 
     def __init__(self, update: Callable[[bool], None], device: torch.device):
@@ -69,7 +70,7 @@ class Graphs:
             self.graphs[with_penalty].replay()
 
     def _run_aside(self, with_penalty: bool) -> None:
-        """An eager step on the stream that captures later, as CUDA asks for."""
+        """Run an eager step on the stream that is used for the capture, as CUDA requires."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream), warnings.catch_warnings():
             warnings.filterwarnings(
@@ -84,7 +85,7 @@ class Graphs:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.update(with_penalty)
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # a failed capture may leave its own current
+            torch.cuda.set_stream(stream)  # a failed capture may leave its own stream current
             torch.cuda.synchronize()
             logger.warning("CUDA graph given up for this unit: %s", _first_line(error))
             self.failed = True

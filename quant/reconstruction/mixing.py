@@ -1,5 +1,6 @@
-"""QDrop's random masks: drawn before each step into fixed buffers, so that the step itself holds no
-random draw (which is what lets it be compiled or captured in a CUDA graph).
+"""QDrop's random masks, drawn into fixed buffers before each step.
+
+Thus the step itself draws no random numbers and can be compiled or captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ALIGNMENT = 16  # elements: the views of one buffer start at whole cache lines
+ALIGNMENT = 16  # elements; each view of the buffer starts at a cache line
 
 
 class RandomMasks:
     """Masks of ones with probability ``prob``, else zeros, for tensors of the given shapes.
 
-    The masks are cut from 64-bit draws, in a tenth of the time of ``bernoulli_``: a byte an element
-    where that gives the probability exactly, else two, which give it to 1 / 65536. They are kept in
-    floats, with which a CPU multiplies 25 times as fast as with bools.
+    The masks are cut from 64-bit random numbers, in a tenth of the time of ``bernoulli_``: one byte
+    per element if that represents the probability exactly, else two bytes (accurate to 1 / 65536).
+    They are stored as floats, by which a CPU multiplies 25 times as fast as by bools.
 
     Args:
-        shapes: of the masks; ``masks`` has one view for each.
-        prob: share of ones.
-        generator: lies on ``device``.
-        memory_format: order in memory of the 4-dimensional masks, that of the tensors they go with.
+        shapes: shapes of the masks; ``masks`` holds one view for each.
+        prob: probability of a one.
+        generator: must be on ``device``.
+        memory_format: memory format of the 4-dimensional masks, as of the tensors that they mask.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class RandomMasks:
         ]
 
     def draw(self) -> None:
-        """Fill all masks anew."""
+        """Draw all masks again."""
         if not self.masks or self.always:
             return
         self.words.random_(-(2**63), 2**63 - 1, generator=self.generator)

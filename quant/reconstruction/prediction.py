@@ -1,9 +1,12 @@
-"""The prediction difference of PD-Quant: Liu et al., "PD-Quant: Post-Training Quantization based on
-Prediction Difference Metric", CVPR 2023, arXiv:2212.07048, section 3.2.
+"""The prediction difference of PD-Quant.
+
+Liu et al., "PD-Quant: Post-Training Quantization based on Prediction Difference Metric", CVPR 2023,
+arXiv:2212.07048, section 3.2.
 
     KL(softmax(o_float / T) || softmax(o_quantized / T)) / lamb_r, averaged over the batch
 
-where o_quantized are the logits when the unit is quantized and everything behind it is float.
+where o_quantized are the logits of the network quantized up to the unit and float after it.
+
 Letters: N images, B images in a batch, C classes.
 """
 
@@ -19,8 +22,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """Temperature T of the probabilities (there is no factor T^2), and ``lamb_r``, by which the
-    difference is divided: small means a strong term.
+    """Settings of the prediction difference.
+
+    Attributes:
+        temperature: T; there is no factor T^2.
+        divisor: ``lamb_r``; the smaller, the stronger the term.
     """
 
     temperature: float
@@ -32,7 +38,7 @@ class PredictionDifference:
 
     Args:
         probabilities: (N, C) of the float network on the calibration images, at the temperature.
-        tail: the float units behind the unit; none behind the last.
+        tail: the float units after the unit; empty for the last unit.
     """
 
     def __init__(
@@ -43,8 +49,11 @@ class PredictionDifference:
         self.settings = settings
 
     def term(self, output: Tensor, probabilities: Tensor) -> Tensor:
-        """The weighted difference for ``output`` of the unit, of which ``probabilities`` (B, C) are
-        the float ones.
+        """The weighted difference, 0-dimensional.
+
+        Args:
+            output: (B, ...) output of the unit.
+            probabilities: (B, C) of the float network on the same images.
         """
         logits = self.tail(output).float()
         guess = torch.log_softmax(logits / self.settings.temperature, 1)

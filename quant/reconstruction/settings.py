@@ -11,10 +11,9 @@ from quant.reconstruction.distribution import CorrectionSchedule
 from quant.reconstruction.prediction import PredictionSettings
 from quant.settings import RangeSettings, setting
 
-MIN_TRAVEL = (
-    3.0  # learning rate times iterations below which some rounding variables cannot saturate
-)
-LAMB_R, TEMPERATURE, LAMB_C = 0.1, 4.0, 0.02  # of PD-Quant, where a term is on without them
+# Learning rate times iterations below which some rounding variables cannot reach 0 or 1.
+MIN_TRAVEL = 3.0
+LAMB_R, TEMPERATURE, LAMB_C = 0.1, 4.0, 0.02  # of PD-Quant, for terms that are on without them
 FAST_CORRECTION, PUBLISHED_CORRECTION = (100, 5e-3), (500, 1e-3)  # steps and learning rate
 ABOVE_ZERO: dict[str, Any] = {"low": 1e-9, "high": 1e9, "must": "above 0 (1e-9..1e9)"}
 PROB_HELP = "probability that an activation inside the unit is quantized in a step"
@@ -28,12 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReconstructionSettings(RangeSettings):
-    """Settings of the joint reconstruction; defaults of the QDrop code except for the
-    probabilities.
-    """
+    """Settings of the reconstruction; defaults as in QDrop's code except for the probabilities."""
 
-    iters_w: int = setting(20000, "optimisation steps per unit", low=0, high=10**9)
-    batch_size_recon: int = setting(32, "images per optimisation step", low=1, high=10**6)
+    iters_w: int = setting(20000, "number of optimisation steps per unit", low=0, high=10**9)
+    batch_size_recon: int = setting(32, "number of images per optimisation step", low=1, high=10**6)
     weight: float = setting(0.01, "weight of the rounding penalty in the loss", low=0, high=10**6)
     b_start: float = setting(
         20.0, "exponent of the rounding penalty right after the warm-up", low=0, high=1000
@@ -42,11 +39,11 @@ class ReconstructionSettings(RangeSettings):
         2.0, "exponent of the rounding penalty at the last step", low=0, high=1000
     )
     warmup: float = setting(
-        0.2, "fraction of the steps that run before the rounding penalty is added", low=0, high=1
+        0.2, "fraction of the steps before the rounding penalty is added", low=0, high=1
     )
     lr: float = setting(
         4e-5,
-        "learning rate of the activation step sizes; it falls to 0 along half a cosine",
+        "initial learning rate of the activation step sizes; it falls to 0 along half a cosine",
         low=0,
         high=1000,
     )
@@ -62,11 +59,12 @@ class ReconstructionSettings(RangeSettings):
         **ABOVE_ZERO,
     )
     dc_steps: int | None = setting(
-        None, "distribution correction: steps per batch", low=1, high=10**9
+        None, "distribution correction: number of steps per batch", low=1, high=10**9
     )
     dc_fast: bool = setting(
         True,
-        "distribution correction: 100 steps at learning rate 5e-3 instead of 500 at 1e-3 (published)",
+        "distribution correction: use 100 steps at learning rate 5e-3 "
+        "(off: 500 at 1e-3, as published)",
     )
     amp: str = setting(
         "off", "precision of the units during reconstruction", choices=("off", "bf16")
@@ -81,30 +79,32 @@ class ReconstructionSettings(RangeSettings):
         travel = self.lr_round * self.iters_w
         if 0 < travel < MIN_TRAVEL:
             logger.warning(
-                "lr_round * iters_w = %.3g is below %g: some rounding variables cannot reach 0 or 1, "
-                "and the final rounding is a jump; raise lr_round to %.2g",
-                *(travel, MIN_TRAVEL, MIN_TRAVEL / self.iters_w),
+                "lr_round * iters_w = %.3g is below %g: some rounding variables cannot reach 0 or "
+                "1, and the final rounding changes the loss; raise lr_round to %.2g",
+                travel,
+                MIN_TRAVEL,
+                MIN_TRAVEL / self.iters_w,
             )
 
     def _refuse_unused(self, name: str, value: Any) -> None:
         if value is not None and self.correction is None:
             raise InputError(
                 f"{name} must be left out while the distribution correction is off, got {value} "
-                "(lamb_c or bn_lr switch it on)"
+                "(lamb_c or bn_lr turns it on)"
             )
 
     @property
     def prediction(self) -> PredictionSettings | None:
-        """The prediction difference; None: it is off."""
+        """Settings of the prediction difference; None if it is off."""
         if self.T is None and self.lamb_r is None:
             return None
         return PredictionSettings(self.T or TEMPERATURE, self.lamb_r or LAMB_R)
 
     @property
     def correction(self) -> CorrectionSchedule | None:
-        """How the distribution correction proceeds; None: it is off.
+        """Schedule of the distribution correction; None if it is off.
 
-        A number of steps or a learning rate that is given takes the other from the published
+        If only one of steps and learning rate is given, the other is that of the published
         schedule.
         """
         if self.lamb_c is None and self.bn_lr is None:

@@ -24,12 +24,12 @@ from quant.reconstruction.trainable import TrainableUnit
 
 
 class UnitStep:
-    """The step of one unit: its loss, its optimisers and the way in which it is run.
+    """The optimisation step of one unit: its loss, its optimisers and how it is run.
 
     Args:
         trainable: the unit, made trainable.
         generator: draws the masks; on the device of the unit.
-        prediction: the term of PD-Quant; None: it is off.
+        prediction: the prediction difference of PD-Quant; None if it is off.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class UnitStep:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The order in memory in which the unit computes."""
+        """The memory format of the unit's tensors."""
         is_image = self.data.quant_input.dim() == 4
         return (
             torch.channels_last
@@ -72,7 +72,7 @@ class UnitStep:
 
     @torch.no_grad()
     def _quantizer_shapes(self) -> list[torch.Size]:
-        """Shape of the tensor that each quantizer of the unit sees in a step."""
+        """Shape of the input of each quantizer of the unit in a step."""
         shapes: dict[nn.Module, torch.Size] = {}
 
         def note(quantizer: nn.Module, tensor: Tensor) -> None:
@@ -95,7 +95,7 @@ class UnitStep:
             self.optimizers.append(self.scale_optimizer)
 
     def run(self, step: StepInput) -> None:
-        """Make one step."""
+        """Run one step."""
         self.load(step)
         with_penalty = step.exponent is not None
         if self._graphs is not None:
@@ -114,28 +114,29 @@ class UnitStep:
         self._compiled = self._graphs = None
 
     def check(self) -> None:
-        """Look at the losses so far.
+        """Check the losses of all steps so far.
 
         Raises:
-            RunError: one was not finite; the text names unit and iteration.
+            RunError: a loss was not finite; the text names unit and iteration.
         """
         bad = int(self._first_bad)
         if bad:
             raise RunError(
-                f"loss of unit {self.data.index} {self.data.name} must be finite, got NaN or infinity "
-                f"at iteration {bad}; a lower lr or lr_round may help"
+                f"loss of unit {self.data.index} {self.data.name} must be finite, got NaN or "
+                f"infinity at iteration {bad}; a lower lr or lr_round may help"
             )
 
     def _unit_input(self, mixed: Tensor) -> Tensor:
-        """The batch that goes through the unit: with the prediction difference, the mixed one and then
-        the unmixed one.
+        """The input of the unit.
+
+        With the prediction difference it is the mixed batch, followed by the unmixed one.
         """
         if self.prediction is not None:
             mixed = torch.cat([mixed, self.buffers.quant_batch])
         return mixed.contiguous(memory_format=self.memory_format)
 
     def loss(self, with_penalty: bool) -> Tensor:
-        """Loss of the batch in the buffers: 0-dimensional float32."""
+        """Loss of the batch in the buffers, 0-dimensional float32."""
         buffers = self.buffers
         mixed = buffers.mixed_input()
         enabled = self.settings.amp != "off"
@@ -165,5 +166,5 @@ class UnitStep:
 
 
 def cosine(step: int, steps: int, start: float) -> float:
-    """Learning rate of step 1..``steps``: half a cosine from ``start`` towards 0."""
+    """Learning rate of step 1 to ``steps``: half a cosine from ``start`` towards 0."""
     return 0.5 * start * (1.0 + math.cos(math.pi * (step - 1) / steps))

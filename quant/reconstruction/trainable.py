@@ -1,4 +1,4 @@
-"""A unit while it is optimised: rounded softly, with step sizes that take gradients."""
+"""A unit while it is optimised: soft rounding, and step sizes that require gradients."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from quant.network.model import activation_quantizers, quant_layers
 
 
 class TrainableUnit:
-    """Makes a nearest-rounded unit trainable while the block runs, and rounds it hard at the end.
+    """Makes a quantized unit trainable while the block runs, and rounds it hard at the end.
 
     Attributes:
-        roundings: of the weights; ``logits`` of each is trained.
-        quantizers: of the activations; ``scale`` of each is trained.
+        roundings: soft roundings of the weights; their ``logits`` are trained.
+        quantizers: activation quantizers; their ``scale`` is trained.
     """
 
     def __init__(self, unit: nn.Module):
@@ -55,7 +55,7 @@ class TrainableUnit:
         return bool(self.layers or self.quantizers)
 
     def set_masks(self, masks: Sequence[Tensor]) -> None:
-        """Let pass unquantized, from now on, what the masks have zeros for; one mask per quantizer."""
+        """Set one mask per quantizer; elements with 0 then pass unquantized."""
         for quantizer, mask in zip(self.quantizers, masks, strict=True):
             quantizer.mask = mask
 
@@ -65,6 +65,6 @@ class TrainableUnit:
 
     @torch.no_grad()
     def keep_positive(self) -> None:
-        """Bring the steps of the activations back above zero."""
+        """Clamp the step sizes of the activations to positive values."""
         for quantizer in self.quantizers:
             quantizer.scale.clamp_(min=MIN_SCALE)

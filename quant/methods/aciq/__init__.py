@@ -1,4 +1,4 @@
-"""ACIQ-Mix: analytic clipping, bits shared among channels, corrected weights."""
+"""ACIQ-Mix: analytic clipping, bit allocation among channels, bias correction."""
 
 from quant.methods.aciq.method import AciqMix
 

@@ -1,10 +1,11 @@
-"""Clip values that minimise the expected quantization error of a Laplace or Gauss density: Banner et
-al., "Post training 4-bit quantization of convolutional networks for rapid-deployment", NeurIPS 2019,
-arXiv:1810.05723, section 2.
+"""Clipping values that minimise the expected quantization error of a Laplace or Gauss density.
 
-All clips are multiples of the density's scale: Laplace's b = E|x - mu|, Gauss's standard deviation.
-``one_sided`` means that the density is cut at its centre by a ReLU and only the positive half is
-kept, with all codes for it.
+Banner et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment",
+NeurIPS 2019, arXiv:1810.05723, section 2.
+
+All clipping values are multiples of the density's scale: b = E|x - mu| for Laplace, the standard
+deviation for Gauss. ``one_sided`` means that a ReLU cuts the density at its centre, and all codes
+are used for the positive half.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ import scipy
 
 PRIORS = ("laplace", "gauss")
 TABLES = ("exact", "paper")
-EXACT_BITS = 3  # above, the paper's clip loses less than 0.3 % of the error
-WIDEST = 40.0  # no optimal clip of up to 16 bits is wider
+EXACT_BITS = 3  # above these, the paper's clip has less than 0.3 % more error
+WIDEST = 40.0  # upper bound of all optimal clips up to 16 bits
 
 Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @cache
 def clip_factor(prior: str, bits: int, one_sided: bool, table: str) -> float:
-    """The clip, in multiples of the density's scale.
+    """The clipping value, in multiples of the density's scale.
 
     Args:
-        prior: one of PRIORS.
+        prior: one of ``PRIORS``.
         bits: at least 1.
-        table: ``paper``: the stationary point of the paper's error model, 2^bits cells;
-            ``exact``: up to EXACT_BITS bits the minimum for the grid in use, 2^bits points with both
-            ends on the clip; the paper's above.
+        table: ``paper`` takes the stationary point of the paper's error model, with 2^bits cells;
+            ``exact`` takes, up to ``EXACT_BITS`` bits, the minimum for the quantizer in use, 2^bits
+            points with both ends on the clip, and above the value of the paper.
     """
     if table == "exact" and bits <= EXACT_BITS:
         return exact_clip(prior, bits, one_sided)
@@ -41,12 +42,14 @@ def clip_factor(prior: str, bits: int, one_sided: bool, table: str) -> float:
 
 
 def paper_clip(prior: str, bits: int, one_sided: bool) -> float:
-    """Where the derivative of the paper's error is zero: with c = 3 * 4^bits, the root of
+    """The clipping value at which the derivative of the paper's error is zero.
 
-    u * exp(u) = c for Laplace, which is Lambert's W0(c); of
-    sqrt(2 / pi) * exp(-u^2 / 2) = u * (erfc(u / sqrt 2) + 1 / c) for Gauss.
+    With c = 3 * 4^bits, it is the root u of
 
-    One side alone has the cells of both, which is one bit more.
+        u * exp(u) = c    for Laplace, which is Lambert's W0(c),
+        sqrt(2 / pi) * exp(-u^2 / 2) = u * (erfc(u / sqrt(2)) + 1 / c)    for Gauss.
+
+    A one-sided density has all cells on one side, which counts as one bit more.
     """
     c = 3.0 * 4.0 ** (bits + one_sided)
     if prior == "laplace":
@@ -59,7 +62,7 @@ def paper_clip(prior: str, bits: int, one_sided: bool) -> float:
 
 
 def exact_clip(prior: str, bits: int, one_sided: bool) -> float:
-    """The clip with the least ``expected_error``, found numerically."""
+    """The clipping value with the smallest ``expected_error``, found numerically."""
     result = scipy.optimize.minimize_scalar(
         lambda clip: expected_error(prior, bits, one_sided, clip),
         bounds=(0.05, WIDEST),
@@ -70,8 +73,10 @@ def exact_clip(prior: str, bits: int, one_sided: bool) -> float:
 
 
 def expected_error(prior: str, bits: int, one_sided: bool, clip: float) -> float:
-    """E (x - Q(x))^2 over the positive half of the density, for Q with 2^bits points whose ends lie
-    on the clip: 0 and ``clip`` where one-sided, else -``clip`` and ``clip``.
+    """E (x - Q(x))^2 over the positive half of the density.
+
+    The first and the last of the 2^bits points of Q are 0 and ``clip`` if one-sided, else
+    -``clip`` and ``clip``.
     """
     step = clip / (2**bits - 1) * (1 if one_sided else 2)
     points = np.arange(clip, -step / 4, -step)[::-1]
@@ -81,7 +86,7 @@ def expected_error(prior: str, bits: int, one_sided: bool, clip: float) -> float
 
 
 def _cells(tail: np.ndarray) -> np.ndarray:
-    """Moments between neighbouring edges, from those above each edge."""
+    """Moments between adjacent edges, from the moments above each edge."""
     return tail - np.append(tail[1:], 0.0)
 
 

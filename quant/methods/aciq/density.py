@@ -1,4 +1,4 @@
-"""What the analytic methods know of an activation: its moments, taken before its ReLU."""
+"""Moments of activations, measured before their ReLU."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Batches = Iterator[dict[fx.Node, Tensor]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the values of an activation quantizer come from."""
+    """The nodes that compute the input of an activation quantizer."""
 
     quantizer: ActivationQuantizer
-    output: fx.Node  # what the quantizer reads
-    before: fx.Node  # what the ReLU reads that makes it; without a ReLU the same
+    output: fx.Node  # input of the quantizer
+    before: fx.Node  # input of the ReLU that computes ``output``; without a ReLU the same node
 
     @property
     def has_relu(self) -> bool:
@@ -32,11 +32,13 @@ class Source:
 
 @dataclass
 class Density:
-    """Moments of an activation over images and positions, float64: each () for the tensor or
-    (1, C, 1, ...) for its channels.
+    """Moments of an activation over images and positions.
 
-    ``one_sided`` means that nothing is negative. Behind a ReLU the centre and the deviations are
-    those of what it reads; of other one-sided values they are those of the positive ones around 0.
+    Each is float64, () for the tensor or (1, C, 1, ...) for its channels.
+
+    ``one_sided`` means that no value is negative. After a ReLU, centre and deviations are those of
+    the input of the ReLU. For other one-sided activations the centre is 0, and the deviations are
+    those of the positive values.
     """
 
     one_sided: bool
@@ -48,7 +50,7 @@ class Density:
     deviation: Tensor  # standard deviation
 
     def scale(self, prior: str) -> Tensor:
-        """What the clips of a prior (quant.clipping.PRIORS) are multiples of."""
+        """The scale that multiplies the clipping values of a prior (``clipping.PRIORS``)."""
         return self.mean_deviation if prior == "laplace" else self.deviation
 
 
@@ -67,7 +69,7 @@ def find_sources(unit: fx.GraphModule) -> list[Source]:
 def watch(
     unit: fx.GraphModule, sources: list[Source], inputs: Tensor, device: torch.device
 ) -> Batches:
-    """Run the unit in batches; for each give what the sources' nodes computed."""
+    """Run the unit in batches; yield for each batch the values of the nodes in ``sources``."""
     nodes = {node for source in sources for node in (source.output, source.before)}
     for batch in inputs.split(FORWARD_BATCH):
         watcher = _Watcher(unit, nodes)
@@ -77,7 +79,7 @@ def watch(
 
 
 class _Watcher(fx.Interpreter):
-    """Keeps the values of some nodes."""
+    """An interpreter that keeps the values of some nodes."""
 
     def __init__(self, unit: fx.GraphModule, nodes: set[fx.Node]):
         super().__init__(unit)
@@ -94,8 +96,10 @@ class _Watcher(fx.Interpreter):
 def measure_densities(
     unit: fx.GraphModule, inputs: Tensor, device: torch.device, per_channel: bool
 ) -> dict[ActivationQuantizer, Density]:
-    """Run the unit, in its present state, twice over (N, ...) inputs and measure what reaches each
-    quantizer.
+    """Measure the input of each quantizer of a unit in its current state.
+
+    Args:
+        inputs: (N, ...); the unit runs over them twice.
     """
     sources = find_sources(unit)
     densities: dict[ActivationQuantizer, Density] = {}
@@ -113,7 +117,7 @@ def measure_densities(
 
 
 class _Ends:
-    """Ends and means, from sums over batches."""
+    """Minimum, maximum and means, accumulated over batches."""
 
     def __init__(self, per_channel: bool):
         self.per_channel = per_channel
@@ -133,7 +137,7 @@ class _Ends:
 
 
 class _Spread:
-    """Deviations from the centre, from sums over batches."""
+    """Deviations from the centre, accumulated over batches."""
 
     def __init__(self, ends: _Ends, has_relu: bool):
         self.per_channel = ends.per_channel
@@ -168,7 +172,7 @@ class _Spread:
 
 
 def reduced(x: Tensor, per_channel: bool) -> dict[str, Any]:
-    """Arguments of a reduction of ``x`` to (), or to (1, C, 1, ...) per channel."""
+    """Arguments that reduce ``x`` to (), or to (1, C, 1, ...) per channel."""
     if not per_channel:
         return {"dim": tuple(range(x.dim())), "keepdim": False}
     return {"dim": tuple(dim for dim in range(x.dim()) if dim != 1), "keepdim": True}

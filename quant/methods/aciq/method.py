@@ -1,14 +1,17 @@
-"""ACIQ with bit allocation ("ACIQ-Mix"): Banner et al., "Post training 4-bit quantization of
-convolutional networks for rapid-deployment", NeurIPS 2019, arXiv:1810.05723.
+"""ACIQ with bit allocation ("ACIQ-Mix").
 
-Activation ranges are clipped where a Laplace or Gauss density fitted to the float network's
-activations loses least (section 2), channels share the bits of their layer by their spread (section
-3), and the moments of the weights are corrected (section 4). Nothing is optimised.
+Banner et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment",
+NeurIPS 2019, arXiv:1810.05723.
 
-Departs from the published code: moments are taken over all calibration images at once instead of
-averaged over images, a channel with zero bits gives its mean instead of its lower end, the average
-bits are met exactly or from below, the output of the head is not quantized, and unless told
-otherwise biases take up the shift of the mean outputs on the calibration images.
+Activation ranges are clipped where a Laplace or Gauss density, fitted to the activations of the
+float network, has the smallest quantization error (section 2). Channels share the bits of their
+layer according to their spread (section 3). The moments of the weights are corrected (section 4).
+Nothing is trained.
+
+Differences from the published code: moments are taken over all calibration images together instead
+of averaged over images; a channel with 0 bits takes its mean instead of its minimum; the average
+number of bits is never exceeded; the output of the head is not quantized; by default biases are
+corrected by the shift of the mean outputs on the calibration images.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from quant.settings import (
     setting,
 )
 
-MIXED_BITS = 4  # bits up to which channels share bits, as in the published code
+MIXED_BITS = 4  # most bits with allocation among channels, as in the published code
 ALL_BITS = range(1, 17)
 
 QParams = tuple[Tensor, Tensor]
@@ -57,17 +60,17 @@ class AciqSettings(MethodSettings):
     num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
     aciq_method: str = setting(
         "laplace",
-        "density that the activation ranges are clipped for (auto: the best fit, none: no clipping)",
+        "density for clipping the activation ranges (auto: that of least error, none: no clipping)",
         choices=(*PRIORS, "auto", "none"),
     )
     clip_table: str = setting(
         "exact",
-        "clipping values of the quantizer in use, or those of the paper's model",
+        "use clipping values for the actual quantizer, or those of the paper's model",
         choices=TABLES,
     )
     mix_ratio: float = setting(
         1.0,
-        "how far the bits of channels may differ (0: equal bits, 1: the published allocation)",
+        "strength of the bit allocation among channels (0: equal bits, 1: as published)",
         low=0,
         high=1,
     )
@@ -79,7 +82,7 @@ class AciqSettings(MethodSettings):
     )
     per_channel_act: bool = setting(
         False,
-        "use one scale per activation channel (published; no integer matrix product can run it)",
+        "use one scale per activation channel (published; not possible in integer matrix products)",
     )
     act_points: str = setting(
         "inputs",
@@ -87,14 +90,15 @@ class AciqSettings(MethodSettings):
         choices=ACT_POINTS,
     )
     init_wmode: str = setting(
-        "minmax", "rule that chooses the ranges of the weights", choices=RANGE_MODES
+        "minmax", "rule for choosing the ranges of the weights", choices=RANGE_MODES
     )
     bias_correction: bool = setting(True, BIAS_CORRECTION_HELP)
     output_correction: bool = setting(
         True, "correct each bias by the shift of its layer's mean output (not published)"
     )
     variance_correction: bool = setting(
-        False, "give each quantized weight channel the standard deviation of the float one"
+        False,
+        "correct the standard deviation of each quantized weight channel to that of the float one",
     )
 
     def __post_init__(self) -> None:
@@ -125,10 +129,10 @@ class AciqSettings(MethodSettings):
 
 @register_method
 class AciqMix(BaseQuantizationMethod):
-    """Analytic clipping, bit allocation and weight correction; no training."""
+    """Analytic clipping, bit allocation and bias correction; no training."""
 
     name = "aciq_mix"
-    summary = "analytic clipping, bits shared among channels, corrected weights; no training"
+    summary = "analytic clipping, bit allocation among channels, bias correction; no training"
     settings_class = AciqSettings
     short_forms = SHORT_FORMS
     beats_rtn = True
@@ -158,7 +162,7 @@ def _quantize_weight(layer: QuantLayer, settings: AciqSettings) -> None:
 
 
 def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
-    """Round each output channel to the bits that its standard deviation earns it."""
+    """Round each output channel to bits allocated by its standard deviation."""
     weight = layer.full_precision_weight()
     rows = weight.flatten(1)
     given = allocate_bits(rows.std(1, correction=0), bits, settings.mix_ratio)
@@ -176,7 +180,7 @@ def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
 def _clip_activations(
     unit: fx.GraphModule, inputs: Tensor, device: torch.device, settings: AciqSettings
 ) -> None:
-    """Choose bits and ranges of all quantizers of a unit in float state, and switch them on."""
+    """Choose bits and ranges of all quantizers of a unit in float state, and enable them."""
     densities = measure_densities(unit, inputs, device, settings.per_channel_act)
     bits = {quantizer: _bits(quantizer, found, settings) for quantizer, found in densities.items()}
     methods = (*PRIORS, "none") if settings.aciq_method == "auto" else (settings.aciq_method,)
@@ -196,7 +200,7 @@ def _clip_activations(
 
 
 def _bits(quantizer: ActivationQuantizer, density: Density, settings: AciqSettings) -> Tensor:
-    """Bits of the tensor, (), or of its channels, (1, C, 1, ...)."""
+    """Bits of the tensor, (), or of its channels, (1, C, 1, ...), int64."""
     spread = density.deviation
     if not settings.mixes_acts(quantizer.num_bits):
         return torch.tensor(quantizer.num_bits, device=spread.device)
@@ -205,11 +209,11 @@ def _bits(quantizer: ActivationQuantizer, density: Density, settings: AciqSettin
 
 
 def clipped_qparams(density: Density, bits: Tensor, method: str, table: str) -> QParams:
-    """Scale and zero point, float32 of the density's shape, for the clipped range; without bits the
-    mean is given.
+    """Scale and zero point of the clipped range, float32 in the shape of the density.
 
-    The range is centre +- clip within the ends, or 0 to max(centre, 0) + clip where one-sided
-    (published code); ``none`` takes the ends.
+    The range is centre - clip to centre + clip, or 0 to max(centre, 0) + clip if one-sided, within
+    the minimum and maximum (published code); the method ``none`` does not clip. With 0 bits the
+    only level is the mean.
     """
     low, high = density.low.clamp(max=0.0), density.high
     if method != "none":
@@ -232,7 +236,7 @@ def _least_error(
     candidates: dict[ActivationQuantizer, list[QParams]],
     bits: dict[ActivationQuantizer, Tensor],
 ) -> dict[ActivationQuantizer, QParams]:
-    """For each quantizer, or each of its channels, the candidate with the least squared error."""
+    """For each quantizer, or each of its channels, the candidate of smallest squared error."""
     sources = find_sources(unit)
     errors: dict[ActivationQuantizer, Tensor] = {}
     for values in watch(unit, sources, inputs, device):
@@ -250,7 +254,7 @@ def _least_error(
 
 
 def _pick(pairs: list[QParams], best: Tensor) -> QParams:
-    """Element by element, the scale and zero point of the pair that ``best`` counts."""
+    """For each element, the scale and zero point of the pair with the index in ``best``."""
     scales, zero_points = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     index = best.unsqueeze(0)
     return scales.gather(0, index)[0], zero_points.gather(0, index)[0]

@@ -1,7 +1,8 @@
-"""Correcting the mean of each layer's output: the bias takes up what quantization of weights and
-activations shifts on the calibration images (Nagel et al., "Data-Free Quantization Through Weight
-Equalization and Bias Correction", ICCV 2019, arXiv:1906.04721, section 4.2 and appendix D, empirical
-form).
+"""Bias correction by the mean of each layer's output on the calibration images.
+
+The bias compensates the shift that quantization of weights and activations causes. Nagel et al.,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
+arXiv:1906.04721, section 4.2 and appendix D, empirical form.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from quant.network.observe import watch
 
 
 def match_output_means(data: UnitData) -> None:
-    """Shift the bias of each layer of a quantized unit, in the order of the network, so that the mean
-    of its output on the quantized inputs is that of the float unit on the float inputs.
+    """Shift the bias of each layer of a quantized unit, in the order of the network.
+
+    Then the mean output of the layer on the quantized inputs equals that of the float unit on the
+    float inputs.
     """
     layers = quant_layers(data.unit)
     set_state(data.unit, weights=False, activations=False)

@@ -1,8 +1,10 @@
-"""The levels that GPFQ rounds to, and how it rounds: nearest, sparse or stochastic.
+"""The levels of GPFQ, and its rounding: to nearest, sparse or stochastic.
 
-Levels are codes times a step, codes from ``low`` to ``high``; a gap moves the non-zero ones away from
-zero. The published alphabet has the codes -K .. K with K = 2^(bits - 1), which are 2^bits + 1; the
-default has two's complement's -K .. K - 1.
+A level is a code from ``low`` to ``high`` times a step; a gap shifts the non-zero levels away from
+zero. The published alphabet has the 2^bits + 1 codes -K to K with K = 2^(bits - 1); the default has
+the two's complement codes -K to K - 1.
+
+Letters: N neurons (output channels), d weights of each.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ REGULARIZERS = ("L1", "L0")
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What makes small weights zero (Zhang, Zhou & Saab 2023, arXiv:2201.11113, section 5).
+    """Rule that makes small weights zero (Zhang, Zhou & Saab 2023, arXiv:2201.11113, section 5).
 
     Attributes:
-        regularizer: ``L1``: values are moved towards zero by ``threshold`` before they are rounded;
-            ``L0``: values up to ``threshold`` become zero and the least level is the threshold.
+        regularizer: ``L1`` shifts values towards zero by ``threshold`` before they are rounded;
+            ``L0`` sets values up to ``threshold`` to zero, and the smallest non-zero level is the
+            threshold.
     """
 
     regularizer: str
@@ -35,21 +38,21 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Levels of a layer; ``step`` and ``gap`` are (N, 1) float64, with the values of float32."""
+    """Levels of a layer; ``step`` and ``gap`` are (N, 1) or (1, 1) float64 with float32 values."""
 
     step: Tensor
     gap: Tensor
     low: int
     high: int
     sparsity: Sparsity | None = None
-    generator: torch.Generator | None = None  # rounds at random, without bias
+    generator: torch.Generator | None = None  # for stochastic rounding, which is unbiased
 
     def with_steps(self, step: Tensor, gap: Tensor) -> Alphabet:
-        """The same for other neurons."""
+        """The same alphabet with the step and gap of other neurons."""
         return dataclasses.replace(self, step=step, gap=gap)
 
     def codes(self, values: Tensor) -> Tensor:
-        """Codes of (N, columns) float64 values."""
+        """Round (N, columns) float64 values to codes."""
         size = values.abs()
         if self.sparsity is not None:
             size = size - self.sparsity.threshold
@@ -60,7 +63,7 @@ class Alphabet:
         return self._rounded(values / self.step).clamp(self.low, self.high)
 
     def levels(self, codes: Tensor) -> Tensor:
-        """What (N, columns) codes stand for."""
+        """The levels of (N, columns) codes."""
         return codes * self.step + codes.sign() * self.gap
 
     def _rounded(self, values: Tensor) -> Tensor:
@@ -73,13 +76,15 @@ class Alphabet:
 
 
 def radius(weight: Tensor, kind: str, percentile: float) -> Tensor:
-    """The largest value that the alphabet, times its scalar, shall reach: (N, 1) for ``per_channel``,
-    else (1, 1).
+    """The radius of an alphabet, from quantiles of |w|.
 
     Args:
         weight: (N, d).
         kind: mean or median over the neurons of their quantiles of |w|, or each neuron's own.
-        percentile: which quantile, 1: the maximum.
+        percentile: the quantile of |w|, from 0 to 1; 1 is the maximum.
+
+    Returns:
+        (N, 1) for ``per_channel``, else (1, 1).
     """
     reach = weight.abs().quantile(percentile, dim=1, keepdim=True)
     if kind == "mean_max":
@@ -96,8 +101,14 @@ def make_alphabet(
     sparsity: Sparsity | None,
     generator: torch.Generator | None,
 ) -> Alphabet:
-    """The alphabet whose greatest level is ``reach``, (N, 1) or (1, 1); with two's complement codes
-    ``reach`` lies half a step above it.
+    """Make the alphabet whose largest level is ``reach``.
+
+    With two's complement codes ``reach`` is half a step above the largest level.
+
+    Args:
+        reach: (N, 1) or (1, 1).
+        kind: one of ``ALPHABETS``.
+        generator: for stochastic rounding; None rounds to nearest.
     """
     top = 2 ** (bits - 1)
     reach = reach.float().clamp(min=MIN_SCALE)

@@ -1,14 +1,15 @@
-"""GPFQ: greedy path following, Lybrand & Saab, JMLR 22, 2021, arXiv:2010.15979; Zhang, Zhou & Saab,
-SIAM J. Math. Data Sci. 5(2), 2023, arXiv:2201.11113; stochastic rounding as in SPFQ, Zhang & Saab,
-2023, arXiv:2309.10975.
+"""GPFQ: greedy path following.
 
-Layer by layer each weight is rounded so that it undoes, along its own input column, the error that
-the network before it and the weights before it in the neuron have made.
+Lybrand & Saab, JMLR 22, 2021, arXiv:2010.15979; Zhang, Zhou & Saab, SIAM J. Math. Data Sci. 5(2),
+2023, arXiv:2201.11113; stochastic rounding as in SPFQ, Zhang & Saab, 2023, arXiv:2309.10975.
 
-Departs from the published code: all patches of one calibration set at the layer's own stride instead
-of a fresh batch per layer, of which a quarter of the patches, cut at the kernel's stride; as many
-levels as fit the bits unless told otherwise; batch norms are folded first unless told otherwise;
-stem and head have 8 bits unless told otherwise.
+Layer by layer, each weight is rounded so that it compensates, along its own input column, the error
+of the layers before it and of the earlier weights of its neuron.
+
+Differences from the published code: all patches of one calibration set are used, at the stride of
+the layer; the published code draws a new batch for each layer, cuts patches at the stride of the
+kernel and uses a quarter of them. By default there are as many levels as the bits allow, batch
+norms are folded first, and stem and head have 8 bits.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from quant.settings import (
     setting,
 )
 
-GRAM_BATCH = 16  # images whose patches are in memory at a time
+GRAM_BATCH = 16  # images whose patches are in memory at the same time
 LARGEST = 1e6
 ABOVE_ZERO: dict[str, Any] = {"low": 1e-9, "high": LARGEST, "must": "above 0 (1e-9..1e6)"}
 SHARE: dict[str, Any] = {"low": 1e-9, "high": 1, "must": "above 0 and at most 1"}
@@ -75,39 +76,40 @@ class GpfqSettings(MethodSettings):
     )
     scalar: float = setting(1.16, "reach of the alphabet in multiples of its radius", **ABOVE_ZERO)
     mlp_scalar: float | None = setting(
-        None, "scalar of the linear layers (default: scalar)", **ABOVE_ZERO
+        None, "scalar of the linear layers (default: as scalar)", **ABOVE_ZERO
     )
     cnn_scalar: float | None = setting(
-        None, "scalar of the convolutions (default: scalar)", **ABOVE_ZERO
+        None, "scalar of the convolutions (default: as scalar)", **ABOVE_ZERO
     )
     mlp_percentile: float = setting(1.0, "quantile of |w| for the radius of linear layers", **SHARE)
     cnn_percentile: float = setting(1.0, "quantile of |w| for the radius of convolutions", **SHARE)
     radius: str | None = setting(
         None,
-        "radius of the alphabet: mean or median of the maxima of all neurons, or each neuron's own (default: its own, or with no-channel_wise the mean)",
+        "radius of the alphabet: mean or median of the maxima of all neurons, or each neuron's own "
+        "maximum (default: its own, or with no-channel_wise the mean)",
         choices=RADII,
     )
     regularizer: str | None = setting(
         None, "regularizer that sets small weights to zero", choices=REGULARIZERS
     )
     lambda_: float | None = setting(
-        None, "threshold of the regularizer in units of the weights", low=0, high=LARGEST
+        None, "threshold of the regularizer, in units of the weights", low=0, high=LARGEST
     )
-    stochastic_rounding: bool = setting(False, "round at random without bias (SPFQ)")
+    stochastic_rounding: bool = setting(False, "use unbiased stochastic rounding (SPFQ)")
     act_order: bool = setting(False, "quantize the input columns with the largest norm first")
     gpfq_bias_correction: bool = setting(
         False, "correct each bias by the mean of the remaining error"
     )
     fold_bn: bool = setting(True, FOLD_HELP)
     init_amode: str = setting(
-        "mse", "rule that chooses the ranges of the activations", choices=RANGE_MODES
+        "mse", "rule for choosing the ranges of the activations", choices=RANGE_MODES
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.regularizer is None) != (self.lambda_ is None):
             given = "regularizer" if self.lambda_ is None else "lambda"
-            raise InputError(f"regularizer and lambda must be given together, got {given} alone")
+            raise InputError(f"regularizer and lambda must be given together, got only {given}")
         if self.regularizer == "L0" and self.alphabet == "bits" and self.n_bits_w == 1:
             raise InputError("n_bits_w must be at least 2 with regularizer L0, got 1")
 
@@ -116,7 +118,7 @@ class GpfqSettings(MethodSettings):
         return dataclasses.replace(super().spec, fold=self.fold_bn)
 
     def reach(self, layer: QuantLayer, weight: Tensor) -> Tensor:
-        """Scalar times radius for the (N, d) weight, (N, 1) or (1, 1)."""
+        """Scalar times radius of the (N, d) weight, (N, 1) or (1, 1)."""
         is_conv = isinstance(layer, QuantConv2d)
         scalar = self.cnn_scalar if is_conv else self.mlp_scalar
         percentile = self.cnn_percentile if is_conv else self.mlp_percentile
@@ -129,9 +131,7 @@ class Gpfq(BaseQuantizationMethod):
     """Greedy path following, layer by layer."""
 
     name = "gpfq"
-    summary = (
-        "layer by layer, each weight rounded to undo the error made so far (greedy path following)"
-    )
+    summary = "greedy path following: each weight rounded to compensate the error so far"
     settings_class = GpfqSettings
     short_forms = SHORT_FORMS
     beats_rtn = True
@@ -162,7 +162,7 @@ class _Unit:
 
 
 def _measure(data: UnitData, float_unit: nn.Module, partner: nn.Module, layer: QuantLayer) -> Grams:
-    """Inner products of what the layer reads in the float and in the quantized network."""
+    """Inner products of the layer's inputs in the float and in the quantized network."""
     grams = Grams.empty(layer)
     for analog, quantized in zip(
         data.float_input.split(GRAM_BATCH), data.quant_input.split(GRAM_BATCH), strict=True
@@ -207,7 +207,7 @@ def _quantize_layer(
 
 
 def _groups(rows: Tensor, alphabet: Alphabet, groups: int) -> list[tuple[Tensor, Alphabet]]:
-    """The neurons of each group with their alphabet."""
+    """The weights of each group with their alphabet."""
     per_neuron = alphabet.step.shape[0] > 1
     steps = alphabet.step.chunk(groups) if per_neuron else [alphabet.step] * groups
     gaps = alphabet.gap.chunk(groups) if per_neuron else [alphabet.gap] * groups
@@ -219,7 +219,7 @@ def _groups(rows: Tensor, alphabet: Alphabet, groups: int) -> list[tuple[Tensor,
 
 
 def _store(layer: QuantLayer, codes: Tensor, alphabet: Alphabet) -> None:
-    """Put the codes into the layer, as unsigned ones."""
+    """Store the codes in the layer, shifted to unsigned codes."""
     bits = torch.tensor((alphabet.high - alphabet.low).bit_length(), device=codes.device)
     shape = (-1,) + (1,) * (layer.codes.dim() - 1)
     scale = alphabet.step.float().reshape(shape)

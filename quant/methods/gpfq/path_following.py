@@ -1,17 +1,20 @@
-"""Greedy path following in Gram form: Lybrand & Saab, "A Greedy Algorithm for Quantizing Neural
-Networks", JMLR 22, 2021, arXiv:2010.15979; Zhang, Zhou & Saab, "Post-training Quantization for Neural
-Networks with Provable Guarantees", SIAM J. Math. Data Sci. 5(2), 2023, arXiv:2201.11113.
+"""Greedy path following in Gram form.
 
-Letters: N neurons (output channels), d weights of each, m rows (patches of the layer's input). X (m,
-d) is what the layer reads in the float network, Y what it reads in the quantized one. With u_0 = 0,
+Lybrand & Saab, "A Greedy Algorithm for Quantizing Neural Networks", JMLR 22, 2021,
+arXiv:2010.15979; Zhang, Zhou & Saab, "Post-training Quantization for Neural Networks with Provable
+Guarantees", SIAM J. Math. Data Sci. 5(2), 2023, arXiv:2201.11113.
+
+Letters: N neurons (output channels), d weights of each, m rows (patches of the layer's input). X
+(m, d) is the input of the layer in the float network, Y (m, d) that in the quantized network. With
+u_0 = 0,
 
     v_t = <Y_t, u_{t-1} + w_t X_t> / |Y_t|^2,   q_t = Q(v_t),   u_t = u_{t-1} + w_t X_t - q_t Y_t.
 
-Only inner products of columns matter, so that with H = Y'Y and G = Y'X (both d x d)
+This needs only inner products of columns: with H = Y'Y and G = Y'X (both d x d)
 
     v_t = (sum_{s <= t} w_s G[t, s] - sum_{s < t} q_s H[t, s]) / H[t, t],
 
-whatever the number of rows.
+for any number of rows.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor
 from quant.methods.gpfq.alphabet import Alphabet
 from quant.network.layers import QuantConv2d, QuantLayer
 
-BLOCK = 64  # columns whose corrections are applied to the later ones in one product
+BLOCK = 64  # columns whose errors are subtracted from the later columns in one product
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Grams:
         cross: Y'X, (groups, d, d).
         own: Y'Y, (groups, d, d).
         sum_float, sum_quant: column sums of X and Y, (groups, d).
-        rows: m.
+        rows: number of rows, m.
     """
 
     cross: Tensor
@@ -54,7 +57,7 @@ class Grams:
         return Grams(zeros, zeros.clone(), sums, sums.clone())
 
     def add(self, float_input: Tensor, quant_input: Tensor, layer: QuantLayer) -> None:
-        """Add the rows of a batch of inputs."""
+        """Add the rows of a batch of inputs of the layer."""
         x, y = patches(float_input, layer), patches(quant_input, layer)
         self.cross += y @ x.mT
         self.own += y @ y.mT
@@ -63,7 +66,7 @@ class Grams:
         self.rows += x.shape[2]
 
     def residual_mean(self, weight: Tensor, levels: Tensor) -> Tensor:
-        """Mean over the rows of X w - Y q for each neuron of the layer, (O,) float64."""
+        """Mean of X w - Y q over the rows, for each neuron of all groups, float64."""
         groups = len(self.own)
         pairs = zip(weight.chunk(groups), levels.chunk(groups), strict=True)
         parts = [
@@ -74,7 +77,7 @@ class Grams:
 
 
 def patches(inputs: Tensor, layer: QuantLayer) -> Tensor:
-    """The columns that the layer multiplies with its weights, at its own stride: (groups, d, rows)."""
+    """The input columns of the layer at its own stride, (groups, d, rows)."""
     if not isinstance(layer, QuantConv2d):
         return inputs.reshape(-1, inputs.shape[-1]).mT.unsqueeze(0)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
@@ -106,7 +109,7 @@ def follow_path(
         weight: (N, d) float64.
         cross: G = Y'X, (d, d) float64.
         own: H = Y'Y, (d, d) float64.
-        act_order: take the columns in descending order of H[t, t] instead of their own.
+        act_order: process the columns in descending order of H[t, t].
 
     Returns:
         (N, d) float64 codes; a column that is always zero gets the code 0.
@@ -115,7 +118,7 @@ def follow_path(
     if act_order:
         order = own.diagonal().argsort(descending=True, stable=True)
     cross, own = cross[order][:, order], own[order][:, order]
-    target = weight[:, order] @ cross.tril().mT  # the float network's part of every v_t
+    target = weight[:, order] @ cross.tril().mT  # the part of every v_t from the float network
     power = own.diagonal()
     power = torch.where(power > 0, power, torch.inf)
     codes, levels = torch.zeros_like(weight), torch.zeros_like(weight)

@@ -1,4 +1,4 @@
-"""LAPQ: the steps of all tensors, searched jointly for the loss of the network."""
+"""LAPQ: joint search of the step sizes of all tensors for the lowest loss of the network."""
 
 from quant.methods.lapq.method import Lapq
 

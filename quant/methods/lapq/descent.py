@@ -1,8 +1,8 @@
-"""Gradient descent on one factor per tensor of the steps of a network, for the network's loss.
+"""Gradient descent on the network's loss over one factor per tensor, which multiplies its scale.
 
-The gradient is LSQ's (Esser et al., ICLR 2020, arXiv:1902.08153, eq. 3) summed over the elements of a
-tensor. The loss on few images jumps from point to point where activations have few levels, and a
-search that compares losses finds the lucky points; a sum over all elements does not see the jumps.
+The gradient is LSQ's (Esser et al., ICLR 2020, arXiv:1902.08153, eq. 3), summed over the elements
+of a tensor. If activations have few levels, the loss on few images is not smooth, and a search that
+compares losses picks points that are good by chance; the summed gradient is not affected by that.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ Module = QuantLayer | ActivationQuantizer
 
 @dataclass(frozen=True)
 class NearestRounding:
-    """Rounds the weight of a layer to nearest with a scale that takes gradients.
+    """Rounds the weight of a layer to nearest with a trainable scale.
 
     Attributes:
         scale: (O, 1, ...) or (1, 1, ...).
-        keep_mean: each output channel keeps the mean of the float weight (``match_moments``).
+        keep_mean: whether each output channel keeps the mean of the float weight
+            (``match_moments``).
     """
 
     layer: QuantLayer
@@ -52,13 +53,13 @@ class NearestRounding:
 
 @dataclass(frozen=True)
 class DescentData:
-    """The network and what its logits are compared with.
+    """The network, the calibration images and the targets of the loss.
 
     Attributes:
-        units: a chain.
+        units: the chain of units.
         images: (N, channels, height, width).
         targets: (N, ...), for ``criterion``.
-        device: where the units compute.
+        device: device of the units.
     """
 
     units: Sequence[nn.Module]
@@ -68,7 +69,7 @@ class DescentData:
     device: torch.device
 
     def loss(self, picks: Tensor) -> Tensor:
-        """The mean loss of the images at these places, (B,) int64 on the CPU."""
+        """Mean loss of the images with the indices ``picks``, (B,) int64 on the CPU."""
         value = self.images[picks].to(self.device)
         for unit in self.units:
             value = unit(value)
@@ -79,11 +80,15 @@ class DescentData:
 def descend(
     data: DescentData, modules: Sequence[Module], steps: int, lr: float, generator: torch.Generator
 ) -> list[float]:
-    """Logarithms of the factors on the scales of ``modules`` after ``steps`` steps of Adam with a
-    learning rate that falls from ``lr`` along half a cosine; the modules stay as they were.
+    """Optimise one factor on the scale of each module by Adam; the modules stay unchanged.
+
+    The learning rate falls from ``lr`` along half a cosine.
 
     Args:
         generator: draws the images of every step; on the CPU.
+
+    Returns:
+        The logarithms of the factors.
     """
     scales = [module.scale for module in modules]
     logarithms = torch.zeros(len(modules), device=data.device, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The loss of a quantized chain on fixed images, evaluated again and again while little changes."""
+"""The loss of a quantized chain on fixed images, for many evaluations with few changes between."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor, fx, nn
 
 from quant.methods.lapq.partial_unit import PartialUnit, Values
 
-SUB_BATCH = 64  # images at a time: what fits the caches of a CPU
-LAYOUT = torch.channels_last  # of images; forward convolutions of a CPU need no reordering with it
+SUB_BATCH = 64  # images whose activations fit in CPU caches
+LAYOUT = torch.channels_last  # of images; convolutions on a CPU then need no reordering
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class CalibrationLoss:
-    """Mean loss of a chain of units; a call runs the chain from the first changed module on.
+    """Mean loss of a chain of units; a call runs the chain only from the first changed module on.
 
     Args:
         units: the chain; its modules may change between calls.
         images: (N, channels, height, width).
-        targets: (N, ...) what the logits are compared with.
-        criterion: (logits, targets) of some images -> the sum of their losses.
-        device: where the units compute; what is kept lies where ``images`` lie.
+        targets: (N, ...), for ``criterion``.
+        criterion: (logits, targets) of some images -> sum of their losses.
+        device: device of the units; stored activations are on the device of ``images``.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class CalibrationLoss:
             images = images.contiguous(memory_format=LAYOUT)
         self.inputs: list[list[Tensor]] = [list(images.split(SUB_BATCH))]
         self.inputs += [list(self.inputs[0]) for _ in units[1:]]
-        self.cut = (0, 0)  # unit and position whose values are kept; 0: none
+        self.cut = (0, 0)  # unit and position whose values are stored; 0: none
         self.values: list[Values] = [{} for _ in self.targets]
 
     @torch.no_grad()
     def __call__(self, first: int, changed: Iterable[nn.Module] | None = None) -> float:
-        """The mean loss.
+        """Compute the mean loss.
 
         Args:
             first: the first unit that may have changed since the last call; 0 in the first call.
-            changed: the modules that may have changed; None: any from the first unit on.
+            changed: the modules that may have changed; None: any from unit ``first`` on.
         """
         known = self.cut[1] if self.cut[0] == first else 0
         stop = 1 if changed is None else self.units[first].first_of(changed)
@@ -70,8 +70,9 @@ class CalibrationLoss:
         return total / self.count
 
     def _run_first(self, number: int, index: int, start: int, stop: int) -> Tensor:
-        """Output of unit ``number`` for a sub-batch, from the values kept at ``start``; keeps those at
-        ``stop``.
+        """Output of unit ``number`` for sub-batch ``index``, from the values stored at ``start``.
+
+        The values at ``stop`` are then stored instead.
         """
         unit = self.units[number]
         if start == 0:
@@ -85,17 +86,17 @@ class CalibrationLoss:
 
 
 def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Against the (N, C) probabilities of the float network: no label is used."""
+    """Cross-entropy to the (N, C) probabilities of the float network, summed; uses no labels."""
     return F.cross_entropy(logits, probabilities, reduction="sum")
 
 
 def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Against the (N, C) logits of the float network, averaged over classes."""
+    """Squared error to the (N, C) logits of the float network, averaged over classes, summed."""
     return F.mse_loss(logits, targets, reduction="sum") / logits.shape[1]
 
 
 def label_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Against the (N,) labels."""
+    """Cross-entropy to the (N,) labels, summed."""
     return F.cross_entropy(logits, labels, reduction="sum")
 
 

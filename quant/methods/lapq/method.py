@@ -1,17 +1,22 @@
-"""LAPQ: Nahshan et al., "Loss Aware Post-training Quantization", Machine Learning 110, 2021,
+"""LAPQ.
+
+Nahshan et al., "Loss Aware Post-training Quantization", Machine Learning 110, 2021,
 arXiv:1911.07190.
 
-Three phases. (A) The steps of all tensors minimise |error|^p, for several p. (B) The loss of the
-network as a function of p is fitted by a parabola, whose vertex is another start (paper, section
-4.1). (C) From the best start Powell's method minimises the loss over the steps of all tensors
-jointly (section 4.2).
-Between B and C, and not in the paper, gradient descent over the same factors: with 2-bit activations
-Powell's method fits few images closely, and starts better behind it (benchmarks/results/analytic_cifar10.md).
+There are three phases. (A) The step sizes of all tensors minimise |error|^p, for several p. (B) A
+parabola is fitted to the loss of the network as a function of p; its vertex is another start
+(paper, section 4.1). (C) From the best start Powell's method minimises the loss over the step sizes
+of all tensors jointly (section 4.2).
 
-Departs from the published code: the loss compares with the float network's predictions unless told
-to use labels; a start is used only when it is better than the others; steps are searched as factors
-of the start, and the best point visited is kept; zero is always a level; batch norms
-are folded; codes of the stem, the head and the tensor that feeds the head keep phase A's ranges.
+Between B and C, and not in the paper, gradient descent optimises the same step sizes: with 2-bit
+activations Powell's method alone overfits to few images, and it works better from that point
+(benchmarks/results/analytic_cifar10.md).
+
+Differences from the published code: by default the loss compares with the predictions of the float
+network instead of labels; a start is used only if it is better than the others; step sizes are
+searched as factors of the start, and the best point visited is kept; zero is always a level; by
+default batch norms are folded; stem, head and the tensor that feeds the head keep the ranges of
+phase A if they have fixed bits.
 """
 
 from __future__ import annotations
@@ -32,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 @register_method
 class Lapq(BaseQuantizationMethod):
-    """Steps of all tensors searched jointly for the network's loss."""
+    """Joint search of the step sizes of all tensors for the lowest loss of the network."""
 
     name = "lapq"
-    summary = "steps of all tensors searched jointly for the network's loss (Powell)"
+    summary = "joint search of the step sizes of all tensors for the lowest network loss (Powell)"
     settings_class = LapqSettings
     short_forms = SHORT_FORMS
     beats_rtn = True
@@ -55,8 +60,9 @@ class Lapq(BaseQuantizationMethod):
 
 
 def parabola_vertex(norms: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Where the least-squares parabola through the losses is least; None where it has no minimum
-    within the norms.
+    """The norm at the minimum of the least-squares parabola through the losses.
+
+    None if the parabola has no minimum between the smallest and the largest norm.
     """
     if len(norms) < 3:
         return None

@@ -1,6 +1,4 @@
-"""A unit of the chain run in two parts, so that what lies before a changed module is not computed
-again.
-"""
+"""A unit run in two parts, so that nodes before a changed module are not computed again."""
 
 from __future__ import annotations
 
@@ -9,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-Values = dict[fx.Node, Any]  # what the later nodes of a unit need from the earlier ones
+Values = dict[fx.Node, Any]  # values of earlier nodes that later nodes of a unit use
 
 
 class PartialUnit:
-    """The nodes of a unit, run from any position on.
+    """A unit whose nodes can be run from any position on.
 
     Args:
-        unit: one input, one output.
+        unit: a graph of one input and one output.
     """
 
     def __init__(self, unit: fx.GraphModule):
@@ -26,9 +24,7 @@ class PartialUnit:
         self.runner = fx.Interpreter(unit, garbage_collect_values=False)
 
     def first_of(self, modules: Iterable[nn.Module]) -> int:
-        """The position of the first node that calls one of the modules; the number of nodes when
-        none does.
-        """
+        """Position of the first node that calls one of the modules; without one, the node count."""
         wanted = set(modules)
         for place, node in enumerate(self.nodes):
             if node.op == "call_module" and self.unit.get_submodule(str(node.target)) in wanted:

@@ -1,4 +1,4 @@
-"""Powell's method (M. J. D. Powell, The Computer Journal 7(2), 1964) on log-multipliers."""
+"""Powell's method (M. J. D. Powell, The Computer Journal 7(2), 1964) on logarithms of factors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import scipy
 
-BRACKET = 0.05  # first step of a line search, in the logarithm of a multiplier
-LIMIT = 5.0  # multipliers stay between exp(-LIMIT) and exp(LIMIT)
+BRACKET = 0.05  # first step of a line search, in the logarithm of a factor
+LIMIT = 5.0  # factors stay between exp(-LIMIT) and exp(LIMIT)
 
 
 def minimise(
     objective: Callable[[np.ndarray], float], size: int, maxiter: int, maxfev: int | None
 ) -> None:
-    """Search a minimum of ``objective`` from the origin of ``size`` dimensions; what is found is the
-    caller's to remember.
+    """Minimise ``objective`` from the origin; ``objective`` itself must record the best point.
 
     Args:
+        objective: function of a point, (size,) float64.
         maxiter: rounds of line searches through all directions.
-        maxfev: evaluations at most; None: any number.
+        maxfev: largest number of evaluations; None sets no limit.
     """
     if size == 0 or maxiter == 0:
         return

@@ -1,4 +1,4 @@
-"""Searching the steps of all quantized tensors of a network for its loss (LAPQ's phases A and C)."""
+"""Search of the step sizes of all quantized tensors of a network (phases A and C of LAPQ)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quant.network.layers import ActivationQuantizer, QuantLayer
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.states import LossRecord
 
-FULL_RANGE = math.inf  # the norm that only looks at the greatest error
+FULL_RANGE = math.inf  # the norm that counts only the largest error
 
 QParams = tuple[Tensor, Tensor]
 
@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Ranges of all tensors that minimise |error|^norm, or what came of these, and the loss of the network
-    with them.
+    """Ranges of all tensors, and the loss of the network with them.
+
+    The ranges minimise |error|^norm, or were optimised from such ranges.
     """
 
     norm: float
@@ -44,7 +45,7 @@ class Start:
 
 
 class Tensors:
-    """The weights and activations of a chain that have steps, in the order of the units."""
+    """The quantized weights and activations of a chain, in the order of the units."""
 
     def __init__(self, units: list[nn.Module], settings: LapqSettings):
         self.bias_correction = settings.bias_correction
@@ -55,7 +56,7 @@ class Tensors:
             self.units += [index] * (len(self.modules) - len(self.units))
 
     def set(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
-        """Give a tensor this scale and zero point; a weight is rounded to nearest again."""
+        """Set scale and zero point of a tensor; a weight is rounded to nearest again."""
         module = self.modules[index]
         if isinstance(module, ActivationQuantizer):
             module.set_qparams(scale, zero_point)
@@ -65,7 +66,7 @@ class Tensors:
             module.match_moments(mean=True)
 
     def free(self, spec: QuantSpec) -> list[int]:
-        """The tensors whose steps are searched: all but the ends that have bits of their own."""
+        """Indices of the tensors whose step sizes are searched: all but those of fixed bits."""
         return [i for i, module in enumerate(self.modules) if not spec.is_fixed(module.is_end)]
 
     def qparams(self) -> list[QParams]:
@@ -73,7 +74,7 @@ class Tensors:
 
 
 class StepSearch:
-    """The search in the network of a task.
+    """The search of step sizes in the network of a task.
 
     Raises:
         InputError: the loss needs labels and there are none.
@@ -98,7 +99,7 @@ class StepSearch:
             self.units, self.images, self.targets, self.criterion, self.device
         )
         self.record = LossRecord() if task.states is None else task.states.losses()
-        self.changed: set[int] | None = None  # tensors since the last loss; None: any
+        self.changed: set[int] | None = None  # tensors changed since the last loss; None: any
 
     def _targets(self) -> Tensor:
         if self.settings.uses_labels:
@@ -114,8 +115,10 @@ class StepSearch:
         return value if self.settings.lapq_loss == "mse" else value.softmax(1)
 
     def start(self, norm: float) -> Start:
-        """Phase A: unit by unit the ranges that minimise |error|^norm of each tensor, with
-        everything before it quantized, from the first ``RANGE_SAMPLES`` images.
+        """Phase A: set, unit by unit, the ranges that minimise |error|^norm of each tensor.
+
+        Everything before a tensor is quantized; the ranges of activations come from the first
+        ``RANGE_SAMPLES`` images.
         """
         value = self.images[:RANGE_SAMPLES]
         numbers = {module: index for index, module in enumerate(self.tensors.modules)}
@@ -143,10 +146,10 @@ class StepSearch:
         return search_qparams(sample, Grid(bits, norm, symmetric=not self.settings.asymmetric))
 
     def gradient_descent(self, start: Start) -> Start:
-        """Where gradient descent over one factor per tensor ends, or ``start`` if the loss is less there.
+        """Gradient descent over one factor per tensor; ``start`` if no result has a lower loss.
 
-        Once over all tensors and once over the activations alone: the gradient in the steps of
-        weights of 2 bits leads astray.
+        It is run over all tensors, and again over only the activations, because the gradient in
+        the step sizes of 2-bit weights is misleading.
         """
         modules = self.tensors.modules
         activations = [i for i in self.free if isinstance(modules[i], ActivationQuantizer)]
@@ -157,7 +160,7 @@ class StepSearch:
         return min(found, key=lambda start: start.loss)
 
     def _descend(self, start: Start, group: Sequence[int]) -> Start:
-        """The end of gradient descent over the factors of the tensors in ``group``."""
+        """Result of gradient descent over the factors of the tensors in ``group``."""
         self._place(start.qparams)
         settings = self.settings
         logarithms = self.record.next_list(
@@ -176,7 +179,7 @@ class StepSearch:
         self._place(qparams)
         loss = self.record.next(self._compute)
         logger.info(
-            "gradient descent over %d steps: loss %.5g -> %.5g", len(group), start.loss, loss
+            "gradient descent over %d step sizes: loss %.5g -> %.5g", len(group), start.loss, loss
         )
         return Start(start.norm, qparams, loss if math.isfinite(loss) else math.inf)
 
@@ -186,8 +189,9 @@ class StepSearch:
         self.changed = None
 
     def powell(self, start: Start) -> None:
-        """Phase C: Powell's method over one factor per tensor, from ``start``; leaves the network at
-        the best point visited.
+        """Phase C: Powell's method over one factor per tensor, from ``start``.
+
+        The network is left at the best point visited.
         """
         self._place(start.qparams)
         joint = JointSearch(self, start)
@@ -195,16 +199,16 @@ class StepSearch:
         joint.finish()
 
     def move(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
-        """Give a tensor another scale, and note that it has changed."""
+        """Set scale and zero point of a tensor, and record that it has changed."""
         self.tensors.set(index, scale, zero_point)
         if self.changed is not None:
             self.changed.add(index)
 
     def evaluate(self) -> float:
-        """The loss of the network as it is.
+        """The loss of the network in its current state.
 
         Raises:
-            RunError: it is not finite.
+            RunError: the loss is not finite.
         """
         loss = self.record.next(self._compute)
         if not math.isfinite(loss):
@@ -224,7 +228,7 @@ class StepSearch:
 
 
 class JointSearch:
-    """The loss as a function of the logarithms of the factors; remembers the best point visited."""
+    """The loss as a function of the logarithms of the factors; records the best point visited."""
 
     def __init__(self, search: StepSearch, start: Start):
         self.search = search
@@ -255,12 +259,12 @@ class JointSearch:
         self.present = point.copy()
 
     def finish(self) -> None:
-        """Leave the network at the best point visited, and say what came of it."""
+        """Set the network to the best point visited, and log the result."""
         self._move(self.best)
         evaluations = len(self.known) - 1
         self.search.report("lapq/evaluations", evaluations, 0)
         logger.info(
-            "joint search over %d steps: loss %.5g -> %.5g in %d evaluations",
+            "joint search over %d step sizes: loss %.5g -> %.5g in %d evaluations",
             len(self.search.free),
             self.start.loss,
             self.best_loss,
@@ -269,7 +273,7 @@ class JointSearch:
 
 
 def weight_sample(layer: QuantLayer) -> Sample:
-    """The values of a weight, a row per scale; many values of one row as a histogram."""
+    """The values of a weight, one row per scale; a single long row as a histogram."""
     weight = layer.full_precision_weight()
     if layer.per_channel:
         return Sample(weight.flatten(1))

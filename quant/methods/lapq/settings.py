@@ -34,10 +34,10 @@ class LapqSettings(MethodSettings):
 
     num_samples: int = setting(512, "number of calibration images", low=1, high=10**9)
     num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
-    per_channel: bool | None = setting(None, "another name of channel_wise")
-    calib_size: int | None = setting(None, "another name of num_samples", low=1, high=10**9)
+    per_channel: bool | None = setting(None, "alias of channel_wise")
+    calib_size: int | None = setting(None, "alias of num_samples", low=1, high=10**9)
     asymmetric: bool = setting(
-        True, "search the zero point of two-sided tensors (off, published: the middle code)"
+        True, "search the zero point of two-sided tensors (off: use the middle code, as published)"
     )
     p_min: float = setting(
         2.0, "smallest power p of the |error|^p that the starting points minimise", low=0.5, high=50
@@ -47,26 +47,27 @@ class LapqSettings(MethodSettings):
     )
     p_steps: int = setting(10, "number of powers between p_min and p_max", low=1, high=1000)
     powell_maxiter: int = setting(
-        1, "rounds of the joint search (Powell's method; 0: none)", low=0, high=1000
+        1, "rounds of the joint search by Powell's method (0: none)", low=0, high=1000
     )
     powell_maxfev: int | None = setting(
         None, "largest number of loss evaluations in the joint search", low=1, high=10**9
     )
     lapq_loss: str = setting(
         "ce",
-        "loss of the search: cross-entropy or squared error to the float network, or cross-entropy to the labels (published)",
+        "loss of the search: cross-entropy or squared error to the float network, or "
+        "cross-entropy to the labels (published)",
         choices=tuple(LOSSES),
     )
     bias_correction: bool = setting(True, BIAS_CORRECTION_HELP)
     first_last: str = setting(
         "8bit",
-        "keep the first and the last layer at 8 bits, or in float together with all linear layers (published)",
+        "keep the first and the last layer at 8 bits, or in float together with all linear "
+        "layers (published)",
         choices=FIRST_LAST,
     )
-
     gradient_steps: int = setting(
         200,
-        "steps of gradient descent before the joint search (0, published: none)",
+        "steps of gradient descent before the joint search (0: none, as published)",
         low=0,
         high=10**6,
     )
