@@ -48,7 +48,8 @@ __all__ = ["QuantizationManager", "main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process); returns the exit status."""
-    return run_main(lambda: _main(sys.argv[1:] if argv is None else argv))
+    body = lambda: _main(sys.argv[1:] if argv is None else argv)  # noqa: E731
+    return run_main(body, "--resume continues after the last finished unit")
 
 
 def _main(argv: Sequence[str]) -> int:

@@ -36,8 +36,12 @@ UNUSABLE_PATH = {
 logger = logging.getLogger(__name__)
 
 
-def run_main(body: Callable[[], int]) -> int:
-    """Run a script's body; turn a foreseen error or Ctrl-C into one line and an exit status."""
+def run_main(body: Callable[[], int], after_interrupt: str = "") -> int:
+    """Run a script's body; turn a foreseen error or Ctrl-C into one line and an exit status.
+
+    Args:
+        after_interrupt: what Ctrl-C's line says of continuing.
+    """
     try:
         return body()
     except InputError as error:
@@ -50,7 +54,8 @@ def run_main(body: Callable[[], int]) -> int:
         sys.stderr.write(f"error: files and folders must be usable, got {error}\n")
         return EXIT_USAGE if error.errno in UNUSABLE_PATH else EXIT_FAILED
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; files already finished stay valid\n")
+        hint = f"; {after_interrupt}" if after_interrupt else ""
+        sys.stderr.write(f"interrupted; files already finished stay valid{hint}\n")
         return EXIT_INTERRUPTED
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHORTEST_PART = 4  # letters of a name that another name may contain
+
 
 class InputError(ValueError):
     """A value, file or name from the user cannot be used; the text says what, must be, got."""
@@ -19,12 +21,15 @@ class RunError(RuntimeError):
 
 
 def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most similar to ``name``, best first; empty only if none is known."""
-    candidates = sorted(known)
-    return (
-        difflib.get_close_matches(name.lower(), candidates, n=count, cutoff=0.4)
-        or candidates[:count]
-    )
+    """The known names most similar to ``name``, best first; empty only if none is known.
+
+    Names that contain the whole of it come first: ``cifar_resnet20`` for ``resnet20``.
+    """
+    candidates, wanted = sorted(known), name.lower()
+    similar = difflib.get_close_matches(wanted, candidates, n=count, cutoff=0.4)
+    if len(wanted) >= SHORTEST_PART:
+        similar = [*sorted((c for c in candidates if wanted in c.lower()), key=len), *similar]
+    return list(dict.fromkeys(similar))[:count] or candidates[:count]
 
 
 def require_known(what: str, name: str, known: Iterable[str]) -> str:

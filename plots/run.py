@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.metrics import Scorer
+from evaluation.metrics import ECE_BINS, Scorer, confidence_bins
 from plots.axes import new_figure
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 GRID_POINT = tuple[float, int, int, float]  # alpha, clusters, dimensions, Top-1 in percent
 COLOURS = {"fullprecision": "grey", "quantized": "tab:orange", "corrected": "tab:blue"}
 SHOWN_POINTS = 20_000  # largest number of points in a scatter plot
-RELIABILITY_BINS = 15
 
 
 def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
@@ -144,11 +143,11 @@ def reliability_figure(logits: Mapping[str, np.ndarray], targets: np.ndarray) ->
     scorer = Scorer(logits["fullprecision"], targets)
     for kind, values in logits.items():
         figures = scorer(values)
-        bins = np.minimum((figures.confidence * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
-        count = np.bincount(bins, minlength=RELIABILITY_BINS)
+        bins = confidence_bins(figures.confidence)
+        count = np.bincount(bins, minlength=ECE_BINS)
         filled = count > 0
-        confidence = np.bincount(bins, figures.confidence, RELIABILITY_BINS)[filled] / count[filled]
-        right = np.bincount(bins, figures.ahead == 0, RELIABILITY_BINS)[filled] / count[filled]
+        confidence = np.bincount(bins, figures.confidence, ECE_BINS)[filled] / count[filled]
+        right = np.bincount(bins, figures.ahead == 0, ECE_BINS)[filled] / count[filled]
         axes.plot(confidence, right, marker="o", markersize=4, color=COLOURS.get(kind), label=kind)
     axes.set(
         xlabel="confidence", ylabel="accuracy", title="Reliability", xlim=(0, 1), ylim=(0, 1.02)

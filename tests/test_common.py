@@ -23,7 +23,7 @@ from common.console import (
     setup_logging,
     write_stdout,
 )
-from common.errors import InputError, RunError, require_known
+from common.errors import InputError, RunError, closest_names, require_known
 from common.files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
 from common.provenance import SaveLog, StageClock, provenance
 from common.torch_setup import pick_device, seed_all
@@ -105,6 +105,13 @@ def test_sha256_of_a_known_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "a") == expected
+
+
+def test_a_name_that_contains_the_unknown_one_is_the_closest():
+    known = ["resnet18", "resnet50", "cifar_resnet20", "cifar_resnet32"]
+    assert closest_names("resnet20", known)[0] == "cifar_resnet20"
+    assert closest_names("ResNet20", known)[0] == "cifar_resnet20"
+    assert closest_names("xyz", known) == ["cifar_resnet20", "cifar_resnet32", "resnet18"]
 
 
 def test_an_unknown_name_is_answered_with_the_closest_and_the_others_when_few():

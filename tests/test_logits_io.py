@@ -431,7 +431,7 @@ def test_runs_in_one_database(tmp_path, logits):
             "ORDER BY sample"
         ).fetchall()
         assert np.array(values, dtype=np.float32)[:, 0].tobytes() == logits["quantized"].tobytes()
-        text = (PROJECT / "README.md").read_text()
+        text = (PROJECT / "docs" / "outputs.md").read_text()
         queries = re.search("```sql\n(.*?)```", text, re.DOTALL)[1].split(";")[:3]
         assert len(queries) == 3
         for query in queries:

@@ -172,7 +172,7 @@ def test_bad_flags(flags, text, tmp_path, capsys, monkeypatch):
 def test_bad_config_files(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     for content, text in (
-        ("n_bits: 4", f"flag in {path} must be a known name, got 'n_bits'; closest: num_bits"),
+        ("n_bits: 4", f"flag in {path} must be a known name, got 'n_bits'; closest: n_bits_a"),
         ("n_bits_w: 0", "n_bits_w must be between 1 and 16, or 32 (not quantized), got 0"),
         ("seed: 2026-99-99", f"config must be a readable YAML file, got {path}"),
         ("a: " + "[" * 5000, f"config must be a readable YAML file, got {path}"),

@@ -218,6 +218,12 @@ def test_a_method_that_claims_it_is_not_worse_than_rtn_on_the_calibration_images
     assert errors[1] <= errors[0]
 
 
+def test_printing_the_model_shows_the_bits(name, tiny_network, tiny_images):
+    result = make(name, n_bits_w=3).quantize_model(tiny_network, None, [tiny_images])
+    text = str(result)
+    assert "(conv1): QuantConv2d(weight 8x8x3x3, 3" in text and "8 bits" in text
+
+
 def test_name_params_and_a_default_configuration(name):
     method = QuantizationManager().get_quantization_method(name)
     assert method.get_method_name() == name

@@ -16,6 +16,14 @@ from quant.arithmetic.ranges import weight_qparams
 from quant.arithmetic.rounding import Rounding
 
 
+def bits_text(bits: Tensor) -> str:
+    """Bits of a tensor in words; their mean and ends if its channels differ."""
+    if bits.dim() == 0:
+        return f"{int(bits)} bits"
+    low, high = int(bits.min()), int(bits.max())
+    return f"{float(bits.double().mean()):.2f} bits ({low} to {high})"
+
+
 class QuantLayer(nn.Module):
     """A convolution or linear layer whose weight is stored as integer codes.
 
@@ -53,6 +61,11 @@ class QuantLayer(nn.Module):
         self.register_buffer("bits", torch.tensor(bits))
         self.register_buffer("offset", None)
         self.register_buffer("gap", None)
+
+    def extra_repr(self) -> str:
+        shape = "x".join(map(str, self.codes.shape))
+        scales = "per channel" if self.per_channel else "per tensor"
+        return f"weight {shape}, {bits_text(self.bits)}, {scales}"
 
     def full_precision_weight(self) -> Tensor:
         """The weight before quantization.
@@ -194,6 +207,9 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.register_buffer("bits", torch.tensor(bits))
+
+    def extra_repr(self) -> str:
+        return bits_text(self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantized:

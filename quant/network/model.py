@@ -119,7 +119,7 @@ def _bits(parts: Mapping[str, QuantLayer | ActivationQuantizer]) -> dict[str, in
     }
 
 
-def read_quantized_file(path: Path) -> dict[str, Any]:
+def read_quantized_file(path: str | Path) -> dict[str, Any]:
     """Read a file written by ``QuantModel.save``.
 
     Returns:
@@ -128,7 +128,7 @@ def read_quantized_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, unreadable, or not such a file.
     """
-    content = read_torch_file(path)
+    content = read_torch_file(Path(path))
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise InputError(f"{path}: must be a quantized model saved by this suite, got another file")
     version = content.get("version")
