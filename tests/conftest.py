@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
@@ -126,6 +127,17 @@ def lab(tmp_path_factory):
             make_lab(root)
             done.touch()
     return Lab(root)
+
+
+@pytest.fixture(scope="session")
+def one_operator_table():
+    """Let the ONNX exporter of torch keep its table of operators, which it builds in each export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        kept = functools.cache(ONNXRegistry.from_torchlib)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(kept))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from tests.conftest import TinyResNet, settle_norms
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.usefixtures("one_operator_table")
 
 IMAGE = (3, 8, 8)
 
@@ -71,7 +72,7 @@ def outputs(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> tuple[QuantModel, torch.Tensor, Path]:
+def written(tmp_path_factory, one_operator_table) -> tuple[QuantModel, torch.Tensor, Path]:
     """A model of the tiny network at W4A4, images, and its file; tests must not change them."""
     torch.manual_seed(0)
     network = TinyResNet()
@@ -84,21 +85,28 @@ def written(tmp_path_factory) -> tuple[QuantModel, torch.Tensor, Path]:
     return model, images, path
 
 
-@pytest.mark.parametrize(
-    ("weight_bits", "activation_bits", "int2"),
-    [((2, 3, 4, 5, 8), (2, 3, 6, 4), False), ((2, 4, 2, 8, 2), (2, 4, 8, 2), True)],
+@pytest.fixture(
+    scope="module",
+    params=[((2, 3, 4, 5, 8), (2, 3, 6, 4), False), ((2, 4, 2, 8, 2), (2, 4, 8, 2), True)],
+    ids=["int4", "int2"],
 )
-def test_exact_sums_are_exactly_equal_at_every_optimisation_level(
-    weight_bits, activation_bits, int2, tmp_path
-):
+def exact(request, tmp_path_factory, one_operator_table) -> tuple[QuantModel, Path, bool]:
+    """A model with exact sums, its file, and whether 2 bits are stored as such."""
+    weight_bits, activation_bits, int2 = request.param
     model = exact_model(weight_bits, activation_bits)
+    path = tmp_path_factory.mktemp("exact") / "m.onnx"
+    write_onnx(model, path, IMAGE, int2=int2)
+    return model, path, int2
+
+
+def test_exact_sums_are_exactly_equal_at_every_optimisation_level(exact):
+    model, path, _ = exact
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(-8, 9, (32, *IMAGE), generator=generator).float() / 8
-    write_onnx(model, tmp_path / "m.onnx", IMAGE, int2=int2)
     with torch.no_grad():
         expected = model(images).numpy()
     assert len(np.unique(expected)) > 20
-    for level, logits in outputs(tmp_path / "m.onnx", images).items():
+    for level, logits in outputs(path, images).items():
         np.testing.assert_array_equal(logits, expected, err_msg=level)
 
 
@@ -124,18 +132,14 @@ def test_weights_are_stored_in_the_narrowest_integers(bits, int2, width, tiny_ne
         assert np.array_equal(levels.reshape(own.shape), own)
 
 
-@pytest.mark.parametrize(("int2", "container"), [(False, "INT4"), (True, "INT2")])
-def test_the_integers_of_the_file_have_these_types(
-    int2, container, tiny_network, tiny_images, tmp_path
-):
-    model = quantized(tiny_network, tiny_images, n_bits_w=2, n_bits_a=8)
-    write_onnx(model, tmp_path / "m.onnx", IMAGE, int2=int2)
-    types = weight_types(tmp_path / "m.onnx")
-    ends = [name for name in types if "stem" in name or "head" in name]
-    assert {types.pop(name) for name in ends} == {"INT8"}
-    assert set(types.values()) == {container}
-    content = onnx.load(str(tmp_path / "m.onnx"))
-    assert content.opset_import[0].version == (25 if container == "INT2" else 21)
+def test_the_integers_of_the_file_have_these_types(exact):
+    model, path, int2 = exact
+    containers = {2: "INT2" if int2 else "INT4", 3: "INT4", 4: "INT4", 5: "INT8", 8: "INT8"}
+    layers = quant_layers(model)
+    expected = {f"{name}.codes": containers[int(layer.bits)] for name, layer in layers.items()}
+    assert weight_types(path) == expected
+    content = onnx.load(str(path))
+    assert content.opset_import[0].version == (25 if int2 else 21)
     assert {entry.domain for entry in content.opset_import} == {""}
 
 
@@ -160,25 +164,39 @@ def test_every_layer_has_integers_of_its_own_and_no_weight_is_a_float(written):
 
 
 CASES = {
-    "rtn": {"n_bits_w": 4, "n_bits_a": 4},
     "aciq_mix": {"n_bits_w": 3, "n_bits_a": 8},
     "lapq": {"p_steps": 2, "gradient_steps": 2, "powell_maxiter": 1, "powell_maxfev": 5},
     "gpfq": {"n_bits_w": 3, "n_bits_a": 8, "alphabet": "published", "radius": "mean_max"},
 }
 
 
+def agrees(path: Path, model: QuantModel, images: torch.Tensor) -> dict:
+    """What the check of a file finds, in which every argmax and every integer is the model's."""
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    found = verify(path, model, [(images, labels)])
+    assert found["wrong_integers"] == []
+    assert found["agreement"] == 1.0
+    return found
+
+
+def is_the_same(path: Path, model: QuantModel, images: torch.Tensor) -> None:
+    found = agrees(path, model, images)
+    assert found["images"] == len(images)
+    assert found["bytes"]["file"] == path.stat().st_size
+    assert set(found["levels"]) == set(LEVELS)
+    assert max(level["mean_difference"] for level in found["levels"].values()) < 1e-3
+
+
 @pytest.mark.parametrize("method", CASES)
 def test_a_method_s_model_is_the_same_elsewhere(method, tiny_network, tiny_images, tmp_path):
     model = quantized(tiny_network, tiny_images, method, **CASES[method])
     write_onnx(model, tmp_path / "m.onnx", IMAGE)
-    labels = torch.zeros(len(tiny_images), dtype=torch.int64)
-    found = verify(tmp_path / "m.onnx", model, [(tiny_images, labels)])
-    assert found["wrong_integers"] == []
-    assert found["agreement"] == 1.0
-    assert found["images"] == len(tiny_images)
-    assert found["bytes"]["file"] == (tmp_path / "m.onnx").stat().st_size
-    assert set(found["levels"]) == set(LEVELS)
-    assert max(level["mean_difference"] for level in found["levels"].values()) < 1e-3
+    is_the_same(tmp_path / "m.onnx", model, tiny_images)
+
+
+def test_a_model_of_rtn_is_the_same_elsewhere(written):
+    model, images, path = written
+    is_the_same(path, model, images)
 
 
 def test_channels_without_bits_emit_their_constant(tiny_network, tiny_images, tmp_path):
@@ -292,34 +310,25 @@ def test_any_number_of_images_goes_in(written):
     assert [network(images[:count]).shape for count in (1, 7)] == [(1, 5), (7, 5)]
 
 
+def names_of_the_model(path: Path) -> set[str]:
+    names = (tensor.name for tensor in onnx.load(str(path)).graph.initializer)
+    return {name for name in names if "units." in name}
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
-def test_the_correction_becomes_part_of_the_graph(alpha, tiny_network, tiny_images, tmp_path):
-    model = quantized(tiny_network, tiny_images)
+def test_the_correction_becomes_part_of_the_graph_and_changes_no_name(
+    alpha, written, tiny_network, tmp_path
+):
+    model, images, path = written
     with torch.no_grad():
-        q_logits, fp_logits = model(tiny_images).numpy(), 3 * tiny_network(tiny_images).numpy() - 1
+        q_logits, fp_logits = model(images).numpy(), 3 * tiny_network(images).numpy() - 1
     correction = ClusterAffineCorrection(4, 3, alpha=alpha).fit(q_logits, fp_logits)
     write_onnx(model, tmp_path / "m.onnx", IMAGE, correction=correction)
     expected = correction.transform(q_logits)
     assert (np.abs(expected - q_logits).max() > 0.5) == (alpha > 0)
-    for logits in outputs(tmp_path / "m.onnx", tiny_images).values():
+    for logits in outputs(tmp_path / "m.onnx", images).values():
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_names_of_a_file_with_a_correction_are_those_without(written, tmp_path):
-    model, images, path = written
-    with torch.no_grad():
-        logits = model(images).numpy()
-    correction = ClusterAffineCorrection(4, 3).fit(logits, 2 * logits)
-    write_onnx(model, tmp_path / "corrected.onnx", IMAGE, correction=correction)
-    plain, corrected = (
-        {
-            tensor.name
-            for tensor in onnx.load(str(file)).graph.initializer
-            if "units." in tensor.name
-        }
-        for file in (path, tmp_path / "corrected.onnx")
-    )
-    assert plain == corrected
+    assert names_of_the_model(path) == names_of_the_model(tmp_path / "m.onnx") != set()
 
 
 @pytest.mark.parametrize("part", ["codes", "scale", "zero_point"])
@@ -394,22 +403,19 @@ class Mixed(nn.Module):
         return self.head(self.last(x).mean((2, 3)))
 
 
-def agrees(network: nn.Module, images: torch.Tensor, path: Path) -> None:
+def network_agrees(network: nn.Module, images: torch.Tensor, path: Path) -> None:
     network.train()
     with torch.no_grad():
         network(images)  # batch norms take statistics, so that activations have a size
     model = quantized(network.eval(), images, init_wmode="minmax", init_amode="minmax")
     write_onnx(model, path, tuple(images.shape[1:]))
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    found = verify(path, model, [(images, labels)])
-    assert found["agreement"] == 1.0
-    assert found["wrong_integers"] == []
+    agrees(path, model, images)
 
 
 def test_the_operations_of_torchvision_s_networks_agree(tmp_path):
     torch.manual_seed(0)
     images = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    agrees(Mixed(), images, tmp_path / "m.onnx")
+    network_agrees(Mixed(), images, tmp_path / "m.onnx")
 
 
 @pytest.mark.slow
@@ -419,4 +425,4 @@ def test_torchvision_networks_agree(arch, tmp_path):
 
     torch.manual_seed(0)
     images = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    agrees(load_model(arch).network, images, tmp_path / "m.onnx")
+    network_agrees(load_model(arch).network, images, tmp_path / "m.onnx")

@@ -21,6 +21,7 @@ from tests.conftest import QUICK, TAG
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("one_operator_table")
 
 
 def images() -> torch.Tensor:
@@ -29,7 +30,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, one_operator_table) -> Path:
     """The folder of a run whose ONNX file holds a correction that changes much."""
     root = tmp_path_factory.mktemp("onnx")
     random = np.random.RandomState(0)
@@ -37,7 +38,7 @@ def run(tmp_path_factory) -> Path:
     target = 2 * logits + random.normal(0, 1, (1, 10))
     correction = ClusterAffineCorrection(4, 3, alpha=0.8).fit(logits, target.astype(np.float32))
     correction.save(root / "other.npz")
-    argv = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(root)]
+    argv = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(root), "--no-plots"]
     argv += ["--load_correction", str(root / "other.npz"), "--export_onnx", "--with_correction"]
     assert main_imagenet.main([*argv, "--export_images", "200"]) == 0
     return root / "rtn" / f"run_{TAG}"
