@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from loaders.imageset import FileImages
 from loaders.transforms import Preprocess
 from main_imagenet import main
 from pipeline import networks as inference
-from tests.conftest import QUICK
+from tests.conftest import PROJECT, QUICK
 
 PLAIN = Preprocess((0.5,) * 3, (0.25,) * 3)
 
@@ -69,22 +70,25 @@ def test_a_cache_that_cannot_be_written_is_no_cache(images, tmp_path, caplog):
     assert "decoded images are not kept" in caplog.text
 
 
-def hold(path: Path, ready, seconds: float) -> None:
-    with locked(path):
-        ready.set()
-        time.sleep(seconds)
+HOLD = """
+import pathlib, sys, time
+from common.files import locked
+
+with locked(pathlib.Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(0.5)
+"""
 
 
 def test_a_lock_is_waited_for(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=hold, args=(tmp_path / "x.lock", ready, 0.5))
-    process.start()
-    assert ready.wait(60)
-    start = time.monotonic()
-    with locked(tmp_path / "x.lock"):
-        assert time.monotonic() - start > 0.2
-    process.join()
+    path = tmp_path / "x.lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        start = time.monotonic()
+        with locked(path):
+            assert time.monotonic() - start > 0.2
 
 
 def test_logits_that_are_known_are_not_computed():
