@@ -468,19 +468,31 @@ def test_flags_that_do_not_apply_are_refused(flags, text, capsys):
     assert text in capsys.readouterr().err
 
 
+WITHOUT_PACKAGES = """
+import dataclasses, sys
+sys.modules["torchvision"] = sys.modules["yaml"] = None
+import train_any_precision as t
+
+load, folder, config = t.load_images, *sys.argv[1:]
+
+def load_few(*arguments):
+    images = load(*arguments)
+    names = ("train", "val", "test")
+    few = {name: getattr(images, name).subset(range(64)) for name in names}
+    return dataclasses.replace(images, **few)
+
+t.load_images = load_few
+common = ["--gpu", "-1", "--epochs", "1", "--experiments_dir", folder]
+assert t.main([*common, "--yaml_path", "nothing.yaml"]) == 2
+sys.exit(t.main([*common, "--run_name", "r", "--yaml_path", config]))
+"""
+
+
 def test_nothing_needs_torchvision_or_pyyaml(tmp_path):
     (tmp_path / "c.json").write_text('{"batch_size": 32}')
-    code = (
-        "import sys; sys.modules['torchvision'] = sys.modules['yaml'] = None; "
-        "import train_any_precision as t; "
-        f"common = ['--gpu', '-1', '--epochs', '1', '--experiments_dir', {str(tmp_path)!r}]; "
-        "assert t.main([*common, '--yaml_path', 'nothing.yaml']) == 2; "
-        "sys.exit(t.main([*common, '--run_name', 'r', '--yaml_path', "
-        f"{str(tmp_path / 'c.json')!r}]))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False
-    )
+    arguments = [str(tmp_path), str(tmp_path / "c.json")]
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "r" / "config.json").read_text())["batch_size"] == 32
     assert not (tmp_path / "r" / "config.yaml").exists()
