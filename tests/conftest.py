@@ -22,9 +22,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that they start
 
-# The main script on the embedded digits in a second, and the tag of its files.
+# The main script on the embedded digits in a second, and the tag of its files. Ranges are those of
+# the values, not searched, and the correction is fitted on a quarter of the images.
 GRID = ["--alpha_list", "0.5", "1", "--num_clusters_list", "4", "--pca_dim_list", "2", "5"]
-QUICK = ["--quant_method", "rtn", "--num_samples", "64", "--no-plots", *GRID]
+RANGES = ["--init_wmode", "minmax", "--init_amode", "minmax"]
+FEW = ["--num_samples", "64", "--correction_samples", "300"]
+QUICK = ["--quant_method", "rtn", *FEW, *RANGES, "--no-plots", *GRID]
 TAG = "digits_resnet_w4bit_a4bit_seed1005"
 
 
@@ -91,17 +94,25 @@ def settle_norms(network: nn.Module) -> None:
             nn.init.normal_(module.bias, 0.0, 0.1)
 
 
-@pytest.fixture
-def tiny_network() -> nn.Module:
+def make_tiny_network() -> nn.Module:
     torch.manual_seed(0)
     network = TinyResNet()
     settle_norms(network)
     return network.eval()
 
 
+def make_tiny_images() -> Tensor:
+    return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tiny_network() -> nn.Module:
+    return make_tiny_network()
+
+
 @pytest.fixture
 def tiny_images() -> Tensor:
-    return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return make_tiny_images()
 
 
 @pytest.fixture
@@ -131,7 +142,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def one_operator_table():
-    """Let the ONNX exporter of torch keep its table of operators, which it builds in each export."""
+    """Let torch's ONNX exporter keep its table of operators, which it builds in each export."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:

@@ -24,13 +24,15 @@ from quant.arithmetic.spec import NOT_QUANTIZED
 from quant.network.model import FLOAT_SPEC, activation_quantizers, quant_layers, set_state
 from quant.registry import method_settings
 from quant.settings import RESERVED_NAMES, MethodSettings, check_setting, flag_name, setting
-from tests.conftest import TinyResNet
+from tests.conftest import TinyResNet, make_tiny_images, make_tiny_network
 
 METHODS = QuantizationManager().list_available_methods()
+SEARCHED = {"init_wmode": "mse", "init_amode": "mse"}
 QUICK = {
-    "p_steps": 3,
-    "powell_maxfev": 20,
-    "gradient_steps": 5,
+    **dict.fromkeys(SEARCHED, "minmax"),
+    "p_steps": 2,
+    "powell_maxfev": 12,
+    "gradient_steps": 3,
     "iters_w": 20,
     "lr_round": 0.15,
     "batch_size_recon": 16,
@@ -48,15 +50,32 @@ def leaves_activations_in_float(name: str) -> bool:
     return fields_of(name)["n_bits_a"].metadata["choices"] == (NOT_QUANTIZED,)
 
 
+def known_to(name: str, settings: dict) -> dict:
+    """Those of the settings that the method has."""
+    return {key: value for key, value in settings.items() if key in fields_of(name)}
+
+
 def make(name: str, **settings) -> BaseQuantizationMethod:
     """The method in a quick form; bits of activations are dropped where it leaves them in float."""
     own = fields_of(name)
-    quick = {key: value for key, value in QUICK.items() if key in own}
+    quick = known_to(name, QUICK)
     if "lamb_c" in own and own["lamb_c"].default is not None:
         quick |= QUICK_CORRECTION
     if leaves_activations_in_float(name):
         settings.pop("n_bits_a", None)
     return QuantizationManager().get_quantization_method(name, **{**quick, **settings})
+
+
+MADE: dict[tuple[str, MethodSettings], QuantModel] = {}
+
+
+def shared(name: str, **settings) -> QuantModel:
+    """The quantized tiny network, made once for each setting; tests must not change it."""
+    method = make(name, **settings)
+    key = name, method.settings
+    if key not in MADE:
+        MADE[key] = method.quantize_model(make_tiny_network(), None, [make_tiny_images()])
+    return MADE[key]
 
 
 @pytest.fixture(params=METHODS)
@@ -74,14 +93,11 @@ def test_the_given_networks_are_unchanged(name, tiny_network, tiny_images):
         assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("channel_wise", [True, False])
-def test_dequantized_weights_have_at_most_2_to_the_bits_values(
-    name, bits, channel_wise, tiny_network, tiny_images
-):
-    method = make(name, n_bits_w=bits, channel_wise=channel_wise)
-    result = method.quantize_model(tiny_network, None, [tiny_images])
-    layers = quant_layers(result)
+@pytest.mark.parametrize(
+    ("bits", "channel_wise"), [(2, True), (3, True), (4, True), (2, False), (4, False)]
+)
+def test_dequantized_weights_have_at_most_2_to_the_bits_values(name, bits, channel_wise):
+    layers = quant_layers(shared(name, n_bits_w=bits, channel_wise=channel_wise))
     assert len(layers) == 7
     for layer in layers.values():
         weight = layer.effective_weight()
@@ -116,9 +132,8 @@ def test_quantized_activations_have_at_most_2_to_the_bits_values(
 
 
 def test_same_seed_same_bytes_and_finite_output(name, tiny_network, tiny_images):
-    first, second = (
-        make(name, seed=7).quantize_model(tiny_network, None, [tiny_images]) for _ in range(2)
-    )
+    first = shared(name)
+    second = make(name).quantize_model(tiny_network, None, [tiny_images])
     one, other = first.state_dict(), second.state_dict()
     assert list(one) == list(other)
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -127,7 +142,7 @@ def test_same_seed_same_bytes_and_finite_output(name, tiny_network, tiny_images)
 
 
 def test_the_batching_of_the_loader_plays_no_part(name, tiny_network, tiny_images):
-    whole = make(name).quantize_model(tiny_network, None, [tiny_images]).state_dict()
+    whole = shared(name).state_dict()
     labels = torch.zeros(48, dtype=torch.int64)
     batches = list(zip(tiny_images.split(10), labels.split(10), strict=True))
     parts = make(name).quantize_model(tiny_network, None, batches).state_dict()
@@ -135,7 +150,7 @@ def test_the_batching_of_the_loader_plays_no_part(name, tiny_network, tiny_image
 
 
 def test_eight_bits_are_close_to_the_float_network(name, tiny_network, tiny_images):
-    result = make(name, n_bits_w=8, n_bits_a=8).quantize_model(tiny_network, None, [tiny_images])
+    result = shared(name, n_bits_w=8, n_bits_a=8)
     with torch.no_grad():
         expected, got = tiny_network(tiny_images), result(tiny_images)
     assert (got - expected).abs().max() < 0.05 * expected.std()
@@ -145,22 +160,14 @@ def test_sixteen_bits_are_closer_than_eight(name, tiny_network, tiny_images):
     with torch.no_grad():
         expected = tiny_network(tiny_images)
         errors = [
-            (
-                make(name, n_bits_w=bits, n_bits_a=bits).quantize_model(
-                    tiny_network, None, [tiny_images]
-                )(tiny_images)
-                - expected
-            )
-            .abs()
-            .max()
-            .item()
+            (shared(name, n_bits_w=bits, n_bits_a=bits)(tiny_images) - expected).abs().max().item()
             for bits in (8, 12, 16)
         ]
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_saved_and_loaded_it_gives_the_same_bits(name, tiny_network, tiny_images, tmp_path):
-    result = make(name, n_bits_w=3).quantize_model(tiny_network, None, [tiny_images])
+def test_saved_and_loaded_it_gives_the_same_bits(name, tiny_images, tmp_path):
+    result = shared(name, n_bits_w=3)
     result.save(tmp_path / "model.pt", {"arch": "tiny"})
     content = read_quantized_file(tmp_path / "model.pt")
     torch.manual_seed(99)
@@ -205,22 +212,18 @@ def test_without_activation_bits_only_the_weights_differ_from_the_float_network(
 def test_a_method_that_claims_it_is_not_worse_than_rtn_on_the_calibration_images(
     claimant, tiny_network, tiny_images
 ):
-    longer = {"iters_w": 60, "lr_round": 0.05}
-    known = {key: value for key, value in longer.items() if key in fields_of(claimant)}
+    longer = {"iters_w": 60, "lr_round": 0.05, **SEARCHED}
     with torch.no_grad():
         expected = tiny_network(tiny_images)
         errors = []
-        for method, settings in (("rtn", {}), (claimant, known)):
-            result = make(method, n_bits_w=2, n_bits_a=4, **settings).quantize_model(
-                tiny_network, None, [tiny_images]
-            )
+        for method in ("rtn", claimant):
+            result = shared(method, n_bits_w=2, n_bits_a=4, **known_to(method, longer))
             errors.append((result(tiny_images) - expected).square().mean().item())
     assert errors[1] <= errors[0]
 
 
-def test_printing_the_model_shows_the_bits(name, tiny_network, tiny_images):
-    result = make(name, n_bits_w=3).quantize_model(tiny_network, None, [tiny_images])
-    text = str(result)
+def test_printing_the_model_shows_the_bits(name):
+    text = str(shared(name, n_bits_w=3))
     assert "(conv1): QuantConv2d(weight 8x8x3x3, 3" in text and "8 bits" in text
 
 
