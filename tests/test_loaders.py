@@ -16,6 +16,7 @@ from PIL import Image
 import loaders.imageset
 from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
+from loaders.digits import read_digits
 from loaders.imageset import FileImages, MemoryImages
 from loaders.plan import parse_source, read_id_list
 from loaders.transforms import Preprocess, augment_small
@@ -60,14 +61,23 @@ def test_digits_split_as_specified():
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_digits_need_no_torchvision_and_no_data(tmp_path):
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images, labels = read_digits()
+    assert np.array_equal(images, load_digits().images)
+    assert np.array_equal(labels, load_digits().target)
+
+
+def test_digits_need_no_torchvision_no_scikit_learn_and_no_data():
     code = (
         "import sys; from loaders import load_dataset; from models.digits import DIGITS_ENTRY;"
-        "load_dataset('digits', None, DIGITS_ENTRY.preprocess); print('torchvision' in sys.modules)"
+        "load_dataset('digits', None, DIGITS_ENTRY.preprocess);"
+        "print([name for name in ('torchvision', 'sklearn') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
-    assert result.stdout.strip() == "False"
+    assert result.stdout.strip() == "[]"
 
 
 def test_a_folder_is_listed_in_order_and_decoded_exactly(folder):
