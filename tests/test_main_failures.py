@@ -17,7 +17,7 @@ from models import get_entry
 from models.cifar_resnet import CifarResNet
 from pipeline import stages as pipeline
 from quant import QuantizationManager
-from tests.conftest import QUICK, TAG
+from tests.conftest import QUICK, RANGES, TAG
 
 METHODS = QuantizationManager().list_available_methods()
 
@@ -259,7 +259,7 @@ def test_an_unreadable_image_is_refused_or_skipped(folder, tmp_path, capsys):
         "--alpha",
         "1",
     ]
-    flags += ["--num_clusters", "2", "--pca_dim", "2"]
+    flags += ["--num_clusters", "2", "--pca_dim", "2", *RANGES, "--no-plots"]
     text = refused(flags, tmp_path, capsys)
     assert f"{bad}: must be a readable image, got UnidentifiedImageError" in text
     assert main([*flags, "--skip_bad_images", "--output_dir", str(tmp_path / "o")]) == 0
@@ -312,7 +312,7 @@ def test_results_are_never_linked_from_the_logits_of_a_former_run(tmp_path, monk
         original(path, record)
 
     monkeypatch.setattr(writer, "write_sealed", fails_at_first)
-    assert main([*flags, "--init_wmode", "minmax", "--init_amode", "minmax"]) == 3
+    assert main([*flags, "--n_bits_a", "4", "--init_amode", "minmax_scale"]) == 3
     analyzer = LogitsAnalyzer(tmp_path / "rtn")
     first = analyzer.load(next(path.name for path in (tmp_path / "rtn").glob("initial_*")))
     for path in (tmp_path / "rtn").glob("results_*"):
@@ -326,6 +326,7 @@ def test_val_alone_runs_and_says_where_calibration_comes_from(folder, tmp_path, 
     shutil.rmtree(folder / "train")
     flags = ["--arch", "cifar_resnet20", "--data_path", str(folder), "--quant_method", "rtn"]
     flags += ["--correction_source", "val:0.5", "--pca_dim", "1", "--num_clusters", "1"]
+    flags += [*RANGES, "--no-plots"]
     assert main([*flags, "--output_dir", str(tmp_path / "o")]) == 0
     assert "4 of 8 val images are set aside and not evaluated" in capsys.readouterr().err
 
