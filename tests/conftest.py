@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 import quant  # noqa: F401  (registers the methods)
 from common.files import locked
+from quant.arithmetic import ranges
+from quant.arithmetic.ranges import Grid, Sample, search_qparams
+from quant.methods.lapq import search as lapq_search
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -138,6 +141,28 @@ def lab(tmp_path_factory):
             make_lab(root)
             done.touch()
     return Lab(root)
+
+
+SEARCHED: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+
+@pytest.fixture(scope="module")
+def ranges_searched_once():
+    """Search the range of a tensor once, for tests of what comes after the search."""
+
+    def search(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
+        tensors = [sample.rows] if sample.counts is None else [sample.rows, sample.counts]
+        content = [(tensor.shape, tensor.detach().numpy().tobytes()) for tensor in tensors]
+        key = (grid, *content)
+        if key not in SEARCHED:
+            SEARCHED[key] = search_qparams(sample, grid)
+        scale, zero_point = SEARCHED[key]
+        return scale.clone(), zero_point.clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges, "search_qparams", search)
+        patch.setattr(lapq_search, "search_qparams", search)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from quant.bitwidth.statistics import find_knee
 from quant.network.model import activation_quantizers, quant_layers
 from tests.conftest import QUICK, TAG, TinyResNet, settle_norms
 
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 OPTIONS = (2, 4, 8)
 
 

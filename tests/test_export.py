@@ -29,7 +29,7 @@ from tests.conftest import TinyResNet, settle_norms
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.usefixtures("one_operator_table")
+pytestmark = pytest.mark.usefixtures("one_operator_table", "ranges_searched_once")
 
 IMAGE = (3, 8, 8)
 

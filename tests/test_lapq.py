@@ -25,6 +25,7 @@ from quant.methods.lapq.powell import minimise
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.states import LossRecord
 
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 QUICK = {"p_steps": 2, "powell_maxfev": 40, "gradient_steps": 5}
 
 

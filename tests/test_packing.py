@@ -20,6 +20,8 @@ from quant.arithmetic.packing import (
 from quant.network.model import quant_layers
 from tests.conftest import TinyResNet
 
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
+
 
 def codes_of(bits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
