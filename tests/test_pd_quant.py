@@ -24,7 +24,8 @@ from quant.reconstruction.distribution import (
 from quant.reconstruction.prediction import PredictionDifference, PredictionSettings
 from quant.reconstruction.settings import ReconstructionSettings
 
-QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
+QUICK = {"iters_w": 20, "lr_round": 0.15, "batch_size_recon": 16}
 SCHEDULE = CorrectionSchedule(lamb_c=0.02, steps=100, lr=5e-3)
 
 

@@ -15,7 +15,8 @@ from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.step import UnitStep
 from quant.reconstruction.trainable import TrainableUnit
 
-QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
+QUICK = {"iters_w": 20, "lr_round": 0.15, "batch_size_recon": 16}
 
 
 def make(name="qdrop", **settings):

@@ -25,8 +25,12 @@ from quant.network.chain import (
 from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
 from quant.reconstruction.engine import penalty_exponent
 from quant.reconstruction.settings import ReconstructionSettings
+from tests.conftest import make_tiny_images, make_tiny_network
 
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 QUICK = {"iters_w": 120, "lr_round": 3e-2, "batch_size_recon": 16}
+SHORT = {"iters_w": 30, "lr_round": 0.1, "batch_size_recon": 16}
+RANGES = {"init_wmode": "minmax", "init_amode": "minmax"}
 
 
 def quantized(network, images, method="adaround", **settings):
@@ -91,7 +95,7 @@ def test_weight_scales_stay_and_activation_steps_are_learned(tiny_network, tiny_
 
 def test_no_learning_rate_for_the_steps_leaves_the_first_range_alone(tiny_network, tiny_images):
     nearest = quantized(tiny_network, tiny_images, "rtn")
-    learned = quantized(tiny_network, tiny_images, lr=0.0, **QUICK)
+    learned = quantized(tiny_network, tiny_images, lr=0.0, **SHORT)
     first = [
         next(iter(activation_quantizers(model).values())).scale for model in (nearest, learned)
     ]
@@ -99,7 +103,7 @@ def test_no_learning_rate_for_the_steps_leaves_the_first_range_alone(tiny_networ
 
 
 def test_nothing_of_the_optimisation_is_left_behind(tiny_network, tiny_images):
-    result = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, **QUICK)
+    result = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, **SHORT)
     assert all(layer.rounding is None for layer in quant_layers(result).values())
     for quantizer in activation_quantizers(result).values():
         assert quantizer.mask is None
@@ -112,85 +116,59 @@ def test_nothing_of_the_optimisation_is_left_behind(tiny_network, tiny_images):
 def test_mixing_probabilities_change_the_result_and_one_means_off(
     tiny_network, tiny_images, setting
 ):
-    def codes(value):
-        model = quantized(
-            tiny_network, tiny_images, n_bits_w=2, n_bits_a=2, **QUICK, **{setting: value}
-        )
+    def codes(**mixing):
+        settings = {"n_bits_w": 2, "n_bits_a": 2, **SHORT, **RANGES, **mixing}
+        model = quantized(tiny_network, tiny_images, **settings)
         return torch.cat([layer.codes.flatten() for layer in quant_layers(model).values()])
 
-    plain = torch.cat(
-        [
-            layer.codes.flatten()
-            for layer in quant_layers(
-                quantized(tiny_network, tiny_images, n_bits_w=2, n_bits_a=2, **QUICK)
-            ).values()
-        ]
-    )
-    assert torch.equal(codes(1.0), plain)
-    assert not torch.equal(codes(0.5), plain)
-    assert not torch.equal(codes(0.0), codes(0.5))
+    plain, half = codes(), codes(**{setting: 0.5})
+    assert torch.equal(codes(**{setting: 1.0}), plain)
+    assert not torch.equal(half, plain)
+    assert not torch.equal(codes(**{setting: 0.0}), half)
 
 
-BASE_STATE: dict[str, torch.Tensor] = {}
+BASE = {"n_bits_w": 2, "n_bits_a": 2, "weight": 0.05, **SHORT, **RANGES}
+OTHER = {
+    "weight": 0.0,
+    "warmup": 0.9,
+    "b_start": 3.0,
+    "b_end": 12.0,
+    "lr_round": 1e-2,
+    "iters_w": 20,
+    "seed": 3,
+    "lr": 1e-2,
+    "batch_size_recon": 8,
+    "num_samples": 40,
+    "init_wmode": "mse",
+    "init_amode": "minmax_scale",
+    "channel_wise": False,
+    "disable_8bit_head_stem": True,
+    "lamb_r": 0.1,
+    "T": 2.0,
+    "lamb_c": 0.1,
+    "bn_lr": 0.1,
+    "amp": "bf16",
+}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "weight",
-        "warmup",
-        "b_start",
-        "b_end",
-        "lr_round",
-        "iters_w",
-        "seed",
-        "lr",
-        "batch_size_recon",
-        "num_samples",
-        "init_wmode",
-        "init_amode",
-        "channel_wise",
-        "disable_8bit_head_stem",
-        "lamb_r",
-        "T",
-        "lamb_c",
-        "bn_lr",
-        "amp",
-    ],
-)
-def test_every_setting_changes_the_result(tiny_network, tiny_images, name):
-    base = {"n_bits_w": 2, "n_bits_a": 2, "weight": 0.05, **QUICK}
-    other = {
-        "weight": 0.0,
-        "warmup": 0.9,
-        "b_start": 3.0,
-        "b_end": 12.0,
-        "lr_round": 1e-2,
-        "iters_w": 60,
-        "seed": 3,
-        "lr": 1e-2,
-        "batch_size_recon": 8,
-        "num_samples": 40,
-        "init_wmode": "minmax",
-        "init_amode": "minmax_scale",
-        "channel_wise": False,
-        "disable_8bit_head_stem": True,
-        "lamb_r": 0.1,
-        "T": 2.0,
-        "lamb_c": 0.1,
-        "bn_lr": 0.1,
-        "amp": "bf16",
-    }
-    if not BASE_STATE:  # the network of the fixture is the same in every test
-        BASE_STATE.update(quantized(tiny_network, tiny_images, **base).state_dict())
-    first = BASE_STATE
-    second = quantized(tiny_network, tiny_images, **{**base, name: other[name]}).state_dict()
-    assert any(not torch.equal(first[key], second[key]) for key in first)
+@pytest.fixture(scope="module")
+def base_state() -> dict[str, torch.Tensor]:
+    return quantized(make_tiny_network(), make_tiny_images(), **BASE).state_dict()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_setting_changes_the_result(base_state, tiny_network, tiny_images, name):
+    settings = {**BASE, name: OTHER[name]}
+    if name in ("lamb_c", "bn_lr"):  # either switches the distribution correction on
+        settings["dc_steps"] = 5
+    state = quantized(tiny_network, tiny_images, **settings).state_dict()
+    assert any(not torch.equal(value, state[key]) for key, value in base_state.items())
 
 
 def test_where_the_cache_lies_changes_nothing(tiny_network, tiny_images):
-    first = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, **QUICK)
-    second = quantized(tiny_network, tiny_images, prob=0.5, input_prob=0.5, keep_cpu=True, **QUICK)
+    settings = {"prob": 0.5, "input_prob": 0.5, **SHORT}
+    first = quantized(tiny_network, tiny_images, **settings)
+    second = quantized(tiny_network, tiny_images, keep_cpu=True, **settings)
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -208,7 +186,7 @@ def test_the_penalty_decides_the_roundings_by_the_end(tiny_network, tiny_images,
         return original(self)
 
     monkeypatch.setattr(SoftRounding, "hard_codes", spy)
-    quantized(tiny_network, tiny_images, n_bits_w=3, iters_w=400, lr_round=3e-2, weight=0.1)
+    quantized(tiny_network, tiny_images, n_bits_w=3, iters_w=200, lr_round=6e-2, weight=0.1)
     assert np.mean(undecided) < 0.02
 
 

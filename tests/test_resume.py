@@ -20,11 +20,13 @@ from quant.network.chain import UnitData
 from quant.reconstruction.engine import reconstruct_unit
 from quant.reconstruction.settings import ReconstructionSettings
 from quant.reconstruction.step import UnitStep
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, RANGES
 
-QUICK = {"iters_w": 40, "lr_round": 8e-2, "batch_size_recon": 16}
-FLAGS = ["--quant_method", "qdrop", "--iters_w", "120", "--lr_round", "3e-2", "--num_samples", "64"]
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
+QUICK = {"iters_w": 15, "lr_round": 0.2, "batch_size_recon": 16}
+FLAGS = ["--quant_method", "qdrop", "--iters_w", "30", "--lr_round", "0.1", "--num_samples", "64"]
 FLAGS += ["--correction_samples", "100", "--alpha", "0.4", "--num_clusters", "4", "--pca_dim", "2"]
+FLAGS += [*RANGES, "--no-plots"]
 
 
 class StopHere(Exception):

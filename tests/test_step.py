@@ -21,7 +21,8 @@ from quant.reconstruction.step import UnitStep, cosine
 from quant.reconstruction.trainable import TrainableUnit
 from tests.test_primitives import reference as straight_through
 
-QUICK = {"iters_w": 60, "lr_round": 5e-2, "batch_size_recon": 16}
+pytestmark = pytest.mark.usefixtures("ranges_searched_once")
+QUICK = {"iters_w": 40, "lr_round": 8e-2, "batch_size_recon": 16}
 SETTINGS = QDropSettings(iters_w=1000, lr_round=3e-3, batch_size_recon=16, weight=0.3)
 
 
