@@ -13,6 +13,7 @@ from models import brecq
 from models.digits import DIGITS_ENTRY
 from pipeline import recipes
 from pipeline.recipes import Recipe, list_recipes, load_recipe
+from tests.conftest import FEW, RANGES
 
 DIGITS = """source: a table that was made up
 settings: none
@@ -26,6 +27,11 @@ flags:
   n_bits_a: 4
   num_samples: 64
   num_clusters_list: [4]
+  pca_dim_list: [2]
+  alpha_list: [1.0]
+  correction_samples: 300
+  init_wmode: minmax
+  init_amode: minmax
 """
 REAL = load_recipe("resnet18_qdrop_w4a4")
 
@@ -93,8 +99,9 @@ def test_a_run_from_a_recipe_is_compared_with_it(folder, tmp_path, capsys):
 
 def test_the_figures_are_those_of_the_same_run_without_the_recipe(folder, tmp_path):
     assert run(tmp_path, "--recipe", "digits") == 0
-    flags = "--quant_method rtn --num_samples 64 --num_clusters_list 4".split()
-    assert main_imagenet.main([*flags, "--output_dir", str(tmp_path / "b"), "--no-plots"]) == 0
+    flags = ["--quant_method", "rtn", *FEW, *RANGES, "--no-plots"]
+    flags += "--num_clusters_list 4 --pca_dim_list 2 --alpha_list 1".split()
+    assert main_imagenet.main([*flags, "--output_dir", str(tmp_path / "b")]) == 0
     first, second = (
         json.loads((tmp_path / name / "rtn" / "run.json").read_text())["figures"]
         for name in ("out", "b")

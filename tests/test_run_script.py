@@ -21,7 +21,8 @@ SPECIFIED = """Model Name, Dataset, Quantization Batch Size, Original Top1 Accur
 Accuracy, Original Top5 Accuracy, Quantized Top5 Accuracy, Bits, MLP_Alphabet_Scalar,
 CNN_Alphabet_Scalar, MLP_Percentile, CNN_Percentile, Stochastic Quantization, Regularizer, Lambda,
 Original Sparsity, Quantized Sparsity, Retain_rate, Fusion, Seed"""
-QUICK = "-- --num_samples 32 --alpha 1 --num_clusters 4 --pca_dim 2".split()
+QUICK = "-- --num_samples 32 --alpha 1 --num_clusters 4 --pca_dim 2 --no-plots".split()
+QUICK += ["--correction_samples", "100"]
 
 
 @pytest.fixture
