@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ BEST_KEYS = {
     "torch_version",
     "created_utc",
 }
+ONE_EPOCH = ["--expert", "ce", "--epochs", "1"]
 NAMES = ("ce_baseline", "balsoftmax_baseline", "logitadjust_baseline", "decoupling_twostage")
 
 
@@ -132,9 +135,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
             assert torch.equal(value, other[key]), (path.name, key)
 
 
-def test_resuming_with_other_settings_is_refused(lab, tmp_path, capsys):
-    flags = ["--expert", "ce", "--epochs", "1", "--keep-last"]
-    assert lab.train(tmp_path, *flags) == 0
+def test_resuming_with_other_settings_is_refused(lab, kept_progress, tmp_path, capsys):
+    flags = [*ONE_EPOCH, "--keep-last"]
+    shutil.copytree(kept_progress, tmp_path, dirs_exist_ok=True)
     assert (tmp_path / "last_ce_baseline.pth").is_file()
     before = (tmp_path / "best_ce_baseline.pth").read_bytes()
     assert lab.train(tmp_path, *flags, "--resume", "--lr", "0.01") == 1
@@ -188,6 +191,14 @@ def test_a_calibrated_expert_is_never_older_than_the_best(lab, tmp_path):
     assert not (mine.folder / "final_calibrated_ce_baseline.pth").exists()
 
 
+@pytest.fixture(scope="module")
+def kept_progress(lab, tmp_path_factory) -> Path:
+    """The folder of an expert trained for one epoch and its progress; tests must not change it."""
+    folder = tmp_path_factory.mktemp("progress")
+    assert lab.train(folder, *ONE_EPOCH, "--keep-last") == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -200,13 +211,11 @@ def test_a_calibrated_expert_is_never_older_than_the_best(lab, tmp_path):
         {"best_state_dict": None},
     ],
 )
-def test_damaged_progress_is_refused(lab, tmp_path, capsys, change):
-    flags = ["--expert", "ce", "--epochs", "1", "--keep-last"]
-    assert lab.train(tmp_path, *flags) == 0
+def test_damaged_progress_is_refused(lab, kept_progress, tmp_path, capsys, change):
+    shutil.copytree(kept_progress, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "last_ce_baseline.pth"
     torch.save({**content(path), **change}, path)
-    capsys.readouterr()
-    assert lab.train(tmp_path, *flags, "--resume") == 1
+    assert lab.train(tmp_path, *ONE_EPOCH, "--keep-last", "--resume") == 1
     assert "last_ce_baseline.pth: " in capsys.readouterr().err
 
 
