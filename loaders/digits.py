@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from importlib.metadata import distribution
 
 import numpy as np
 import torch
@@ -35,10 +34,8 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
 
     scikit-learn is not imported for it, which takes five seconds of processor time.
     """
-    package = importlib.util.find_spec("sklearn")
-    assert package is not None and package.origin is not None
-    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(path), delimiter=",", dtype=np.int64)
     return table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), table[:, -1]
 
 
