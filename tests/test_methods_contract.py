@@ -30,11 +30,11 @@ METHODS = QuantizationManager().list_available_methods()
 SEARCHED = {"init_wmode": "mse", "init_amode": "mse"}
 QUICK = {
     **dict.fromkeys(SEARCHED, "minmax"),
-    "p_steps": 2,
+    "p_steps": 1,
     "powell_maxfev": 12,
     "gradient_steps": 3,
-    "iters_w": 20,
-    "lr_round": 0.15,
+    "iters_w": 10,
+    "lr_round": 0.3,
     "batch_size_recon": 16,
     "num_samples": 48,
 }
