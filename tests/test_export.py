@@ -199,8 +199,17 @@ def test_a_model_of_rtn_is_the_same_elsewhere(written):
     is_the_same(path, model, images)
 
 
-def test_channels_without_bits_emit_their_constant(tiny_network, tiny_images, tmp_path):
-    model = quantized(tiny_network, tiny_images, n_bits_w=4, n_bits_a=32)
+@pytest.fixture
+def small_network() -> nn.Module:
+    """Two convolutions and a linear layer, which are exported in half the time."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+    layers = (first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    return nn.Sequential(*layers).eval()
+
+
+def test_channels_without_bits_emit_their_constant(small_network, tiny_images, tmp_path):
+    model = quantized(small_network, tiny_images, n_bits_w=4, n_bits_a=32)
     for layer in quant_layers(model).values():
         bits = torch.full(layer.scale.shape, int(layer.bits))
         bits[:2] = 0
@@ -238,8 +247,8 @@ def test_channels_of_activations_with_scales_and_bits_of_their_own(
         assert np.abs(logits - expected).mean() < 1e-3
 
 
-def test_an_activation_channel_without_bits_is_its_constant(tiny_network, tiny_images, tmp_path):
-    model = quantized(tiny_network, tiny_images, n_bits_w=32, n_bits_a=3)
+def test_an_activation_channel_without_bits_is_its_constant(small_network, tiny_images, tmp_path):
+    model = quantized(small_network, tiny_images, n_bits_w=32, n_bits_a=3)
     quantizer = next(iter(activation_quantizers(model).values()))
     shape = (1, 8, 1, 1)
     scale, bits = torch.full(shape, 0.125), torch.full(shape, 3)
@@ -253,8 +262,8 @@ def test_an_activation_channel_without_bits_is_its_constant(tiny_network, tiny_i
         assert np.abs(logits - expected).mean() < 1e-4
 
 
-def test_a_gap_around_zero_is_kept(tiny_network, tiny_images, tmp_path):
-    model = quantized(tiny_network, tiny_images, "rtn", n_bits_w=4, n_bits_a=32)
+def test_a_gap_around_zero_is_kept(small_network, tiny_images, tmp_path):
+    model = quantized(small_network, tiny_images, "rtn", n_bits_w=4, n_bits_a=32)
     for layer in quant_layers(model).values():
         layer.gap = torch.full_like(layer.scale, 0.05)
     write_onnx(model, tmp_path / "m.onnx", IMAGE)
@@ -341,12 +350,12 @@ def test_an_integer_that_is_not_the_model_s_is_found(part, written, tmp_path):
     assert wrong_integers(tmp_path / "bad.onnx", model) == [victim.name.rsplit(".", 1)[0]]
 
 
-def test_more_bits_than_onnx_has_are_refused(tiny_network, tiny_images, tmp_path):
-    model = quantized(tiny_network, tiny_images, n_bits_a=12, init_amode="minmax")
+def test_more_bits_than_onnx_has_are_refused(small_network, tiny_images, tmp_path):
+    model = quantized(small_network, tiny_images, n_bits_a=12, init_amode="minmax")
     with pytest.raises(InputError, match="activations must have at most 8 bits in ONNX, got 12"):
         write_onnx(model, tmp_path / "m.onnx", IMAGE)
     assert list(tmp_path.iterdir()) == []
-    wide = quantized(tiny_network, tiny_images, n_bits_w=12, n_bits_a=8, init_wmode="minmax")
+    wide = quantized(small_network, tiny_images, n_bits_w=12, n_bits_a=8, init_wmode="minmax")
     write_onnx(wide, tmp_path / "m.onnx", IMAGE)
     assert wrong_integers(tmp_path / "m.onnx", wide) == []
 
