@@ -34,6 +34,16 @@ QUICK = ["--quant_method", "rtn", *FEW, *RANGES, "--no-plots", *GRID]
 TAG = "digits_resnet_w4bit_a4bit_seed1005"
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which may be missing
+def pytest_xdist_make_scheduler(config, log):
+    """Let ``-n`` hand out whole files, so that what the tests of a file share is made once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write CIFAR-10's files with twenty training and four test images, accepted by torchvision."""
     import torchvision
@@ -152,8 +162,8 @@ def ranges_searched_once():
 
     def search(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
         tensors = [sample.rows] if sample.counts is None else [sample.rows, sample.counts]
-        content = [(tensor.shape, tensor.detach().numpy().tobytes()) for tensor in tensors]
-        key = (grid, *content)
+        content = [(value.shape, value.detach().cpu().numpy().tobytes()) for value in tensors]
+        key = (grid, sample.rows.device, *content)
         if key not in SEARCHED:
             SEARCHED[key] = search_qparams(sample, grid)
         scale, zero_point = SEARCHED[key]
