@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import html
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,12 +130,15 @@ def _detour(start: Box, end: Box) -> str:
 
 
 def read_table() -> dict[str, dict[str, tuple[float, float]]]:
-    """Method -> W/A -> mean and standard deviation of the quantized Top-1 in percent."""
+    """Method -> W/A -> mean and standard deviation of the quantized Top-1 in percent.
+
+    The standard deviation of a single run is NaN; its field is empty.
+    """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     with TABLE.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            values = float(row["quantized mean"]), float(row["quantized sd"])
-            found.setdefault(row["method"], {})[row["W/A"]] = values
+            deviation = float(row["quantized sd"] or "nan")
+            found.setdefault(row["method"], {})[row["W/A"]] = float(row["quantized mean"]), deviation
     return found
 
 
@@ -143,9 +147,13 @@ def markdown_table(found: dict[str, dict[str, tuple[float, float]]]) -> str:
     settings = list(dict.fromkeys(setting for row in found.values() for setting in row))
     lines = [f"| method | {' | '.join(settings)} |", f"|{'---|' * (len(settings) + 1)}"]
     for method, row in found.items():
-        cells = [f"{row[s][0]:.2f} ± {row[s][1]:.2f}" if s in row else "-" for s in settings]
+        cells = [_cell(*row[s]) if s in row else "-" for s in settings]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(mean: float, deviation: float) -> str:
+    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def draw_results(path: Path) -> None:
