@@ -137,8 +137,8 @@ def read_table() -> dict[str, dict[str, tuple[float, float]]]:
     found: dict[str, dict[str, tuple[float, float]]] = {}
     with TABLE.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            deviation = float(row["quantized sd"] or "nan")
-            found.setdefault(row["method"], {})[row["W/A"]] = float(row["quantized mean"]), deviation
+            values = float(row["quantized mean"]), float(row["quantized sd"] or "nan")
+            found.setdefault(row["method"], {})[row["W/A"]] = values
     return found
 
 
