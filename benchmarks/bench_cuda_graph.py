@@ -17,8 +17,9 @@ from benchmarks.cifar_runs import table_head, table_line
 from common.console import EXIT_OK
 from common.torch_setup import import_torchvision, pick_device
 from quant.methods.qdrop import QDropSettings
+from quant.network.capture import capture
 from quant.network.chain import Task, UnitData, nearest, walk_chain
-from quant.network.model import FLOAT_SPEC, QuantModel
+from quant.network.model import FLOAT_SPEC, make_chain
 from quant.reconstruction.engine import reconstruct_unit
 
 
@@ -40,9 +41,10 @@ def step_milliseconds(options: argparse.Namespace, cuda_graph: bool) -> dict[str
         _wait(device)
         found[data.name] = 1000 * (time.perf_counter() - start) / options.steps
 
-    model = QuantModel(network, settings.spec).to(device)
-    reference = QuantModel(network, FLOAT_SPEC).to(device)
-    walk_chain(Task(model, reference, network, images), nearest("minmax", "minmax"), timed)
+    captured = capture(network, images)
+    model = make_chain(captured, settings.spec)
+    reference = make_chain(captured, FLOAT_SPEC)
+    walk_chain(Task(model, reference, captured, images), nearest("minmax", "minmax"), timed)
     return found
 
 

@@ -34,9 +34,16 @@ from quant import QuantizationManager
 from quant.arithmetic.primitives import quant_max
 from quant.arithmetic.rounding import GAMMA, ZETA, SoftRounding
 from quant.methods.qdrop import QDropSettings
+from quant.network.capture import capture
 from quant.network.chain import UnitData, nearest, reconstruction_loss
 from quant.network.layers import ActivationQuantizer, QuantLayer
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.network.model import (
+    FLOAT_SPEC,
+    QuantModel,
+    activation_quantizers,
+    make_chain,
+    quant_layers,
+)
 from quant.reconstruction.engine import penalty_exponent
 
 BATCH = 32
@@ -88,7 +95,8 @@ def _run_prefix(model: QuantModel, images: Tensor, count: int) -> Tensor:
 
 def plain_run(network: nn.Module, images: Tensor, settings: QDropSettings) -> None:
     """The published loop over all units."""
-    model, reference = QuantModel(network, settings.spec), QuantModel(network, FLOAT_SPEC)
+    captured = capture(network, images)
+    model, reference = make_chain(captured, settings.spec), make_chain(captured, FLOAT_SPEC)
     for index, (name, unit) in enumerate(model.named_units()):
         float_input = _run_prefix(reference, images, index)
         target = _run_prefix(reference, images, index + 1)

@@ -19,8 +19,9 @@ import torch
 
 from common.console import EXIT_OK
 from models.cifar_resnet import CifarResNet
+from quant.network.capture import capture
 from quant.network.chain import Task, UnitData, nearest, walk_chain
-from quant.network.model import FLOAT_SPEC, QuantModel
+from quant.network.model import FLOAT_SPEC, make_chain
 from quant.reconstruction.engine import reconstruct_unit
 from quant.reconstruction.settings import ReconstructionSettings
 
@@ -46,8 +47,9 @@ def time_units(prob: float, steps: int, repeats: int) -> dict[str, float]:
             reconstruct_unit(data, settings)
             seconds[data.name].append(time.process_time() - start)
 
-    model, reference = QuantModel(network, settings.spec), QuantModel(network, FLOAT_SPEC)
-    walk_chain(Task(model, reference, network, images), nearest("minmax", "minmax"), timed)
+    captured = capture(network, images)
+    model, reference = make_chain(captured, settings.spec), make_chain(captured, FLOAT_SPEC)
+    walk_chain(Task(model, reference, captured, images), nearest("minmax", "minmax"), timed)
     return {name: 1000 * statistics.median(values) / steps for name, values in seconds.items()}
 
 

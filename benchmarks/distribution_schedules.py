@@ -17,6 +17,7 @@ import torch
 from common.console import EXIT_OK
 from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from models import load_model
+from quant.network.capture import capture
 from quant.network.chain import run_unit
 from quant.reconstruction.distribution import (
     BATCH,
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         CorrectionSchedule(LAMB_C, *schedule)
         for schedule in (PUBLISHED_CORRECTION, FAST_CORRECTION)
     ]
-    correction = InputCorrection(model.network, images, schedules[0], None, images.device)
+    captured = capture(model.network, images)
+    correction = InputCorrection(captured, images, schedules[0], None, images.device)
     sys.stdout.write(f"{HEADER}\n{'|---' * 7}|\n")
     for index, name in enumerate(correction.chain.unit_names):
         unit = correction.unit(index, name)

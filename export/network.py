@@ -56,15 +56,11 @@ class ExportableConv2d(ExportableLayer):
     def __init__(self, name: str, layer: QuantConv2d):
         super().__init__(name, layer)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
-        self.padding, self.padding_mode = layer.padding, layer.padding_mode
-        self.pad_sides = layer.pad_sides
+        self.padding = layer.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        padding: str | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self.pad_sides, mode=self.padding_mode)
-            padding = (0, 0)
-        out = F.conv2d(x, self.weight(), None, self.stride, padding, self.dilation, self.groups)
+        weight = self.weight()
+        out = F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
         return out if self.bias is None else out + self.bias
 
 

@@ -21,7 +21,7 @@ from loaders import ImageSet
 from pipeline.bitwidth_flags import SweepSettings
 from plots.axes import save_figure
 from plots.bitwidth import sweep_figure
-from quant import BaseQuantizationMethod, QuantModel
+from quant import BaseQuantizationMethod, QuantModel, capture
 from quant.bitwidth.assignments import (
     PTQ,
     WEIGHTINGS,
@@ -56,6 +56,8 @@ from quant.bitwidth.report import (
     write_table,
 )
 from quant.bitwidth.statistics import statistics_lines
+from quant.network.calibration import collect_calibration
+from quant.network.capture import EXAMPLES
 
 HEADING = "Random Bitwidths PTQ Statistics"
 DEFAULT_SAMPLES = 2048
@@ -166,13 +168,15 @@ class _Sweep:
 
     def _build(self) -> SweepModel:
         job, settings = self.job, self.settings
+        images, _ = collect_calibration(self._calibration_batches(), EXAMPLES)
+        network = capture(job.network, images)
         request = BankRequest(
             options=settings.options,
             bank=settings.bank,
             act_rule=settings.act,
             range_mode=getattr(job.method.settings, "init_wmode", "mse"),
-            network=job.network,
-            run=method_runner(job.method, job.network, self._calibration_batches),
+            network=network,
+            run=method_runner(job.method, network, self._calibration_batches),
         )
         return build_sweep(job.quantized, request)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import quant.methods  # noqa: F401  (registers them)
 from quant.base import BaseQuantizationMethod
+from quant.network.capture import CapturedNetwork, capture
 from quant.network.model import (
     QuantModel,
     bits_by_tensor,
@@ -20,12 +21,14 @@ from quant.settings import MethodSettings
 
 __all__ = [
     "BaseQuantizationMethod",
+    "CapturedNetwork",
     "MethodSettings",
     "QuantModel",
     "QuantizationManager",
     "UnitReport",
     "UnitStates",
     "bits_by_tensor",
+    "capture",
     "read_quantized_file",
     "register_method",
     "restore_quantized",

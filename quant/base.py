@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import RunError, require_known
-from quant.network.chain import Task, collect_calibration
-from quant.network.model import FLOAT_SPEC, QuantModel
+from quant.network.calibration import collect_calibration
+from quant.network.capture import CapturedNetwork, capture
+from quant.network.chain import Task
+from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
 from quant.network.states import UnitReport, UnitStates
 from quant.settings import MethodSettings, ShortForms, spelled_out
 
@@ -58,8 +60,8 @@ class BaseQuantizationMethod(ABC):
 
     def quantize_model(
         self,
-        model: nn.Module,
-        fp_model: nn.Module | None,
+        model: nn.Module | CapturedNetwork,
+        fp_model: nn.Module | CapturedNetwork | None,
         train_loader: Iterable,
         on_unit: Callable[[UnitReport], None] | None = None,
         states: UnitStates | None = None,
@@ -69,7 +71,8 @@ class BaseQuantizationMethod(ABC):
         """Quantize a copy of ``model``; neither ``model`` nor ``fp_model`` changes.
 
         Args:
-            model: trained float network; all computation is on its device.
+            model: trained float network, or the result of ``capture``; all computation is on its
+                device.
             fp_model: float network whose outputs are the target; None means ``model`` itself.
             train_loader: yields (images, labels, ...) batches or image tensors; the first
                 ``num_samples`` images are the calibration set; labels are used only if a setting
@@ -80,7 +83,7 @@ class BaseQuantizationMethod(ABC):
             on_scalar: called with name, value and step of each further scalar of the method.
 
         Raises:
-            InputError: the network cannot be traced or cut into units, or the loader is empty.
+            InputError: the network cannot be captured exactly, or the images cannot be used.
             RunError: a loss is not finite, or GPU memory is too small.
         """
         images, labels = collect_calibration(train_loader, self.settings.num_samples)
@@ -98,16 +101,22 @@ class BaseQuantizationMethod(ABC):
             raise RunError(self._out_of_memory(error, resumable=states is not None)) from error
         return task.model
 
-    def _task(self, model: nn.Module, fp_model: nn.Module | None, images: Tensor) -> Task:
-        device = next(model.parameters()).device
+    def _task(
+        self,
+        model: nn.Module | CapturedNetwork,
+        fp_model: nn.Module | CapturedNetwork | None,
+        images: Tensor,
+    ) -> Task:
+        network = _captured(model, images)
+        source = network if fp_model is None or fp_model is model else _captured(fp_model, images)
+        device = network.images.device
         if device.type == "cpu" and self.settings.keep_cpu:
             logger.info("keep_cpu changes nothing: the network is on the CPU")
         elif self.settings.keep_cpu:
             images = images.pin_memory()
-        source = model if fp_model is None else fp_model
         return Task(
-            model=QuantModel(model, self.settings.spec).to(device),
-            reference=QuantModel(source, FLOAT_SPEC).to(device),
+            model=make_chain(network, self.settings.spec),
+            reference=make_chain(source, FLOAT_SPEC),
             network=source,
             images=images if self.settings.keep_cpu else images.to(device),
         )
@@ -125,3 +134,7 @@ class BaseQuantizationMethod(ABC):
     @abstractmethod
     def _quantize(self, task: Task) -> None:
         """Quantize ``task.model`` in place."""
+
+
+def _captured(model: nn.Module | CapturedNetwork, images: Tensor) -> CapturedNetwork:
+    return model if isinstance(model, CapturedNetwork) else capture(model, images)

@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import quant  # noqa: F401  (registers the methods)
+import quant.base
 from common.files import locked
+from models.checkpoints import state_digest
+from models.cifar_resnet import CifarResNet
+from quant import CapturedNetwork, QuantModel, capture
 from quant.arithmetic import ranges
 from quant.arithmetic.ranges import Grid, Sample, search_qparams
+from quant.arithmetic.spec import QuantSpec
 from quant.methods.lapq import search as lapq_search
+from quant.network.model import make_chain
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -114,6 +119,12 @@ def make_tiny_network() -> nn.Module:
     return network.eval()
 
 
+def chain_of(network: nn.Module, spec: QuantSpec, size: int = 8) -> QuantModel:
+    """The chain of units of a network, captured with random images of ``size`` pixels."""
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return make_chain(capture(network, images), spec)
+
+
 def make_tiny_images() -> Tensor:
     return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -151,6 +162,24 @@ def lab(tmp_path_factory):
             make_lab(root)
             done.touch()
     return Lab(root)
+
+
+CAPTURED: dict[tuple, CapturedNetwork] = {}
+
+
+@pytest.fixture(autouse=True)
+def networks_captured_once(monkeypatch):
+    """Capture the same network with the same images once, for tests of what comes after it."""
+
+    def captured(network: nn.Module, images: Tensor) -> CapturedNetwork:
+        if type(network) not in (TinyResNet, CifarResNet):
+            return capture(network, images)
+        key = (repr(network), state_digest(network), images[:8].numpy().tobytes())
+        if key not in CAPTURED:
+            CAPTURED[key] = capture(network, images)
+        return CAPTURED[key]
+
+    monkeypatch.setattr(quant.base, "capture", captured)
 
 
 SEARCHED: dict[tuple, tuple[Tensor, Tensor]] = {}

@@ -14,7 +14,7 @@ from quant.methods.aciq.density import Density, find_sources, measure_densities
 from quant.methods.aciq.method import clipped_qparams
 from quant.network.layers import QuantConv2d
 from quant.network.model import activation_quantizers, quant_layers
-from tests.conftest import TinyResNet
+from tests.conftest import TinyResNet, chain_of
 
 
 def quantized(network, images, **settings) -> QuantModel:
@@ -31,7 +31,7 @@ def fitted_density(one_sided: bool, **values) -> Density:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_the_moments_are_those_of_what_the_relu_reads(tiny_network, tiny_images, per_channel):
-    model = QuantModel(tiny_network, QuantSpec(4, 4))
+    model = chain_of(tiny_network, QuantSpec(4, 4))
     stem = model.units[0]
     found = measure_densities(stem, tiny_images, torch.device("cpu"), per_channel)
     ((quantizer, density),) = found.items()
@@ -68,7 +68,7 @@ class Sums(nn.Module):
 def test_values_that_are_never_negative_are_measured_where_they_are_positive(tiny_images):
     torch.manual_seed(0)
     network = Sums()
-    model = QuantModel(network, QuantSpec(4, 4))
+    model = chain_of(network, QuantSpec(4, 4))
     found = {}
     value = tiny_images
     for unit in model.units:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from quant.arithmetic.optim import FusedAdam
-from tests.conftest import PROJECT
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -37,16 +33,3 @@ def test_every_step_is_that_of_torch_bit_for_bit(as_tensor):
             reference.param_groups[0]["lr"] = 0.01 * 0.9**step
         for mine, other in zip(ours, theirs, strict=True):
             assert torch.equal(mine, other), step
-
-
-def test_a_reconstruction_does_not_import_the_compiler():
-    code = (
-        "import sys, torch; from quant import QuantizationManager; "
-        "from tests.conftest import TinyResNet;"
-        "method = QuantizationManager().get_quantization_method('adaround', iters_w=2);"
-        "method.quantize_model(TinyResNet().eval(), None, [torch.randn(32, 3, 8, 8)]);"
-        "print('torch._dynamo' in sys.modules)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
-    assert result.stdout.strip() == "False"

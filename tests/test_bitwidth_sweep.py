@@ -34,6 +34,8 @@ from quant.bitwidth.banks import (
 )
 from quant.bitwidth.report import read_table
 from quant.bitwidth.statistics import find_knee
+from quant.network.calibration import collect_calibration
+from quant.network.capture import capture
 from quant.network.model import activation_quantizers, quant_layers
 from tests.conftest import QUICK, TAG, TinyResNet, settle_norms
 
@@ -62,6 +64,7 @@ def quantize(network, calibration, **settings):
 
 def sweep(network, calibration, bank="rtn", act="fixed", **settings):
     method, quantized = quantize(network, calibration, **settings)
+    network = capture(network, collect_calibration(calibration, 8)[0])
     run = method_runner(method, network, lambda: calibration)
     request = BankRequest(OPTIONS, bank, act, "mse", network, run)
     return quantized, build_sweep(quantized, request)

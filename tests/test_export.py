@@ -24,7 +24,7 @@ from export.writing import write_onnx
 from quant import QuantizationManager, QuantModel
 from quant.arithmetic.spec import QuantSpec
 from quant.network.model import activation_quantizers, quant_layers
-from tests.conftest import TinyResNet, settle_norms
+from tests.conftest import TinyResNet, chain_of, settle_norms
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -49,7 +49,7 @@ def exact_model(weight_bits: Sequence[int], activation_bits: Sequence[int]) -> Q
     def integers(high: int, shape: torch.Size) -> torch.Tensor:
         return torch.randint(0, high, shape, generator=generator)
 
-    model = QuantModel(TinyResNet().eval(), QuantSpec(4, 4))
+    model = chain_of(TinyResNet().eval(), QuantSpec(4, 4))
     weight_turn, activation_turn = cycle(weight_bits), cycle(activation_bits)
     for layer in quant_layers(model).values():
         bits = torch.tensor(8 if layer.is_end else next(weight_turn))

@@ -24,7 +24,7 @@ from quant.arithmetic.spec import NOT_QUANTIZED
 from quant.network.model import FLOAT_SPEC, activation_quantizers, quant_layers, set_state
 from quant.registry import method_settings
 from quant.settings import RESERVED_NAMES, MethodSettings, check_setting, flag_name, setting
-from tests.conftest import TinyResNet, make_tiny_images, make_tiny_network
+from tests.conftest import TinyResNet, chain_of, make_tiny_images, make_tiny_network
 
 METHODS = QuantizationManager().list_available_methods()
 SEARCHED = {"init_wmode": "mse", "init_amode": "mse"}
@@ -195,7 +195,7 @@ def test_without_activation_bits_only_the_weights_differ_from_the_float_network(
 ):
     result = make(name, n_bits_a=32).quantize_model(tiny_network, None, [tiny_images])
     assert activation_quantizers(result) == {}
-    plain = QuantModel(tiny_network, dataclasses.replace(FLOAT_SPEC, fold=result.spec.fold))
+    plain = chain_of(tiny_network, dataclasses.replace(FLOAT_SPEC, fold=result.spec.fold))
     for key, layer in quant_layers(result).items():
         origin = plain.get_submodule(key)
         origin.weight.data = layer.effective_weight()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from quant import QuantizationManager, read_quantized_file, restore_quantized
+from quant import QuantizationManager, capture, read_quantized_file, restore_quantized
 from quant.arithmetic.packing import (
     float_bytes,
     pack_codes,
@@ -99,7 +99,10 @@ def test_a_file_of_the_first_format_is_still_read(tiny_network, tiny_images, tmp
     content["version"], content["state_dict"] = 1, model.state_dict()
     del content["packed"]
     torch.save(content, tmp_path / "old.pt")
-    loaded = restore_quantized(read_quantized_file(tmp_path / "old.pt"), TinyResNet())
+    content = read_quantized_file(tmp_path / "old.pt")
+    with pytest.raises(InputError, match="files of version 1 hold no graph"):
+        restore_quantized(content)
+    loaded = restore_quantized(content, lambda: capture(TinyResNet(), tiny_images))
     with torch.no_grad():
         assert torch.equal(loaded(tiny_images), model(tiny_images))
 
@@ -110,7 +113,7 @@ def test_a_file_of_the_first_format_is_still_read(tiny_network, tiny_images, tmp
         (lambda c: c["packed"].update({"no.codes": [3]}), "'no.bits'"),
         (lambda c: c["packed"].update({next(iter(c["packed"])): [3]}), "packed codes must be"),
         (lambda c: c.update(packed=[1]), "must be a whole quantized model"),
-        (lambda c: c.update(version=3), "format version must be 1 to 2, got 3"),
+        (lambda c: c.update(version=4), "format version must be 1 to 3, got 4"),
         (lambda c: c.pop("state_dict"), "must be a whole quantized model"),
     ],
 )

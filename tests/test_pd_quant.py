@@ -12,7 +12,8 @@ from torch import nn
 from common.errors import InputError, RunError
 from quant import QuantizationManager
 from quant.methods.pd_quant import PDQuantSettings
-from quant.network.model import FLOAT_SPEC, UNFOLDED_SPEC, QuantModel
+from quant.network.capture import capture
+from quant.network.model import FLOAT_SPEC, UNFOLDED_SPEC
 from quant.reconstruction.distribution import (
     EPS,
     CorrectionSchedule,
@@ -23,6 +24,7 @@ from quant.reconstruction.distribution import (
 )
 from quant.reconstruction.prediction import PredictionDifference, PredictionSettings
 from quant.reconstruction.settings import ReconstructionSettings
+from tests.conftest import chain_of
 
 pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 QUICK = {"iters_w": 20, "lr_round": 0.15, "batch_size_recon": 16}
@@ -119,7 +121,7 @@ def reference_objective(unit, inputs, first, lamb_c):
 
 
 def test_objective_and_its_gradient_equal_the_formula_under_autograd(tiny_network, tiny_images):
-    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
+    unit = chain_of(tiny_network, UNFOLDED_SPEC).units[0]
     first = tiny_images[:6]
     moved = first + 0.1 * torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
     a, b = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
@@ -133,7 +135,7 @@ def test_objective_and_its_gradient_equal_the_formula_under_autograd(tiny_networ
 def test_correction_lowers_the_objective_and_a_small_anchor_divisor_holds_it_fast(
     tiny_network, tiny_images
 ):
-    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
+    unit = chain_of(tiny_network, UNFOLDED_SPEC).units[0]
     device = tiny_images.device
     found = correct_inputs(unit, tiny_images, SCHEDULE, device)
     after, before = (objective(unit, x, tiny_images, 0.02) for x in (found, tiny_images))
@@ -144,7 +146,7 @@ def test_correction_lowers_the_objective_and_a_small_anchor_divisor_holds_it_fas
 
 def test_images_of_one_batch_are_corrected_alike_in_any_company(tiny_network, tiny_images):
     """Terms are averaged over images, and Adam takes no notice of a common factor."""
-    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
+    unit = chain_of(tiny_network, UNFOLDED_SPEC).units[0]
     schedule = CorrectionSchedule(0.02, 30, 5e-3)
     whole = correct_inputs(unit, tiny_images[:16], schedule, tiny_images.device)
     part = correct_inputs(unit, tiny_images[:4], schedule, tiny_images.device)
@@ -152,7 +154,9 @@ def test_images_of_one_batch_are_corrected_alike_in_any_company(tiny_network, ti
 
 
 def test_units_without_batch_norm_are_passed_over(tiny_network, tiny_images):
-    correction = InputCorrection(tiny_network, tiny_images, SCHEDULE, None, tiny_images.device)
+    correction = InputCorrection(
+        capture(tiny_network, tiny_images), tiny_images, SCHEDULE, None, tiny_images.device
+    )
     names = correction.chain.unit_names
     found = [correction.unit(index, name) is not None for index, name in enumerate(names)]
     assert found == [True, True, True, False]
@@ -161,8 +165,8 @@ def test_units_without_batch_norm_are_passed_over(tiny_network, tiny_images):
 
 
 def test_the_unfolded_chain_computes_what_the_folded_one_does(tiny_network, tiny_images):
-    folded = QuantModel(tiny_network, FLOAT_SPEC)
-    unfolded = QuantModel(tiny_network, UNFOLDED_SPEC)
+    folded = chain_of(tiny_network, FLOAT_SPEC)
+    unfolded = chain_of(tiny_network, UNFOLDED_SPEC)
     assert folded.unit_names == unfolded.unit_names
     x = y = tiny_images
     for one, other in zip(folded.units, unfolded.units, strict=True):
@@ -193,7 +197,7 @@ def test_corrected_inputs_are_kept_for_other_bits_and_change_no_bit(
 
 
 def test_an_objective_that_is_not_finite_stops_with_the_iteration(tiny_network, tiny_images):
-    unit = QuantModel(tiny_network, UNFOLDED_SPEC).units[0]
+    unit = chain_of(tiny_network, UNFOLDED_SPEC).units[0]
     bad = tiny_images.clone()
     bad[0, 0, 0, 0] = torch.inf
     with pytest.raises(RunError, match="must be finite, got nan at iteration 1"):

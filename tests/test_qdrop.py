@@ -10,10 +10,11 @@ from quant import QuantizationManager
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.qdrop import QDropSettings
 from quant.network.chain import Task, UnitData, nearest, walk_chain
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers
+from quant.network.model import FLOAT_SPEC, activation_quantizers
 from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.step import UnitStep
 from quant.reconstruction.trainable import TrainableUnit
+from tests.conftest import chain_of
 
 pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 QUICK = {"iters_w": 20, "lr_round": 0.15, "batch_size_recon": 16}
@@ -80,8 +81,8 @@ def unit_step(network, images, index=1, **settings):
         iters_w=1000, lr_round=3e-3, batch_size_recon=len(images), n_bits_a=2, **settings
     )
     seen: list[UnitData] = []
-    model = QuantModel(network, QuantSpec(2, 2))
-    reference = QuantModel(network, FLOAT_SPEC)
+    model = chain_of(network, QuantSpec(2, 2))
+    reference = chain_of(network, FLOAT_SPEC)
     walk_chain(Task(model, reference, network, images), nearest("mse", "mse"), seen.append)
     data = seen[index]
     trainable = TrainableUnit(data.unit).__enter__()

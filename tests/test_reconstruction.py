@@ -12,20 +12,20 @@ from torch import nn
 from common.errors import InputError
 from quant import QuantizationManager
 from quant.arithmetic.spec import QuantSpec
+from quant.network.calibration import collect_calibration
 from quant.network.chain import (
     Task,
     UnitData,
-    collect_calibration,
     generator_for,
     nearest,
     reconstruction_loss,
     run_unit,
     walk_chain,
 )
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.network.model import FLOAT_SPEC, activation_quantizers, quant_layers
 from quant.reconstruction.engine import penalty_exponent
 from quant.reconstruction.settings import ReconstructionSettings
-from tests.conftest import make_tiny_images, make_tiny_network
+from tests.conftest import chain_of, make_tiny_images, make_tiny_network
 
 pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 QUICK = {"iters_w": 120, "lr_round": 3e-2, "batch_size_recon": 16}
@@ -208,8 +208,8 @@ def test_each_unit_sees_the_quantized_prefix_and_aims_at_the_float_network(
 ):
     seen: list[UnitData] = []
     model, reference = (
-        QuantModel(tiny_network, QuantSpec(2, 2)),
-        QuantModel(tiny_network, FLOAT_SPEC),
+        chain_of(tiny_network, QuantSpec(2, 2)),
+        chain_of(tiny_network, FLOAT_SPEC),
     )
     walk_chain(
         Task(model, reference, tiny_network, tiny_images), nearest("mse", "mse"), seen.append
@@ -226,8 +226,8 @@ def test_each_unit_sees_the_quantized_prefix_and_aims_at_the_float_network(
 def test_the_walk_runs_no_prefix_again(tiny_network, tiny_images):
     """Every unit's forward count is the same, however deep it lies."""
     model, reference = (
-        QuantModel(tiny_network, QuantSpec(4, 32)),
-        QuantModel(tiny_network, FLOAT_SPEC),
+        chain_of(tiny_network, QuantSpec(4, 32)),
+        chain_of(tiny_network, FLOAT_SPEC),
     )
     counts = [0] * len(reference.units)
     for index, unit in enumerate(reference.units):
@@ -237,7 +237,7 @@ def test_the_walk_runs_no_prefix_again(tiny_network, tiny_images):
 
 
 def test_another_network_as_reference_is_refused(tiny_network, tiny_images):
-    other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
     method = QuantizationManager().get_quantization_method("rtn")
     with pytest.raises(InputError, match="fp_model must have the same blocks as model"):
         method.quantize_model(tiny_network, other, [tiny_images])

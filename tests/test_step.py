@@ -14,11 +14,12 @@ from quant import QuantizationManager
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.qdrop import QDropSettings
 from quant.network.chain import Task, UnitData, nearest, walk_chain
-from quant.network.model import FLOAT_SPEC, QuantModel, quant_layers
+from quant.network.model import FLOAT_SPEC, quant_layers
 from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.prediction import PredictionDifference, PredictionSettings
 from quant.reconstruction.step import UnitStep, cosine
 from quant.reconstruction.trainable import TrainableUnit
+from tests.conftest import chain_of
 from tests.test_primitives import reference as straight_through
 
 pytestmark = pytest.mark.usefixtures("ranges_searched_once")
@@ -30,8 +31,8 @@ SETTINGS = QDropSettings(iters_w=1000, lr_round=3e-3, batch_size_recon=16, weigh
 def second_unit(tiny_network, tiny_images):
     """Unit 1 of the tiny network in W3A2, ready to be optimised, and the float chain."""
     seen: list[UnitData] = []
-    model = QuantModel(tiny_network, QuantSpec(3, 2))
-    reference = QuantModel(tiny_network, FLOAT_SPEC)
+    model = chain_of(tiny_network, QuantSpec(3, 2))
+    reference = chain_of(tiny_network, FLOAT_SPEC)
     walk_chain(
         Task(model, reference, tiny_network, tiny_images), nearest("mse", "mse"), seen.append
     )

@@ -25,8 +25,15 @@ from quant.bitwidth.assignments import (
     require_options,
     weighted_average,
 )
+from quant.network.capture import CapturedNetwork
 from quant.network.layers import ActivationQuantizer, QuantLayer
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, quant_layers
+from quant.network.model import (
+    FLOAT_SPEC,
+    QuantModel,
+    activation_quantizers,
+    make_chain,
+    quant_layers,
+)
 
 BANKS = ("rtn", "uniform_runs")
 ACT_RULES = ("fixed", "tied", "fp")
@@ -164,7 +171,7 @@ class BankRequest:
     bank: str
     act_rule: str
     range_mode: str
-    network: nn.Module
+    network: CapturedNetwork
     run: RunMethod
 
 
@@ -212,7 +219,7 @@ def _nearest_banks(
     quantized: QuantModel, names: Sequence[str], request: BankRequest
 ) -> dict[str, dict[int, LayerState]]:
     """Banks of weights rounded to nearest, with the biases of the float network."""
-    floats = QuantModel(request.network, replace(FLOAT_SPEC, fold=quantized.spec.fold))
+    floats = make_chain(request.network, replace(FLOAT_SPEC, fold=quantized.spec.fold))
     layers = quant_layers(quantized)
     banks: dict[str, dict[int, LayerState]] = {}
     for name in names:
@@ -230,7 +237,7 @@ def _nearest_banks(
 
 
 def method_runner(
-    method: BaseQuantizationMethod, network: nn.Module, calibration: Callable[[], Sequence]
+    method: BaseQuantizationMethod, network: CapturedNetwork, calibration: Callable[[], Sequence]
 ) -> RunMethod:
     """Make a function that runs a method with other bits and otherwise the same settings.
 

@@ -1,72 +1,205 @@
-"""Capture of a float network as a graph of operations by torch.fx, without model-specific code."""
+"""Capture of a float network as a graph of operations by torch.export.
+
+The graph holds its convolutions, linear layers and batch norms as modules, whoever wrote the call,
+and everything else as ATen operations.
+"""
 
 from __future__ import annotations
 
-import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from common.errors import InputError
-from quant.network.layers import QuantLayer
+from quant.network.attention import decompose_attention_
+from quant.network.calls import modules_from_calls_
+from quant.network.constants import fold_constants_
+from quant.network.inplace import make_functional_
+from quant.network.names import name_parts
+from quant.network.operations import CHECKS, IDENTITIES, operation, owner, source_of
+from quant.network.outputs import OneOutput, chosen_output, named_outputs
+from quant.network.own_copy import own_copy, register_computed, unwrapped
+from quant.network.products import linear_from_products_
 
-LAYERS = (nn.Conv2d, nn.Linear)
+EXAMPLES = 8  # images on which a network and its graph are compared
+FEWEST = 2  # torch.export takes a single image for a fixed number of images
+
+aten = torch.ops.aten
 
 
-def capture(model: nn.Module) -> fx.GraphModule:
-    """Trace a copy of ``model`` in evaluation mode.
+@dataclass(frozen=True)
+class CapturedNetwork:
+    """A float network as a graph, and what it computes on a few images.
+
+    Attributes:
+        graph: layers and batch norms as modules, named after the owners of their weights.
+        containers: paths of the ``nn.Sequential`` and ``nn.ModuleList``.
+        images: (B, channels, height, width), at most ``EXAMPLES`` of them.
+        logits: (B, classes), the outputs of the network itself on these images.
+    """
+
+    graph: fx.GraphModule
+    containers: frozenset[str]
+    images: Tensor
+    logits: Tensor
+
+
+def capture(model: nn.Module, images: Tensor) -> CapturedNetwork:
+    """Capture a copy of ``model`` in evaluation mode.
+
+    Args:
+        model: float32; a ``OneOutput`` if it has several outputs.
+        images: (N, channels, height, width) float32; the first few are used.
 
     Raises:
-        InputError: the network cannot be traced, uses a layer twice, or has weights outside
-            modules of 2-d convolution, linear layer and normalisation.
+        InputError: the network cannot run on the images, has several outputs, depends on the
+            number of images, or cannot be captured; the text holds the reason of torch.export.
     """
-    model = copy.deepcopy(model).eval()
+    model, output = _without_choice(unwrapped(model))
+    model = own_copy(model)
+    examples = images[:EXAMPLES].to(_device(model))
+    if len(examples) < FEWEST:
+        examples = examples.repeat(FEWEST, *[1] * (images.dim() - 1))
+    logits = _logits(model, examples, output)
+    register_computed(model)
+    graph = _exported(model, examples[:FEWEST], output)
+    _simplify_(graph)
+    decompose_attention_(graph)
+    _refuse_random(graph)
+    fold_constants_(graph)
+    linear_from_products_(graph)
+    modules_from_calls_(graph)
+    graph = name_parts(graph)
+    containers = (nn.Sequential, nn.ModuleList)
+    paths = (path for path, part in model.named_modules() if isinstance(part, containers))
+    return CapturedNetwork(graph, frozenset(paths), examples, logits)
+
+
+def _without_choice(model: nn.Module) -> tuple[nn.Module, str | None]:
+    if isinstance(model, OneOutput):
+        return unwrapped(model.network), model.output
+    return model, None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor, output: str | None) -> Tensor:
+    """The outputs of the network itself, which must be one row per image."""
     try:
-        network = fx.symbolic_trace(model)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        value = model(images)
+    except Exception as error:
         raise InputError(
-            f"network must be traceable by torch.fx, got {type(model).__name__}: "
-            f"{str(error).splitlines()[0]}"
+            f"network must run on images of shape {_shape(images)}, got {_reason(error, model)}"
         ) from error
-    _refuse_unsupported(network)
+    logits = chosen_output(named_outputs(value), output)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        form = _shape(logits) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"network must return logits of shape ({len(images)}, classes) for {len(images)} "
+            f"images, got {form}"
+        )
+    if not torch.isfinite(logits).all():
+        raise InputError("network must return finite logits, got NaN or Inf on calibration images")
+    return logits.float()
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+def _exported(model: nn.Module, images: Tensor, output: str | None) -> fx.GraphModule:
+    """The network as a graph without in-place operations, of one input and one output."""
+    from torch.export import Dim, export
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = export(model, (images,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+            network = _without_effects(program.module())
+            if not make_functional_(network.graph):
+                network = _without_effects(program.run_decompositions({}).module())
+    except Exception as error:
+        raise InputError(
+            f"network must be captured by torch.export, got {type(model).__name__}: "
+            f"{_reason(error, model)}"
+        ) from error
+    names = list(
+        named_outputs(
+            torch.utils._pytree.tree_unflatten(
+                list(range(len(_outputs(network)))), program.call_spec.out_spec
+            )
+        )
+    )
+    return _single_output(network, names, output)
+
+
+def _without_effects(network: fx.GraphModule) -> fx.GraphModule:
+    """Erase the checks of inputs, and the copies of computed weights to their attributes."""
+    for node in reversed(list(network.graph.nodes)):
+        is_effect = node.op == "call_module" or operation(node) == "copy_"
+        if is_effect and not node.users:
+            network.graph.erase_node(node)
     return network
 
 
-def called_module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that ``node`` calls, or None."""
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+def _outputs(network: fx.GraphModule) -> list[Any]:
+    result = network.graph.output_node().args[0]
+    return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node is a convolution or linear layer, quantized or not."""
-    return isinstance(called_module(network, node), (*LAYERS, QuantLayer))
-
-
-def _refuse_unsupported(network: fx.GraphModule) -> None:
-    calls: dict[str, int] = {}
+def _single_output(network: fx.GraphModule, names: list[str], output: str | None) -> fx.GraphModule:
+    """A graph of our own with one placeholder and one output; what neither uses is left out."""
+    logits = chosen_output(dict(zip(names, _outputs(network), strict=True)), output)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in network.graph.nodes:
-        if node.op == "call_function" and node.target in (F.conv2d, F.linear, torch.conv2d):
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(copies[logits])
+    graph.eliminate_dead_code()
+    return fx.GraphModule(network, graph)
+
+
+def _simplify_(network: fx.GraphModule) -> None:
+    """Remove assertions and what changes nothing in evaluation; reshape tensors of any layout."""
+    for node in list(network.graph.nodes):
+        name = operation(node)
+        if name in CHECKS:
+            network.graph.erase_node(node)
+        elif name in IDENTITIES and not _is_active_dropout(node):
+            node.replace_all_uses_with(source_of(node))
+            network.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+
+
+def _is_active_dropout(node: fx.Node) -> bool:
+    return "dropout" in operation(node) and bool(node.args[2]) and bool(node.args[1])
+
+
+def _refuse_random(network: fx.GraphModule) -> None:
+    for node in network.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
             raise InputError(
-                "layers must be nn.Conv2d or nn.Linear modules, got a call of "
-                f"{node.target.__name__} ({node.name})"
+                "network must compute the same logits for the same images, got the random "
+                f"operation {operation(node)} in module {owner(node)!r}"
             )
-        module = called_module(network, node)
-        if module is None:
-            continue
-        calls[node.target] = calls.get(node.target, 0) + 1
-        has_matrix = any(parameter.dim() > 1 for parameter in module.parameters())
-        if has_matrix and not isinstance(module, (*LAYERS, nn.LayerNorm)):
-            raise InputError(
-                f"weights must be in Conv2d or Linear layers, got module {node.target!r} "
-                f"({type(module).__name__})"
-            )
-        if isinstance(module, nn.Conv2d) and module.groups > module.in_channels:
-            raise InputError(
-                f"groups must be at most the {module.in_channels} channels, "
-                f"got {module.groups} in {node.target!r}"
-            )
-        if isinstance(module, LAYERS) and calls[node.target] > 1:
-            raise InputError(
-                f"a layer must be used once per forward, got module {node.target!r} used again"
-            )
+
+
+def _reason(error: BaseException, model: nn.Module) -> str:
+    """The first line of an error, and the module whose code raised it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    where, trace = "", error.__traceback__
+    while trace is not None:
+        where = paths.get(id(trace.tb_frame.f_locals.get("self")), where)
+        trace = trace.tb_next
+    return f"{reason} (in module {where!r})" if where else reason

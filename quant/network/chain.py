@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from quant.arithmetic.ranges import activation_qparams
+from quant.network.capture import CapturedNetwork
 from quant.network.layers import ActivationQuantizer
 from quant.network.model import QuantModel, activation_quantizers, quant_layers
 from quant.network.observe import input_of
@@ -50,7 +51,7 @@ class Task:
     Attributes:
         model: the model to quantize in place, in full-precision state.
         reference: the float network, cut into the same units.
-        network: the network that ``reference`` was made from, with batch norms not folded.
+        network: the float network that ``reference`` was made from.
         images: (N, channels, height, width); activations are cached on their device.
         labels: (N,) int64 if the settings of the method require them, else None.
         on_unit: called after each unit with its report.
@@ -62,44 +63,13 @@ class Task:
 
     model: QuantModel
     reference: QuantModel
-    network: nn.Module
+    network: CapturedNetwork
     images: Tensor
     labels: Tensor | None = None
     on_unit: Callable[[UnitReport], None] | None = None
     on_scalar: Callable[[str, float, int], None] | None = None
     states: UnitStates | None = None
     cache_dir: Path | None = None
-
-
-def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Tensor | None]:
-    """Collect the first ``num_samples`` images of a loader, and their labels if it has any.
-
-    Args:
-        loader: yields (images, labels, ...) batches or image tensors.
-
-    Returns:
-        (N, channels, height, width) float tensor and (N,) int64 tensor or None; N is smaller if the
-        loader ends early, which is logged.
-
-    Raises:
-        InputError: the loader yields no image.
-    """
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    count = 0
-    for batch in loader:
-        is_pair = not isinstance(batch, Tensor)
-        images.append((batch[0] if is_pair else batch)[: num_samples - count])
-        if is_pair and len(batch) > 1:
-            labels.append(torch.as_tensor(batch[1])[: num_samples - count])
-        count += len(images[-1])
-        if count >= num_samples:
-            break
-    if count == 0:
-        raise InputError("calibration set must hold at least one image, got an empty loader")
-    if count < num_samples:
-        logger.info("calibration set: %d images, fewer than num_samples = %d", count, num_samples)
-    return torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None
 
 
 def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:

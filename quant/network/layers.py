@@ -165,17 +165,11 @@ class QuantConv2d(QuantLayer):
         self.padding = layer.padding
         self.dilation = layer.dilation
         self.groups = layer.groups
-        self.padding_mode = layer.padding_mode
         self.pad_sides = layer._reversed_padding_repeated_twice
 
     def forward(self, x: Tensor) -> Tensor:
-        padding: str | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self.pad_sides, mode=self.padding_mode)
-            padding = (0, 0)
-        return F.conv2d(
-            x, self.effective_weight(), self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        weight = self.effective_weight()
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantLinear(QuantLayer):

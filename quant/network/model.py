@@ -5,25 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from common.errors import InputError
 from common.files import read_torch_file, write_torch_file
 from quant.arithmetic.packing import pack_state, unpack_state
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
-from quant.network.capture import LAYERS
+from quant.network.capture import CapturedNetwork
+from quant.network.files import build_unit, describe_unit
+from quant.network.guard import require_equal
 from quant.network.layers import ActivationQuantizer, QuantLayer
-from quant.network.passes import trace
-from quant.network.placement import insert_quantizers_
+from quant.network.passes import prepared
+from quant.network.placement import LAYERS, insert_quantizers_
 from quant.network.units import cut_into_units
 
 FILE_FORMAT = "ptq-quantized-model"
-FILE_VERSION = 2  # version 1 stored codes unpacked
+FILE_VERSION = 3  # version 1 stored codes unpacked; 1 and 2 stored no graph
 FLOAT_SPEC = QuantSpec(NOT_QUANTIZED, NOT_QUANTIZED)
 UNFOLDED_SPEC = dataclasses.replace(FLOAT_SPEC, fold=False)
 
@@ -31,20 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 class QuantModel(nn.Module):
-    """A chain of units made from a float network, which stays unchanged.
+    """A chain of units; ``make_chain`` makes it from a float network.
 
-    A new QuantModel computes in full precision until ``set_state`` or a method quantizes it. It is
-    in evaluation mode: batch norms that were not folded use their stored statistics.
-
-    Raises:
-        InputError: the network cannot be traced, has no layer to quantize, or cannot be cut.
+    It computes in full precision until ``set_state`` or a method quantizes it. It is in evaluation
+    mode: batch norms that were not folded use their stored statistics.
     """
 
-    def __init__(self, model: nn.Module, spec: QuantSpec):
+    def __init__(self, named_units: Sequence[tuple[str, nn.Module]], spec: QuantSpec):
         super().__init__()
-        network = trace(model, spec.fold)
-        insert_quantizers_(network, spec)
-        named_units = cut_into_units(network, model)
         self.spec = spec
         self.unit_names = [name for name, _ in named_units]
         self.units = nn.ModuleList(unit for _, unit in named_units)
@@ -67,20 +63,34 @@ class QuantModel(nn.Module):
         """Write the quantized model (codes, scales, ...) and ``metadata`` to one file.
 
         Args:
-            metadata: plain values (str, int, float, bool, lists, dicts) needed to rebuild the
-                network.
+            metadata: plain values (str, int, float, bool, lists, dicts) about its origin.
         """
         state, shapes = pack_state(self.state_dict())
         content = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
             "spec": dataclasses.asdict(self.spec),
+            "unit_names": list(self.unit_names),
+            "units": [describe_unit(cast(fx.GraphModule, unit)) for unit in self.units],
             # Through JSON, so that no string is shared: equal values give equal bytes.
             "metadata": json.loads(json.dumps(metadata)),
             "state_dict": state,
             "packed": shapes,
         }
         write_torch_file(Path(path), content)
+
+
+def make_chain(network: CapturedNetwork, spec: QuantSpec) -> QuantModel:
+    """A chain of units with quantizers as given by ``spec``, equal to the network until they act.
+
+    Raises:
+        InputError: the network has no layer to quantize, or the chain computes something else.
+    """
+    graph = prepared(network, spec.fold)
+    insert_quantizers_(graph, spec)
+    named_units = cut_into_units(graph, network.containers)
+    require_equal(network, named_units)
+    return QuantModel(named_units, spec)
 
 
 def bits_by_tensor(model: QuantModel) -> dict[str, dict[str, int | list[int]]]:
@@ -142,30 +152,71 @@ def read_quantized_file(path: str | Path) -> dict[str, Any]:
     return {**content, "state_dict": state}
 
 
-def restore_quantized(content: dict[str, Any], model: nn.Module) -> QuantModel:
-    """Rebuild the quantized model from a file's content and a network of its architecture.
+def restore_quantized(
+    content: dict[str, Any], capture: Callable[[], CapturedNetwork] | None = None
+) -> QuantModel:
+    """Rebuild the quantized model from a file's content.
 
     Args:
         content: the result of ``read_quantized_file``.
+        capture: captures a network of its architecture, for files of version 1 and 2, which hold no
+            graph.
 
     Raises:
         InputError: the saved tensors do not fit the network, or a scale is not finite and positive.
     """
-    restored = QuantModel(model, QuantSpec(**content["spec"]))
+    spec, state = QuantSpec(**content["spec"]), content["state_dict"]
+    if content["version"] >= 3:
+        units = [build_unit(unit, _part(state, i)) for i, unit in enumerate(content["units"])]
+        restored = QuantModel(list(zip(content["unit_names"], units, strict=True)), spec)
+    else:
+        if capture is None:
+            raise InputError(
+                f"files of version {content['version']} hold no graph: the network that they were "
+                "made from must be given, got none"
+            )
+        restored = make_chain(capture(), spec)
+        state = _with_present_names(state, restored)
     for module in restored.modules():
         if isinstance(module, QuantLayer):
             module.weight = None
     try:
-        restored.load_state_dict(content["state_dict"], strict=True)
+        restored.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"saved tensors must fit the network, got: {reason}") from error
+        raise InputError(
+            f"saved tensors must fit the network, got (file version {content['version']}): {reason}"
+        ) from error
     for name, module in restored.named_modules():
         if isinstance(module, (QuantLayer, ActivationQuantizer)) and not _is_usable(module.scale):
             least = float(module.scale.min())
             raise InputError(f"saved scales must be finite and above 0, got {least:g} in {name!r}")
     set_state(restored, weights=True, activations=True)
     return restored
+
+
+def _part(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The tensors of unit ``index``, by their names in the unit."""
+    prefix = f"units.{index}."
+    return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
+
+
+def _with_present_names(state: Mapping[str, Tensor], model: QuantModel) -> dict[str, Tensor]:
+    """An old file's state with the quantizers named as today, matched by their order in a unit."""
+    names: dict[str, str] = {}
+    for index, unit in enumerate(model.units):
+        now = list(activation_quantizers(unit))
+        parts = (key.split(".")[0] for key in _part(state, index))
+        before = [part for part in dict.fromkeys(parts) if part.startswith("quantizer_")]
+        if len(now) == len(before):
+            names |= {
+                f"units.{index}.{b}": f"units.{index}.{n}" for b, n in zip(before, now, strict=True)
+            }
+    renamed = {}
+    for key, value in state.items():
+        owner, _, tensor = key.rpartition(".")
+        renamed[f"{names.get(owner, owner)}.{tensor}"] = value
+    return renamed
 
 
 def _is_usable(scale: Tensor) -> bool:

@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-import operator
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from common.errors import InputError
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
-from quant.network.capture import called_module, is_layer
-from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLinear
-
-POOLING_MODULES = (
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-    nn.ZeroPad2d,
+from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear
+from quant.network.operations import (
+    PRODUCTS,
+    called_module,
+    is_number,
+    is_pooling_or_shape,
+    is_relu,
+    operation,
 )
-POOLING_FUNCTIONS = {
-    operator.getitem,
-    torch.flatten,
-    torch.reshape,
-    torch.permute,
-    torch.transpose,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.chunk,
-    torch.split,
-    torch.mean,
-    F.pad,
-    F.max_pool2d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_max_pool2d,
-    torch.max_pool2d,
-}
-POOLING_METHODS = {
-    "view",
-    "reshape",
-    "flatten",
-    "permute",
-    "transpose",
-    "contiguous",
-    "squeeze",
-    "unsqueeze",
-    "chunk",
-    "split",
-    "mean",
-}
-RELU_TARGETS = {"relu", F.relu, torch.relu, F.relu6}
+
+LAYERS = (nn.Conv2d, nn.Linear)
 
 
-def is_pooling_or_shape(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node only moves, selects or pools values; then its input is quantized instead."""
-    if node.op == "call_module":
-        return isinstance(called_module(network, node), POOLING_MODULES)
-    if node.op == "call_method":
-        return node.target in POOLING_METHODS
-    return node.op == "call_function" and node.target in POOLING_FUNCTIONS
+def is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node is a convolution or linear layer, quantized or not."""
+    return isinstance(called_module(network, node), (*LAYERS, QuantLayer))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a network in order, and its ends.
+
+    A stem is a layer that the image reaches without passing another layer; a head is one whose
+    output reaches the logits so.
+    """
+
+    all: list[fx.Node]
+    stems: frozenset[fx.Node]
+    heads: frozenset[fx.Node]
 
 
 def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
@@ -74,14 +45,12 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
     Raises:
         InputError: the network has no convolution or linear layer.
     """
-    layers = [node for node in network.graph.nodes if is_layer(network, node)]
-    if not layers:
-        raise InputError("network must have at least one Conv2d or Linear layer, got none")
-    weights = _weights(network, layers)
+    layers = _find_layers(network)
+    weights = {node: node in layers.stems | layers.heads for node in layers.all}
     find = _layer_outputs if spec.act_points == "outputs" else _layer_inputs
     activations = find(network, layers)
     if spec.float_ends:
-        convolutions = [node for node in layers if _is_convolution(network, node)]
+        convolutions = [node for node in layers.all if _is_convolution(network, node)]
         inner = set(convolutions[1:-1])
         weights = {node: is_end for node, is_end in weights.items() if node in inner}
         activations = dict(list(activations.items())[1:-1])
@@ -95,58 +64,89 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
     network.recompile()
 
 
-def _weights(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
-    """Each layer, and whether it is an end: it reads the image, or is the last layer."""
-    return {node: node is layers[-1] or _is_stem(network, node) for node in layers}
+def _find_layers(network: fx.GraphModule) -> _Layers:
+    layers = [node for node in network.graph.nodes if is_layer(network, node)]
+    if not layers:
+        raise InputError("network must have at least one convolution or linear layer, got none")
+    behind = _behind_layers(network)
+    stems = [node for node in layers if not behind & set(_values(node))]
+    return _Layers(layers, frozenset(stems), frozenset(_heads(network) or layers[-1:]))
 
 
-def _layer_inputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
-    """Each node that computes the input of a layer, and whether it feeds the last layer.
+def _values(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node reads and that depend on the image."""
+    return [s for s in node.all_input_nodes if s.op != "get_attr" and not is_number(s)]
 
-    The nodes are in the order of the layers, without the image.
-    """
-    found: dict[fx.Node, bool] = {}
-    for node in layers:
-        producer = _producer(network, node.all_input_nodes[0])
-        if producer.op != "placeholder":
-            found[producer] = found.get(producer, False) or node is layers[-1]
+
+def _behind_layers(network: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that depend on the output of a layer."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        if is_layer(network, node) or found & set(_values(node)):
+            found.add(node)
     return found
 
 
-def _layer_outputs(network: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, bool]:
+def _heads(network: fx.GraphModule) -> list[fx.Node]:
+    heads, seen = [], set()
+    waiting = list(network.graph.output_node().all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if is_layer(network, node):
+            heads.append(node)
+        else:
+            waiting += _values(node)
+    return heads
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether the node multiplies two activations as matrices."""
+    return operation(node) in PRODUCTS and len(_operands(node)) == 2
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    return list(dict.fromkeys(_values(node)))
+
+
+def _layer_inputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, bool]:
+    """Each node that computes the input of a layer, and whether it feeds a head.
+
+    Both operands of a product of two activations count as well. The nodes are in the order of
+    their readers. What feeds a stem stays in float.
+    """
+    found: dict[fx.Node, bool] = {}
+    for node in network.graph.nodes:
+        if is_layer(network, node) and node not in layers.stems:
+            producer = _producer(_values(node)[0])
+            found[producer] = found.get(producer, False) or node in layers.heads
+        elif operation(node) in PRODUCTS:
+            for operand in _operands(node):
+                found.setdefault(operand, False)
+    return found
+
+
+def _layer_outputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, bool]:
     """Each convolution, or the ReLU that is its only reader, and whether it is the stem's."""
     found: dict[fx.Node, bool] = {}
-    for node in layers:
+    for node in layers.all:
         if not _is_convolution(network, node):
             continue
         readers = list(node.users)
-        last = readers[0] if len(readers) == 1 and is_relu(network, readers[0]) else node
-        found[last] = _is_stem(network, node)
+        last = readers[0] if len(readers) == 1 and is_relu(readers[0]) else node
+        found[last] = node in layers.stems
     return found
-
-
-def _is_stem(network: fx.GraphModule, layer: fx.Node) -> bool:
-    """Whether the layer reads the image."""
-    return _producer(network, layer.all_input_nodes[0]).op == "placeholder"
 
 
 def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(called_module(network, node), (nn.Conv2d, QuantConv2d))
 
 
-def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node is a ReLU, a ReLU6 or another Hardtanh with minimum 0."""
-    module = called_module(network, node)
-    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        return module.min_val == 0
-    if module is not None:
-        return isinstance(module, nn.ReLU)
-    return node.target in RELU_TARGETS
-
-
-def _producer(network: fx.GraphModule, node: fx.Node) -> fx.Node:
+def _producer(node: fx.Node) -> fx.Node:
     """The node that computes the values of ``node``, before any pooling and reshaping."""
-    while is_pooling_or_shape(network, node):
+    while is_pooling_or_shape(node):
         node = node.all_input_nodes[0]
     return node
 
@@ -168,4 +168,6 @@ def _insert_activation_quantizer(
     with network.graph.inserting_after(producer):
         quantizer = network.graph.call_module(name, (producer,))
     quantizer.meta = dict(producer.meta)
-    producer.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
+    producer.replace_all_uses_with(
+        quantizer, delete_user_cb=lambda user: user is not quantizer and not is_number(user)
+    )

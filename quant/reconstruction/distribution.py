@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from common.console import progress
 from common.errors import InputError, RunError
 from common.files import locked, read_torch_file, write_torch_file
-from quant.network.model import UNFOLDED_SPEC, QuantModel
+from quant.network.capture import CapturedNetwork
+from quant.network.model import UNFOLDED_SPEC, QuantModel, make_chain
 from quant.network.observe import watch
 
 EPS = 1e-6
@@ -72,7 +73,7 @@ class InputCorrection:
     """Corrected inputs of all units of one network on one set of calibration images.
 
     Args:
-        network: the float network, with batch norms not folded.
+        network: the float network.
         images: (N, channels, height, width) calibration images.
         folder: folder that keeps the corrected inputs; None keeps nothing.
         device: device of the computation.
@@ -80,13 +81,13 @@ class InputCorrection:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: CapturedNetwork,
         images: Tensor,
         schedule: CorrectionSchedule,
         folder: Path | None,
         device: torch.device,
     ):
-        self.chain = QuantModel(network, UNFOLDED_SPEC).to(device)
+        self.chain = make_chain(network, UNFOLDED_SPEC).to(device)
         self.schedule = schedule
         self.folder = None
         if folder is not None:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quant.network.capture import called_module
 from quant.network.chain import FORWARD_BATCH
 from quant.network.layers import ActivationQuantizer
-from quant.network.placement import is_relu
+from quant.network.operations import called_module, is_relu
 
 Batches = Iterator[dict[fx.Node, Tensor]]
 
@@ -61,7 +60,7 @@ def find_sources(unit: fx.GraphModule) -> list[Source]:
         quantizer = called_module(unit, node)
         if isinstance(quantizer, ActivationQuantizer):
             output = node.args[0]
-            before = output.args[0] if is_relu(unit, output) else output
+            before = output.args[0] if is_relu(output) else output
             sources.append(Source(quantizer, output, before))
     return sources
 

@@ -80,24 +80,14 @@ def patches(inputs: Tensor, layer: QuantLayer) -> Tensor:
     """The input columns of the layer at its own stride, (groups, d, rows)."""
     if not isinstance(layer, QuantConv2d):
         return inputs.reshape(-1, inputs.shape[-1]).mT.unsqueeze(0)
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        inputs = F.pad(inputs, layer.pad_sides, mode=_PAD_MODES[layer.padding_mode])
-        padding: tuple[int, ...] = (0, 0)
-    else:
-        padding = layer.padding
+    padding = layer.padding
+    if isinstance(padding, str):
+        inputs, padding = F.pad(inputs, layer.pad_sides), (0, 0)
     kernel = tuple(layer.codes.shape[2:])
     unfolded = F.unfold(inputs, kernel, layer.dilation, padding, layer.stride)  # (n, C k k, L)
     columns = layer.codes[0].numel()
     grouped = unfolded.reshape(len(inputs), layer.groups, columns, -1)
     return grouped.permute(1, 2, 0, 3).reshape(layer.groups, columns, -1)
-
-
-_PAD_MODES = {
-    "zeros": "constant",
-    "reflect": "reflect",
-    "replicate": "replicate",
-    "circular": "circular",
-}
 
 
 def follow_path(

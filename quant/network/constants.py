@@ -1,0 +1,34 @@
+"""Constant folding: what a captured graph computes from weights alone becomes a tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quant.network.building import ORIGIN, Builder, constant, fake_of
+
+
+@torch.no_grad()
+def fold_constants_(network: fx.GraphModule) -> None:
+    """Compute every operation whose inputs are all constants, such as a normalised weight."""
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    values: dict[fx.Node, Any] = {}
+    for node in network.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = constant(network, node)
+            node.meta[ORIGIN] = str(node.target)
+            node.meta["val"] = fake_of(network, values[node])
+        elif node.op == "call_function" and all(s in values for s in node.all_input_nodes):
+            arguments, options = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*arguments, **options)
+            origins = [s.meta[ORIGIN] for s in node.all_input_nodes if ORIGIN in s.meta]
+            origins.sort(key=lambda name: name not in parameters)
+            node.meta |= {ORIGIN: origins[0]} if origins else {}
+    for node, value in values.items():
+        used = any(user not in values for user in node.users)
+        if node.op == "call_function" and isinstance(value, Tensor) and used:
+            build = Builder(network, node)
+            build.finish(build.constant(value, node.meta.get(ORIGIN)))
+    network.graph.eliminate_dead_code()
