@@ -132,6 +132,11 @@ class FlagParser(argparse.ArgumentParser):
         return arguments
 
 
+def arch_name(text: str) -> str:
+    """An architecture as the suite writes it: known names in lower case, code of the user as is."""
+    return text if ":" in text or "/" in text else text.lower()
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1, as the ``type`` of a flag.
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from common.torch_setup import import_torchvision
 
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
 
 @dataclass(frozen=True)
 class Preprocess:

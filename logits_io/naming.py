@@ -38,9 +38,17 @@ LAST_FILES = (METADATA_ENDING, RUN_FILE)
 CACHE_FOLDER = "cache"
 
 
+def file_name(arch: str) -> str:
+    """An architecture as part of a file name: ``timm/x`` and ``nets.py:x`` have ``_`` instead."""
+    return re.sub(r"[^\w.-]+", "_", arch).strip("._")
+
+
 @dataclass(frozen=True)
 class RunName:
-    """The values that distinguish runs below one root, and the names made from them."""
+    """The values that distinguish runs below one root, and the names made from them.
+
+    ``arch`` is in the form of ``file_name``.
+    """
 
     arch: str
     n_bits_w: int

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from common.errors import InputError, require_known
 from loaders.transforms import Preprocess
 from models import brecq
-from models.checkpoints import build_for, load_strictly, read_state_dict, state_digest
+from models.checkpoints import build_for, load_strictly, state_digest
 from models.cifar_resnet import CifarResNet
 from models.digits import DIGITS_ENTRY
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 from models.expert import BACKBONES, entry_of_file, expert_entry
 from models.lenet import LENET_ENTRY
-from models.zoo import (
-    CIFAR_RESNET18,
-    cifar_resnet18_entry,
-    list_zoo,
-    refuse_transformer,
-    zoo_entry,
+from models.own import is_own, own_entry
+from models.own import read_arch_args as read_arch_args
+from models.timm_networks import is_timm, timm_entry
+from models.zoo import CIFAR_RESNET18, cifar_resnet18_entry, list_zoo, zoo_entry
+from quant import (
+    CapturedNetwork,
+    QuantModel,
+    capture,
+    read_quantized_file,
+    restore_quantized,
 )
-from quant import QuantModel, read_quantized_file, restore_quantized
 
 PLAIN = "plain"
+SMALL_IMAGES = 32  # pixels; input of the networks for CIFAR, MNIST and digits
 CHECKPOINT_FORMATS = (PLAIN, brecq.FORMAT)
 CIFAR_DEPTHS = (20, 32, 44, 56)
 OWN_ENTRIES = {
@@ -40,6 +47,7 @@ OWN_ENTRIES = {
         build=partial(CifarResNet, depth),
         num_classes=10,
         preprocess=Preprocess(IMAGENET_MEAN, IMAGENET_STD),
+        image_size=SMALL_IMAGES,
     )
     for depth in CIFAR_DEPTHS
 }
@@ -59,31 +67,75 @@ class LoadedModel:
     digest: str  # SHA-256 of the weights
 
 
-def get_entry(arch: str) -> ModelEntry:
+def get_entry(arch: str, arch_args: Mapping[str, Any] | None = None) -> ModelEntry:
     """The entry of an architecture.
+
+    Args:
+        arch_args: arguments of the function that makes the network; not for the networks of this
+            project.
 
     Raises:
         InputError: unknown; the text names the closest known name.
     """
-    if arch in OWN_ENTRIES:
+    arguments = arch_args or {}
+    if is_own(arch):
+        return own_entry(arch, arguments)
+    if is_timm(arch):
+        return timm_entry(arch, arguments)
+    if arch in OWN_ENTRIES and not arguments:
         return OWN_ENTRIES[arch]
-    refuse_transformer(arch)
-    return zoo_entry(require_known("arch", arch, list_archs()))
+    require_known("arch", arch, list_archs())
+    if arch not in list_zoo():
+        raise InputError(f"arch_args must be left out for {arch}, which takes none")
+    return zoo_entry(arch, arguments)
 
 
-def entry_for(arch: str, checkpoint: str | Path | None) -> ModelEntry:
+def entry_for(
+    arch: str, checkpoint: str | Path | None, arch_args: Mapping[str, Any] | None = None
+) -> ModelEntry:
     """The entry of an architecture; the checkpoint of an expert brings its own.
 
     Raises:
         InputError: as ``get_entry``, or the checkpoint cannot be used.
     """
-    own = None if checkpoint is None else entry_of_file(arch, Path(checkpoint))
-    return own or get_entry(arch)
+    if checkpoint is not None and not (is_own(arch) or is_timm(arch)):
+        own = entry_of_file(arch, Path(checkpoint))
+        if own is not None:
+            return own
+    return get_entry(arch, arch_args)
 
 
 def list_archs() -> list[str]:
     """All known architectures, sorted."""
     return sorted([*OWN_ENTRIES, *list_zoo()])
+
+
+@dataclass(frozen=True)
+class WeightsRequest:
+    """Where the weights of a network come from; with no field set, from its entry.
+
+    Attributes:
+        checkpoint: a file made by ``torch.save`` of a state dict, or a safetensors file.
+        checkpoint_format: ``plain`` if names are those of the network; ``brecq`` for a release
+            checkpoint of BRECQ, with an architecture in ``models.brecq.ARCHS``.
+        checkpoint_key: where the state dict is in the file; None: at a known place.
+        weights: "DEFAULT" for published weights, downloaded on first use.
+    """
+
+    checkpoint: str | Path | None = None
+    checkpoint_format: str = PLAIN
+    checkpoint_key: str | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        require_known("checkpoint_format", self.checkpoint_format, CHECKPOINT_FORMATS)
+        if self.checkpoint is not None and self.weights is not None:
+            raise InputError("checkpoint and weights must not both be given")
+        if self.checkpoint is None:
+            if self.checkpoint_format == brecq.FORMAT:
+                raise InputError("checkpoint must be given with checkpoint_format brecq, got none")
+            if self.checkpoint_key is not None:
+                raise InputError("checkpoint_key must be given with checkpoint, got no checkpoint")
 
 
 def load_model(
@@ -92,42 +144,44 @@ def load_model(
     weights: str | None = None,
     num_classes: int | None = None,
     checkpoint_format: str = PLAIN,
+    checkpoint_key: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Build a network in evaluation mode and load its weights.
 
     Args:
-        checkpoint: a file made by ``torch.save`` of a state dict.
-        weights: "DEFAULT" for the weights that torchvision publishes, downloaded on first use.
-        num_classes: used only if the network keeps random weights.
-        checkpoint_format: ``plain`` if names are those of our networks; ``brecq`` for a release
-            checkpoint of BRECQ, with an ``arch`` in ``models.brecq.ARCHS``.
+        arch: a known name, ``timm/NAME``, ``package.module:callable`` or ``file.py:callable``.
+        checkpoint, weights, checkpoint_format, checkpoint_key: as in ``WeightsRequest``.
+        num_classes: used only if weights do not determine it.
+        arch_args: arguments of the function that makes the network.
 
     Raises:
         InputError: unknown architecture, both sources given, or weights that cannot be used or do
             not fit.
     """
-    if checkpoint is not None and weights is not None:
-        raise InputError("checkpoint and weights must not both be given")
-    require_known("checkpoint_format", checkpoint_format, CHECKPOINT_FORMATS)
+    request = WeightsRequest(checkpoint, checkpoint_format, checkpoint_key, weights)
     is_brecq = checkpoint_format == brecq.FORMAT
-    if is_brecq:
-        arch = brecq.resolve_arch(arch)
-        if checkpoint is None:
-            raise InputError("checkpoint must be given with checkpoint_format brecq, got none")
-    entry = entry_for(arch, checkpoint)
+    arch = brecq.resolve_arch(arch) if is_brecq else arch
+    entry = entry_for(arch, checkpoint, arch_args)
     if weights is not None:
         return _published(entry, weights)
-    path = checkpoint or entry.shipped_weights
-    if path is None:
+    classes = entry.num_classes or num_classes or 0
+    path = request.checkpoint or entry.shipped_weights
+    if path is not None:
+        network, classes, state = build_for(entry, Path(path), checkpoint_key, classes)
+        if is_brecq:
+            state = brecq.renamed(arch, state, str(path))
+        spell = partial(brecq.their_name, arch) if is_brecq else str
+        load_strictly(network, state, str(path), spell)
+        if entry.complete is not None:
+            entry.complete(network, Path(path))
+        source = str(path)
+    elif entry.num_classes is None:
+        network, source = entry.build(classes), f"those of {arch}"
+    else:
         logger.warning("%s has RANDOM weights: neither checkpoint nor weights are given", arch)
         classes = num_classes or entry.num_classes
         network, source = entry.build(classes), "random"
-    else:
-        state = read_state_dict(Path(path))
-        if is_brecq:
-            state = brecq.renamed(arch, state, str(path))
-        (network, classes), source = build_for(entry, state), str(path)
-        load_strictly(network, state, source, partial(brecq.their_name, arch) if is_brecq else str)
     network.eval()
     return LoadedModel(entry, network, classes, source, state_digest(network))
 
@@ -137,12 +191,19 @@ def _published(entry: ModelEntry, weights: str) -> LoadedModel:
         raise InputError(f"weights must be DEFAULT, got {weights!r}")
     if entry.pretrained is None:
         raise InputError(
-            f"weights DEFAULT must be for a torchvision network, got arch {entry.arch!r}"
+            "weights DEFAULT must be for a network with published weights, of torchvision or "
+            f"timm, got arch {entry.arch!r}"
         )
     network = entry.pretrained().eval()
-    return LoadedModel(
-        entry, network, entry.num_classes, "torchvision DEFAULT", state_digest(network)
-    )
+    source = "timm DEFAULT" if is_timm(entry.arch) else "torchvision DEFAULT"
+    return LoadedModel(entry, network, entry.num_classes or 0, source, state_digest(network))
+
+
+def _captured_anew(metadata: dict) -> CapturedNetwork:
+    """The network of a file that holds no graph, from its code, with random weights."""
+    entry = get_entry(metadata["arch"])
+    size = entry.preprocess.crop or SMALL_IMAGES
+    return capture(entry.build(metadata["num_classes"]), torch.zeros(2, 3, size, size))
 
 
 def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
@@ -154,8 +215,7 @@ def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
     content = read_quantized_file(Path(path))
     try:
         metadata = dict(content["metadata"])
-        network = get_entry(metadata["arch"]).build(metadata["num_classes"])
-        return restore_quantized(content, network), metadata
+        return restore_quantized(content, partial(_captured_anew, metadata)), metadata
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

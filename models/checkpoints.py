@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +17,118 @@ from common.errors import InputError
 from common.files import read_torch_file
 from models.entries import ModelEntry
 
-WRAPPERS = ("model_state_dict", "state_dict", "model", "net")
-COMMON_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+WRAPPERS = ("model_state_dict", "state_dict", "state_dict_ema", "model_ema", "model", "net")
+# Of DataParallel, of torch.compile, and of Lightning and other networks around a network.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+SAFETENSORS = ".safetensors"
 STEP_COUNTER = "num_batches_tracked"
 MAX_LISTED = 5
 MAX_CLASSES = 1_000_000
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state dict of a checkpoint file: the key that holds it, and its tensors by name."""
+
+    key: str
+    state: dict[str, Tensor]
+
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a checkpoint file.
+    """Read the first state dict in a checkpoint file, without common prefixes.
 
     Raises:
-        InputError: the file is damaged or would have to be unpickled, or as ``state_dict_of``.
+        InputError: as ``read_candidates``.
     """
-    return state_dict_of(read_torch_file(path), path)
+    return state_dict_of(_read(path), path)
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in ``content`` itself or under a key of ``WRAPPERS``.
-
-    A prefix of ``COMMON_PREFIXES`` that all names share is removed.
+    """The first state dict of ``content``, without the prefixes that all names share.
 
     Raises:
         InputError: there is none, or a value is NaN, infinite or not an ordinary real tensor.
     """
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    return list(_peeled(_candidates(content, path, None)[0].state))[-1]
+
+
+def fitting_state(path: Path, names: Iterable[str], key: str | None) -> dict[str, Tensor]:
+    """Read the state dict of a checkpoint file that has the names of a network.
+
+    Prefixes of ``PREFIXES`` that all its names share are removed where the rest fits. Without one
+    that fits, it is the first, without any prefix.
+
+    Args:
+        names: of the network's tensors.
+        key: where the state dict is in the file; None: at any of ``WRAPPERS``.
+
+    Raises:
+        InputError: as ``state_dict_of``, or ``key`` names nothing.
+    """
+    wanted = {name for name in names if not name.endswith(STEP_COUNTER)}
+    candidates = _candidates(_read(path), path, key)
+    fitting: dict[str, dict[str, Tensor]] = {}
+    for candidate in candidates:
+        for state in _peeled(candidate.state):
+            if {name for name in state if not name.endswith(STEP_COUNTER)} == wanted:
+                fitting.setdefault(candidate.key, state)
+    if not fitting:
+        return list(_peeled(candidates[0].state))[-1]
+    taken, *others = fitting
+    if others:
+        logger.info(
+            "%s: weights of %r taken; %s fit as well (--checkpoint_key)",
+            path,
+            taken,
+            ", ".join(map(repr, others)),
+        )
+    return fitting[taken]
+
+
+def _read(path: Path) -> Any:
+    if path.suffix != SAFETENSORS:
+        return read_torch_file(path)
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(
+            f"{path}: needs safetensors (pip install -r requirements-timm.txt), got: {error}"
+        ) from None
+    if not path.is_file():
+        raise InputError(f"{path}: must be an existing file")
+    try:
+        return load_file(path)
+    except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole safetensors file, got: {reason}") from None
+
+
+def _candidates(content: Any, path: Path, key: str | None) -> list[Candidate]:
+    if key is not None:
+        if not isinstance(content, dict) or key not in content:
+            raise InputError(
+                f"{path}: checkpoint_key must be in the file, got {key!r}; the file "
+                f"is {_describe(content)}"
+            )
+        return [Candidate(key, _checked(content[key], path))]
+    keys = [k for k in WRAPPERS if isinstance(content, dict) and isinstance(content.get(k), dict)]
+    if not keys:
+        return [Candidate("", _checked(content, path))]
+    return [Candidate(k, _checked(content[k], path)) for k in keys]
+
+
+def _peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state dict, then with one prefix less at a time."""
+    yield state
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            yield from _peeled({key.removeprefix(prefix): value for key, value in state.items()})
+            return
+
+
+def _checked(content: Any, path: Path) -> dict[str, Tensor]:
     if (
         not isinstance(content, dict)
         or not content
@@ -53,9 +139,6 @@ def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path}: not a checkpoint: must hold a state_dict (names to tensors), "
             f"got {_describe(content)}"
         )
-    for prefix in COMMON_PREFIXES:
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
     for key, value in content.items():
         if (
             value.layout != torch.strided
@@ -77,16 +160,23 @@ def _describe(content: object) -> str:
     return f"a {type(content).__name__}"
 
 
-def build_for(entry: ModelEntry, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
-    """Build the network with the number of classes of a checkpoint; return both.
+def build_for(
+    entry: ModelEntry, path: Path, key: str | None, default: int
+) -> tuple[nn.Module, int, dict[str, Tensor]]:
+    """Build the network with the number of classes of a checkpoint, and read its state dict.
 
-    The number is read off the last layer; if the checkpoint has no such layer, it is the entry's.
+    The number is read off the last layer; if the checkpoint has no such layer, or the network is
+    the user's own, it is ``default``.
     """
-    network = entry.build(entry.num_classes)
-    head = [key for key, value in network.state_dict().items() if value.dim() > 1][-1]
+    network = entry.build(default)
+    own = network.state_dict()
+    state = fitting_state(path, own, key)
+    if entry.num_classes is None:
+        return network, default, state
+    head = [key for key, value in own.items() if value.dim() > 1][-1]
     fits = head in state and state[head].dim() > 1 and 0 < state[head].shape[0] <= MAX_CLASSES
-    classes = state[head].shape[0] if fits else entry.num_classes
-    return (network if classes == entry.num_classes else entry.build(classes)), classes
+    classes = state[head].shape[0] if fits else default
+    return (network if classes == default else entry.build(classes)), classes, state
 
 
 def load_strictly(

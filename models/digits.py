@@ -20,6 +20,7 @@ DIGITS_ENTRY = ModelEntry(
     build=partial(CifarResNet, DIGITS_DEPTH),
     num_classes=10,
     preprocess=Preprocess(mean=(0.3053,) * 3, std=(0.3760,) * 3),
+    image_size=8,
     shipped_weights=DIGITS_WEIGHTS,
     # For a demonstration that takes seconds instead of the papers' hour.
     method_defaults={"iters_w": 1000, "lr_round": 3e-3},

@@ -24,21 +24,25 @@ class ModelEntry:
     Attributes:
         build: number of classes -> network with random weights.
         num_classes: number of classes of the published weights; used if neither a checkpoint nor
-            the data determines it.
+            the data determines it. None: the network is the user's own and has its own number.
+        image_size: pixels of the images that a network for small images was made for.
         shipped_weights: a checkpoint in this repository, loaded if no other weights are given.
         method_defaults: method settings whose default differs for this architecture.
         pretrained: downloads the published weights and returns the network.
+        complete: changes a network as the weights of a checkpoint file require.
         pretrained_preprocess: the input transform that those weights expect.
     """
 
     arch: str
     build: Callable[[int], nn.Module]
-    num_classes: int
+    num_classes: int | None
     preprocess: Preprocess
+    image_size: int | None = None
     shipped_weights: Path | None = None
     method_defaults: Mapping[str, Any] = field(default_factory=dict)
     pretrained: Callable[[], nn.Module] | None = None
     pretrained_preprocess: Preprocess | None = None
+    complete: Callable[[nn.Module, Path], None] | None = None
 
     def input_for(self, weights: str | None) -> Preprocess:
         """The input transform for the weights ``weights`` (None: not torchvision's)."""

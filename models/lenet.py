@@ -33,4 +33,6 @@ class LeNet(nn.Module):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
 
 
-LENET_ENTRY = ModelEntry("lenet", LeNet, 10, Preprocess((MNIST_MEAN,) * 3, (MNIST_STD,) * 3))
+LENET_ENTRY = ModelEntry(
+    "lenet", LeNet, 10, Preprocess((MNIST_MEAN,) * 3, (MNIST_STD,) * 3), image_size=28
+)

@@ -1,27 +1,31 @@
-"""torchvision's classification CNNs by name, with RegNetX-600MF and MNASNet of double width.
+"""torchvision's classification networks by name, with RegNetX-600MF and MNASNet of double width.
 
 torchvision holds the code of the latter two but no name for them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from common.errors import InputError
+from common.files import sha256_file
 from common.torch_setup import import_torchvision
 from loaders.transforms import Preprocess
 from models.entries import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
-NOT_CNN = ("vit_", "swin_", "maxvit")
 ALIASES = {
     "mobilenetv2": "mobilenet_v2",
     "mnasnet": "mnasnet1_0",
     "regnetx_3200m": "regnet_x_3_2gf",
 }
+# First digits of the SHA-256 of the published weights that expect ``transform_input``.
+PUBLISHED_WITH_TRANSFORM = {"googlenet": "1378be20", "inception_v3": "0cc3c7bd"}
 REGNETX_600M = "regnetx_600m"
 MNASNET_2_0 = "mnasnet2_0"
 CIFAR_RESNET18 = "cifar_resnet18"
@@ -38,41 +42,41 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+logger = logging.getLogger(__name__)
+
+
 def list_zoo() -> list[str]:
     """Names of the torchvision networks that the suite accepts, aliases included."""
     models = import_torchvision().models
-    names = [name for name in models.list_models(module=models) if not name.startswith(NOT_CNN)]
-    return sorted([*names, *ALIASES, *UNNAMED])
+    return sorted([*models.list_models(module=models), *ALIASES, *UNNAMED])
 
 
-def refuse_transformer(arch: str) -> None:
-    """Refuse the transformers of torchvision, which the suite cannot divide into units.
+def zoo_entry(arch: str, arch_args: Mapping[str, Any]) -> ModelEntry:
+    """The entry of a name of ``list_zoo``.
 
-    Raises:
-        InputError: ``arch`` is a vision transformer.
+    Args:
+        arch_args: further arguments of torchvision's function.
     """
-    if arch.startswith(NOT_CNN) and arch in import_torchvision().models.list_models():
-        raise InputError(
-            f"arch must be a CNN of Conv2d and Linear layers, got the vision transformer {arch!r}"
-        )
-
-
-def zoo_entry(arch: str) -> ModelEntry:
-    """The entry of a name of ``list_zoo``."""
     if arch in UNNAMED:
         preprocess = Preprocess(IMAGENET_MEAN, IMAGENET_STD, resize=256, crop=224)
         return ModelEntry(
-            arch, UNNAMED[arch], 1000, preprocess, method_defaults=METHOD_DEFAULTS[arch]
+            arch,
+            partial(UNNAMED[arch], **arch_args),
+            1000,
+            preprocess,
+            method_defaults=METHOD_DEFAULTS[arch],
         )
     name = ALIASES.get(arch, arch)
+    transforms = None if "transform_input" in arch_args else PUBLISHED_WITH_TRANSFORM.get(name)
     weights = list(import_torchvision().models.get_model_weights(name))
     return ModelEntry(
         arch=arch,
-        build=partial(_build, name),
+        build=partial(_build, name, dict(arch_args)),
         num_classes=1000,
         preprocess=_preprocess_of(weights[0]),
         method_defaults=METHOD_DEFAULTS.get(name, {}),
         pretrained=partial(_download, name),
+        complete=None if transforms is None else partial(_transform_input, arch, transforms),
         pretrained_preprocess=_preprocess_of(
             import_torchvision().models.get_model_weights(name).DEFAULT
         ),
@@ -81,7 +85,9 @@ def zoo_entry(arch: str) -> ModelEntry:
 
 def cifar_resnet18_entry() -> ModelEntry:
     """ResNet-18 for 32 x 32 images: 3 x 3 stem of stride 1, no max-pool; torchvision's names."""
-    return ModelEntry(CIFAR_RESNET18, _cifar_resnet18, 10, Preprocess(CIFAR_MEAN, CIFAR_STD))
+    return ModelEntry(
+        CIFAR_RESNET18, _cifar_resnet18, 10, Preprocess(CIFAR_MEAN, CIFAR_STD), image_size=32
+    )
 
 
 def _cifar_resnet18(num_classes: int) -> nn.Module:
@@ -91,11 +97,32 @@ def _cifar_resnet18(num_classes: int) -> nn.Module:
     return network
 
 
-def _build(name: str, num_classes: int) -> nn.Module:
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return import_torchvision().models.get_model(
-        name, weights=None, num_classes=num_classes, **extra
-    )
+def _build(name: str, arch_args: Mapping[str, Any], num_classes: int) -> nn.Module:
+    extra = {"init_weights": False} if name in PUBLISHED_WITH_TRANSFORM else {}
+    try:
+        return import_torchvision().models.get_model(
+            name, weights=None, num_classes=num_classes, **{**extra, **arch_args}
+        )
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"arch_args must be arguments of {name}, got: {reason}") from None
+
+
+def _transform_input(arch: str, published: str, network: nn.Module, path: Path) -> None:
+    """Let the network normalise its input as the published weights require.
+
+    These were trained on images of another normalisation, which torchvision's networks undo in
+    front of the first layer (``transform_input``). The file tells them from other weights.
+    """
+    is_published = sha256_file(path).startswith(published)
+    setattr(network, "transform_input", is_published)  # noqa: B010  (not declared by nn.Module)
+    if not is_published:
+        logger.warning(
+            "%s: taken as weights without transform_input; weights trained from the published "
+            "ones need --arch_args transform_input=true with --arch %s",
+            path,
+            arch,
+        )
 
 
 def _regnetx_600m(num_classes: int) -> nn.Module:

@@ -2,12 +2,14 @@
 
 from pipeline import RunOptions, prepare, run
 outcome = run(prepare(RunOptions(quant_method="rtn", settings={"n_bits_w": 3})))
+outcome = run(prepare(RunOptions(data=DataOptions(data_path=Path("IMAGES"))), network=network))
 """
 
 from pipeline.job import Job, prepare
 from pipeline.options import (
     CorrectionOptions,
     DataOptions,
+    InputOptions,
     NetworkOptions,
     OutputOptions,
     RunOptions,
@@ -18,6 +20,7 @@ from pipeline.stages import Outcome, run
 __all__ = [
     "CorrectionOptions",
     "DataOptions",
+    "InputOptions",
     "Job",
     "NetworkOptions",
     "Outcome",

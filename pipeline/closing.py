@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logits_io.naming import MODEL_FILE
+from models.own import is_own
 from pipeline.job import Job
 from pipeline.options import DEFAULT_ARCH, DEFAULT_METHOD
 from pipeline.results import Results
@@ -66,6 +67,7 @@ def next_steps(job: Job, results: Results) -> list[str]:
     if options.export is None and len(steps) < 2:
         model = job.folder / MODEL_FILE
         steps.append(f"an ONNX file:   python export_onnx.py {model}")
-    if len(steps) < 2:
-        steps.append(f"many settings:  python run_script.py {job.name.arch} --methods rtn adaround")
+    if len(steps) < 2 and not is_own(options.network.arch):
+        arch = options.network.arch
+        steps.append(f"many settings:  python run_script.py {arch} --methods rtn adaround")
     return steps

@@ -25,6 +25,7 @@ from pipeline.options import (
     DEFAULT_METHOD,
     CorrectionOptions,
     DataOptions,
+    InputOptions,
     NetworkOptions,
     OutputOptions,
     RunOptions,
@@ -93,6 +94,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
     is_example = _is_example(found, given)
     return RunOptions(
         network=dataclasses.replace(_group(NetworkOptions, found), arch=_arch(found)),
+        inputs=_group(InputOptions, found),
         data=dataclasses.replace(_group(DataOptions, found), dataset=_dataset(found)),
         quant_method=found.quant_method or DEFAULT_METHOD,
         settings=EXAMPLE_SETTINGS if is_example else given,
@@ -100,6 +102,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         output=_output(found),
         device=found.device,
         recipe=found.recipe,
+        expect_top1=found.expect_top1,
         force=bool(found.force),
         resume=found.resume,
         bitwidth=sweep_settings(found),

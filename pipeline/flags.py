@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.flags import FlagParser, positive_int
+from common.flags import FlagParser, arch_name, positive_int
 from export.settings import add_export_flags
 from loaders import DATASETS
+from loaders.transforms import INTERPOLATIONS
 from logits_io.formats import COMPRESSIONS, FORMATS
 from models import CHECKPOINT_FORMATS, brecq
 from pipeline.bitwidth_flags import add_sweep_flags
@@ -104,10 +105,24 @@ def _add_model_flags(parser: FlagParser) -> None:
     add(
         "-model",
         "--arch",
-        type=str.lower,
-        help=f"architecture (default {DEFAULT_ARCH}; --list_archs prints all)",
+        type=arch_name,
+        help=f"architecture (default {DEFAULT_ARCH}; --list_archs prints all), timm/NAME, or a "
+        "function or class of yours: package.module:NAME or file.py:NAME",
     )
-    add("--checkpoint", type=Path, help="file with the trained weights, a state_dict")
+    add(
+        "--arch_args",
+        nargs="+",
+        default=NetworkOptions.arch_args,
+        metavar="KEY=VALUE",
+        help="arguments of the function that makes the network; values are YAML",
+    )
+    add("--output", help="name or index of the logits, if the network returns several tensors")
+    add(
+        "--checkpoint",
+        type=Path,
+        help="file with the trained weights, a state_dict or a safetensors file",
+    )
+    add("--checkpoint_key", help="key of the state_dict in the checkpoint (default: a known one)")
     add(
         "--checkpoint_format",
         choices=CHECKPOINT_FORMATS,
@@ -115,7 +130,19 @@ def _add_model_flags(parser: FlagParser) -> None:
         help="tensor names in the checkpoint: those of this suite and torchvision (plain, the "
         f"default), or those of BRECQ's release (brecq) of {', '.join(brecq.ARCHS)}",
     )
-    add("--weights", help="DEFAULT: load torchvision's published weights")
+    add("--weights", help="DEFAULT: load the published weights of torchvision or timm")
+    _add_input_flags(parser)
+
+
+def _add_input_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("input, where it differs from what the network expects")
+    flag = add.add_argument
+    flag("--input_size", type=int, metavar="PIXELS", help="width and height of the images")
+    flag("--resize", type=int, metavar="PIXELS", help="short side before the crop; 0: as it is")
+    flag("--crop", type=int, metavar="PIXELS", help="square in the centre; 0: the whole image")
+    flag("--interpolation", choices=INTERPOLATIONS, help="interpolation of the resize")
+    flag("--mean", type=float, nargs=3, help="mean of each channel, of pixels from 0 to 1")
+    flag("--std", type=float, nargs=3, help="standard deviation of each channel")
 
 
 def _add_method_flags(parser: FlagParser) -> None:
@@ -277,6 +304,12 @@ def _add_run_flags(parser: FlagParser) -> None:
         "--recipe",
         help="use the settings of a published result, {arch}_{method}_w{bits}a{bits}; flags on the "
         "command line override them (--list_recipes prints all names)",
+    )
+    add(
+        "--expect_top1",
+        type=float,
+        metavar="PERCENT",
+        help="stop unless the float network's Top-1 is within a point of this",
     )
     add(
         "--force",

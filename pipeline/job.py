@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.errors import InputError
 from common.files import require_writable
@@ -16,12 +18,26 @@ from common.remote import Remote
 from common.torch_setup import pick_device
 from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShape, plan_grid
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
+from loaders.transforms import Preprocess
 from logits_io import LogitsAnalyzer, RunName
-from models import LoadedModel, brecq, entry_for, load_model
+from logits_io.naming import file_name
+from models import (
+    LoadedModel,
+    brecq,
+    entry_for,
+    get_entry,
+    load_model,
+    read_arch_args,
+    state_digest,
+)
 from pipeline.method import configuration, make_method
 from pipeline.options import DEFAULT_SHRINKAGE, RunOptions
 from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod, MethodSettings
+from quant.network.outputs import OneOutput, chosen_output, named_outputs
+from quant.network.own_copy import own_copy
+
+IN_PYTHON = "python"  # origin of networks that are no file and no name
 
 logger = logging.getLogger(__name__)
 
@@ -120,27 +136,38 @@ class Job:
         return f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}"
 
 
-def prepare(options: RunOptions, argv: Sequence[str] = ()) -> Job:
+def prepare(options: RunOptions, argv: Sequence[str] = (), network: nn.Module | None = None) -> Job:
     """Load and check everything that a run needs; nothing is written.
 
     Args:
         argv: the command line that the options come from, for the record.
+        network: a float network to use instead of the one that the options name; its name in the
+            record is ``python:`` and its class.
 
     Raises:
         InputError: an option, the data, the network or an output folder is unusable.
     """
     try:
-        return _prepare(options, make_method(options), tuple(argv))
+        if network is not None:
+            arch = f"{IN_PYTHON}:{type(network).__name__}"
+            named = dataclasses.replace(options.network, arch=arch)
+            options = dataclasses.replace(options, network=named)
+        return _prepare(options, make_method(options), tuple(argv), network)
     except OSError as error:
         raise InputError(f"files and folders must be readable, got {error}") from error
 
 
-def _prepare(options: RunOptions, method: BaseQuantizationMethod, argv: tuple[str, ...]) -> Job:
+def _prepare(
+    options: RunOptions,
+    method: BaseQuantizationMethod,
+    argv: tuple[str, ...],
+    network: nn.Module | None,
+) -> Job:
     settings = method.settings
     _check_stages(options, settings)
     device = pick_device(options.device)
     dataset = _open_dataset(options)
-    model = _open_model(options, dataset)
+    model = _open_model(options, dataset) if network is None else _given(options, dataset, network)
     plan = _plan_images(options, method, dataset)
     grid = _grid_request(options, settings.seed)
     shape = None
@@ -159,7 +186,7 @@ def _prepare(options: RunOptions, method: BaseQuantizationMethod, argv: tuple[st
         shape=shape,
         correction=_load_correction(options, model.num_classes),
         device=device,
-        name=RunName(arch, settings.n_bits_w, settings.n_bits_a, settings.seed),
+        name=RunName(file_name(arch), settings.n_bits_w, settings.n_bits_a, settings.seed),
         recipe=None if options.recipe is None else load_recipe(options.recipe),
     )
     _check_output(job)
@@ -180,18 +207,25 @@ def _check_stages(options: RunOptions, settings: MethodSettings) -> None:
 
 
 def _open_dataset(options: RunOptions) -> Dataset:
-    data, network = options.data, options.network
+    data = options.data
     name, path, reason = resolve_dataset(data.dataset, data.data_path)
     logger.info("dataset: %s (%s)", name, reason)
     return load_dataset(
         name,
         path,
-        entry_for(network.arch, network.checkpoint).input_for(network.weights),
+        preprocess_of(options),
         download=data.download,
         skip_bad=data.skip_bad_images,
         threads=data.workers,
         val_labels=data.val_labels,
     )
+
+
+def preprocess_of(options: RunOptions) -> Preprocess:
+    """The input transform of the network, with the changes that the flags ask for."""
+    network = options.network
+    entry = entry_for(network.arch, network.checkpoint, read_arch_args(network.arch_args))
+    return options.inputs.applied(entry.input_for(network.weights))
 
 
 def _open_model(options: RunOptions, dataset: Dataset) -> LoadedModel:
@@ -202,7 +236,11 @@ def _open_model(options: RunOptions, dataset: Dataset) -> LoadedModel:
         network.weights,
         len(dataset.classes),
         network.checkpoint_format,
+        network.checkpoint_key,
+        read_arch_args(network.arch_args),
     )
+    if network.output is not None:
+        model = dataclasses.replace(model, network=OneOutput(model.network, network.output))
     if model.num_classes != len(dataset.classes):
         origin = f" ({dataset.origin})" if dataset.origin else ""
         raise InputError(
@@ -210,6 +248,13 @@ def _open_model(options: RunOptions, dataset: Dataset) -> LoadedModel:
             f"{network.arch} ({model.weights}) and {len(dataset.classes)} in {dataset.name}{origin}"
         )
     return model
+
+
+def _given(options: RunOptions, dataset: Dataset, network: nn.Module) -> LoadedModel:
+    """A network that is given in Python, as if it had been loaded."""
+    entry = get_entry(options.network.arch)
+    network = own_copy(network)
+    return LoadedModel(entry, network, len(dataset.classes), IN_PYTHON, state_digest(network))
 
 
 def _plan_images(options: RunOptions, method: BaseQuantizationMethod, dataset: Dataset) -> DataPlan:
@@ -267,12 +312,20 @@ def _try_network(job: Job) -> None:
         return
     shape = "x".join(map(str, images.shape[1:]))
     try:
-        logits = job.model.network(images)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        value = job.model.network(images)
+    except Exception as error:  # noqa: BLE001  (code of the user, which can fail in every way)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"arch must take images of {shape}, got {job.name.arch}: {reason}"
+            f"arch must take images of {shape}, got {job.options.network.arch}: {reason}"
         ) from None
+    logits = chosen_output(named_outputs(value), None)
+    classes = len(job.dataset.classes)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(
+            f"logits of {job.options.network.arch} must have the shape (images, {classes} classes "
+            f"of {job.dataset.name}), got {got} for {len(images)} images"
+        )
     if not (logits.abs() <= MAX_LOGIT).all():
         raise InputError(
             f"logits of {job.name.arch} ({job.model.weights}) must be finite and at most "

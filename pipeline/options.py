@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import InputError
 from export.settings import ONNX_FLAG, ExportSettings
+from loaders.transforms import Preprocess
 from models import PLAIN
 from pipeline.bitwidth_flags import SweepSettings
 
@@ -31,15 +32,66 @@ class NetworkOptions:
     """The float network.
 
     Attributes:
+        arch: a known name, ``timm/NAME``, ``package.module:callable`` or ``file.py:callable``.
+        arch_args: ``KEY=VALUE`` arguments of the function that makes the network.
+        output: name or index of the logits, if the network returns several tensors.
         checkpoint: file with a state_dict; None: the shipped weights if any, else random ones.
         checkpoint_format: naming scheme of the checkpoint's tensors.
-        weights: "DEFAULT" for torchvision's published weights.
+        checkpoint_key: where the state_dict is in the file; None: at a known place.
+        weights: "DEFAULT" for the published weights of torchvision or timm.
     """
 
     arch: str = DEFAULT_ARCH
+    arch_args: tuple[str, ...] = ()
+    output: str | None = None
     checkpoint: Path | None = None
     checkpoint_format: str = PLAIN
+    checkpoint_key: str | None = None
     weights: str | None = None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """The input of the network where it differs from what its entry says; None: as its entry says.
+
+    Attributes:
+        input_size: pixels of the square image: ``crop``, with ``resize`` in the entry's ratio.
+        resize: pixels of the short side; 0 leaves the size as it is.
+        crop: pixels of the square in the centre; 0 leaves the image whole.
+        mean, std: of the three channels, of pixels from 0 to 1.
+    """
+
+    input_size: int | None = None
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def applied(self, entry: Preprocess) -> Preprocess:
+        """The input transform of an entry with these changes.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        size = given.pop("input_size", None)
+        if size is not None:
+            if "crop" in given or "resize" in given:
+                raise InputError("input_size must be given without resize and crop, got both")
+            ratio = (entry.resize or 8) / (entry.crop or 7) if entry.crop else 1.0
+            given |= {"crop": size, "resize": round(size * ratio)}
+        for name in ("resize", "crop"):
+            if given.get(name, 0) < 0:
+                raise InputError(f"{name} must be at least 0, got {given[name]}")
+            if name in given:
+                given[name] = given[name] or None
+        for name in ("mean", "std"):
+            if len(given.get(name, (0, 0, 0))) != 3:
+                raise InputError(f"{name} must be 3 numbers, got {len(given[name])}")
+        if min(given.get("std", (1.0,))) <= 0:
+            raise InputError(f"std must be above 0, got {min(given['std']):g}")
+        return dataclasses.replace(entry, **given)
 
 
 @dataclass(frozen=True)
@@ -136,6 +188,7 @@ class RunOptions:
         quant_method: name of the method.
         settings: the method's settings that are given, by name; the others keep their defaults.
         recipe: name of the published result to compare with.
+        expect_top1: Top-1 in percent that the float network must have, to within a point.
         force: continue even if the float network is not as accurate as the recipe's.
         resume: continue an interrupted run.
         bitwidth: the evaluation at random bits per layer; None: skip it.
@@ -143,6 +196,7 @@ class RunOptions:
     """
 
     network: NetworkOptions = field(default_factory=NetworkOptions)
+    inputs: InputOptions = field(default_factory=InputOptions)
     data: DataOptions = field(default_factory=DataOptions)
     quant_method: str = DEFAULT_METHOD
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -150,6 +204,7 @@ class RunOptions:
     output: OutputOptions = field(default_factory=OutputOptions)
     device: str = "auto"
     recipe: str | None = None
+    expect_top1: float | None = None
     force: bool = False
     resume: bool = False
     bitwidth: SweepSettings | None = None
@@ -168,11 +223,12 @@ class RunOptions:
 
         Values of None and empty lists are left out.
         """
-        groups = (self.network, self.data, self.correction, self.output)
+        groups = (self.network, self.inputs, self.data, self.correction, self.output)
         values = {name: value for group in groups for name, value in vars(group).items()}
         url = values.pop("output_url")
         values |= {"output_dir": url or values["output_dir"], "quant_method": self.quant_method}
         values |= {"device": self.device, "recipe": self.recipe}
+        values |= {"expect_top1": self.expect_top1}
         if self.bitwidth is not None:
             values |= {f"bw_{name}": value for name, value in vars(self.bitwidth).items()}
             values["bitwidth_sweep"] = True

@@ -23,7 +23,7 @@ from common.provenance import (
 from common.remote import Remote
 from loaders import DataPlan, ImageSet
 from logits_io.naming import FULL_PRECISION, LAST_FILES, QUANTIZED, RUN_FILE
-from pipeline.job import Job
+from pipeline.job import Job, preprocess_of
 from pipeline.results import Results
 from quant import QuantModel, zero_share
 
@@ -35,7 +35,7 @@ def identity(job: Job, plan: DataPlan) -> dict[str, Any]:
     settings = job.method.get_quantization_params()
     del settings["keep_cpu"]
     return {
-        "arch": job.name.arch,
+        "arch": job.options.network.arch,
         "quant_method": job.method.name,
         **settings,
         "weights": job.model.digest,
@@ -49,7 +49,7 @@ def identity(job: Job, plan: DataPlan) -> dict[str, Any]:
 def model_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
     """Metadata stored in the file of the quantized model."""
     entry = job.model.entry
-    preprocess = entry.input_for(job.options.network.weights)
+    preprocess = preprocess_of(job.options)
     return {
         "arch": entry.arch,
         "num_classes": job.model.num_classes,
@@ -69,7 +69,7 @@ def logits_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
     """
     settings = job.method.settings
     return {
-        "arch": job.name.arch,
+        "arch": job.options.network.arch,
         "method": job.method.name,
         "n_bits_w": settings.n_bits_w,
         "n_bits_a": settings.n_bits_a,

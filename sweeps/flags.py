@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.flags import FlagParser, positive_int
+from common.flags import FlagParser, arch_name, positive_int
 from sweeps.gpfq import ANALYSES
 
 
@@ -12,7 +12,7 @@ def build_parser(description: str = "") -> FlagParser:
     parser = FlagParser(
         prog="run_script.py", usage="%(prog)s ARCH ... [flags] [-- flags]", description=description
     )
-    parser.add_argument("arch", nargs="*", type=str.lower, help="architectures of main_imagenet.py")
+    parser.add_argument("arch", nargs="*", type=arch_name, help="architectures of main_imagenet.py")
     _add_grid_flags(parser)
     parser.add_argument_group("GPFQ's analysis").add_argument(
         "--sweep",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import require_writable
+from logits_io.naming import file_name
 from plots.axes import save_figure
 from plots.sweep import sweep_figure
 from sweeps.gpfq_log import Row, append_row, log_row, read_log
@@ -79,7 +80,7 @@ class Point(RunSpec):
 
     @property
     def folder(self) -> Path:
-        return self.root / f"sweep_{self.analysis}" / self.arch / f"{self.value:g}"
+        return self.root / f"sweep_{self.analysis}" / file_name(self.arch) / f"{self.value:g}"
 
     @property
     def flags(self) -> list[str]:
@@ -145,7 +146,7 @@ def _note(spec: RunSpec, log: Path) -> Row | None:
 
 
 def _draw(analysis: Analysis, arch: str, rows: Sequence[Row], folder: Path) -> None:
-    path = folder / f"{arch}_{analysis.image_name}"
+    path = folder / f"{file_name(arch)}_{analysis.image_name}"
     figure = sweep_figure(
         [float(row[analysis.column]) for row in rows],
         [100 * float(row["Quantized Top1 Accuracy"]) for row in rows],

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import write_json
-from logits_io.naming import RUN_FILE
+from logits_io.naming import RUN_FILE, file_name
 
 FAILURE = "failed.json"
 LOG = "log.txt"
@@ -112,7 +112,9 @@ class GridRun(RunSpec):
 
     @property
     def name(self) -> str:
-        return f"{self.arch}/{self.method}_w{self.n_bits_w}a{self.n_bits_a}_seed{self.seed}"
+        return (
+            f"{file_name(self.arch)}/{self.method}_w{self.n_bits_w}a{self.n_bits_a}_seed{self.seed}"
+        )
 
     @property
     def folder(self) -> Path:
