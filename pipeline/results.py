@@ -22,7 +22,6 @@ from logits_io.naming import FULL_PRECISION, QUANTIZED
 # Mean float confidence on fitting minus evaluation images above which the correction is doubted.
 MAX_GAP = 0.01
 # Mean float confidence minus float accuracy above which the labels are doubted.
-MAX_DOUBT = 0.2
 DECIMALS = 6  # of metrics in tables
 IDENTITY, RIDGE_MAP, CLUSTER_AFFINE = "identity", "ridge_map", "cluster_affine"
 
@@ -195,17 +194,4 @@ def warn_of_memories(signs: dict[str, float], source: str, results: Results) -> 
             "avoids this",
             gap,
             MAX_GAP,
-        )
-
-
-def warn_of_labels(evaluation: Inference, results: Results) -> None:
-    """Warn if the float network is far less accurate than it is confident."""
-    confidence = mean_confidence(evaluation.logits[FULL_PRECISION])
-    if confidence - results.full_precision.top1_pct / 100 > MAX_DOUBT:
-        logger.warning(
-            "the float network's Top-1 is %.2f %%, its mean confidence %.2f %%; likely reasons: "
-            "labels in another order, another preprocessing, or images unlike those it was trained "
-            "on",
-            results.full_precision.top1_pct,
-            100 * confidence,
         )

@@ -50,6 +50,7 @@ from logits_io.naming import (
     STATE_FOLDER,
     TENSORBOARD_FOLDER,
 )
+from pipeline.belonging import doubt_of_labels, early_doubts, require_top1
 from pipeline.bitwidth_stage import SweepJob, run_sweep
 from pipeline.job import Job
 from pipeline.networks import NetworkPair
@@ -67,7 +68,6 @@ from pipeline.results import (
     Results,
     collect,
     score,
-    warn_of_labels,
     warn_of_memories,
     warning_signs,
 )
@@ -138,7 +138,9 @@ def run(job: Job) -> Outcome:
             source = context.plan.correction_source
             signs = warning_signs(fitting, evaluation, source)
             warn_of_memories(signs, source, results)
-        warn_of_labels(evaluation, results)
+        doubt = doubt_of_labels(evaluation.logits[FULL_PRECISION], evaluation.targets)
+        if doubt is not None:
+            logger.warning(doubt)
         outline = Outline(
             results, signs, zero_shares(context.networks.network, quantized), context.started
         )
@@ -168,7 +170,10 @@ def begin(job: Job) -> Context:
         cache_dir=options.output.cache_dir,
         saves=saves,
     )
-    float_logits = _check_recipe(job, plan, networks, clock)
+    with clock("float network"):
+        for doubt in early_doubts(job.model.entry, networks, plan.calibration):
+            logger.warning(doubt)
+        float_logits = _check_accuracy(job, plan, networks)
     seed_all(job.method.settings.seed)
     states = UnitStates(job.folder / STATE_FOLDER, identity(job, plan))
     if options.resume:
@@ -183,23 +188,23 @@ def begin(job: Job) -> Context:
     return context
 
 
-def _check_recipe(
-    job: Job, plan: DataPlan, networks: NetworkPair, clock: StageClock
-) -> np.ndarray | None:
-    """Check the float network against the recipe; None without a recipe.
+def _check_accuracy(job: Job, plan: DataPlan, networks: NetworkPair) -> np.ndarray | None:
+    """Check the float network against the recipe and ``expect_top1``; None without both.
 
     Returns:
         (N, C) logits of the float network on the evaluation images.
 
     Raises:
-        InputError: the float network is not as accurate as the recipe's.
+        InputError: the float network is not as accurate as it must be.
     """
-    if job.recipe is None:
+    expected = job.options.expect_top1
+    if job.recipe is None and expected is None:
         return None
-    with clock("float network"):
-        found = networks.infer_float(plan.evaluation)
+    found = networks.infer_float(plan.evaluation)
     logits = found.logits[FULL_PRECISION]
-    if not job.options.force:
+    if expected is not None:
+        require_top1(logits, found.targets, expected)
+    if job.recipe is not None and not job.options.force:
         job.recipe.require_float(100 * topk_accuracy(logits, found.targets), len(found.targets))
     return logits
 

@@ -205,7 +205,7 @@ def test_the_record_traces_every_number(finished):
     assert record["data"]["evaluated"] == 500
     assert record["unsaved"] == []
     assert set(record["figures"]) == {"fullprecision", "quantized", "corrected"}
-    stages = ["decode images", "quantize", "run networks and save logits", "fit correction"]
+    stages = ["decode images", "float network", "quantize", "run networks and save logits"]
     assert list(record["seconds"])[:4] == stages
     assert record["model"]["digest"] == load_model("digits_resnet").digest
 
