@@ -55,7 +55,7 @@ class FlagParser(argparse.ArgumentParser):
         arguments = [self._canonical(argument) for argument in argv]
         namespace = argparse.Namespace()
         if presets:
-            namespace = self._parse_known(self._from_mapping(presets, source), namespace)
+            namespace = self._parse_known(self.arguments(presets, source), namespace)
         config = self._config_path(arguments)
         if config is not None:
             namespace = self._parse_known(self._from_file(config), namespace)
@@ -120,10 +120,17 @@ class FlagParser(argparse.ArgumentParser):
             raise InputError(
                 f"config must map flags to values, got a {type(content).__name__} in {path}"
             )
-        return self._from_mapping(content, str(path))
+        return self.arguments(content, str(path))
 
-    def _from_mapping(self, content: Mapping[Any, Any], source: str) -> list[str]:
-        """Flags and their values as command-line arguments."""
+    def arguments(self, content: Mapping[Any, Any], source: str) -> list[str]:
+        """Flags and their values as command-line arguments.
+
+        Args:
+            source: where they come from, for error texts.
+
+        Raises:
+            InputError: an unknown flag, or a value of the wrong kind.
+        """
         arguments: list[str] = []
         for key, value in content.items():
             known = [flag for flag in self.flags() if flag not in ("config", "help")]
