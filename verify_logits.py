@@ -1,14 +1,16 @@
 """Check that stored logits are complete, undamaged and computed for the right images.
 
     python verify_logits.py
-        experts' logits of recompute_logits.py against their splits: 20 checks, and metrics
+        experts' logits of recompute_logits.py, in outputs/logits_fixed, against their splits: 20
+        checks, and metrics; without that folder, the logits of main_imagenet.py below outputs
     python verify_logits.py --logits-dir outputs/logits_new --splits val test --json report.json
     python verify_logits.py --csv-dir outputs/rtn/initial_logits_digits_resnet_w4bit_a4bit_seed1005
         one folder of logits of main_imagenet.py, or all such folders below the given one
 
 With --csv-dir, the checks are: file names, sequence of the chunks, shapes, finite values, classes
-of the targets, SHA-256 of every file, and whether metadata and files agree. The last line says
-whether the checks passed. Exit status: 0 all passed, 1 a check failed, 2 there is nothing to check.
+of the targets, SHA-256 of every file, and whether metadata and files agree. Caches are left out.
+The last line says whether the checks passed, and names the folders where one failed. Exit status: 0
+all passed, 1 a check failed, 2 there is nothing to check.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from experts.verify_job import verify_experts
 from logits_io.checks import find_logits_folders, verify_folder
 
 OF_CSV = {"csv_dir", "verbose", "help"}
+OUTPUTS = Path("outputs")  # of the other scripts; checked if no flag says what else
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,10 +37,13 @@ def _main(argv: Sequence[str]) -> int:
     parser = build_parser(str(__doc__))
     options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
+    others = sorted({action.dest for action in parser.flags().values()} - OF_CSV)
     if options.csv_dir is not None:
-        others = {action.dest for action in parser.flags().values()} - OF_CSV
-        parser.refuse(options, sorted(others), "with --csv-dir")
+        parser.refuse(options, others, "with --csv-dir")
         return verify_csv(options.csv_dir)
+    is_bare = all(getattr(options, name) == parser.get_default(name) for name in others)
+    if is_bare and not options.logits_dir.exists() and OUTPUTS.is_dir():
+        return verify_csv(OUTPUTS)
     if options.group_by != "threshold":
         parser.refuse(options, ("threshold",), "without --group_by threshold")
     return verify_experts(options)
@@ -45,20 +51,20 @@ def _main(argv: Sequence[str]) -> int:
 
 def verify_csv(root: Path) -> int:
     """Check the folder of CSV logits ``root``, or all below it; returns the exit status."""
-    failures = damaged = 0
+    failures, damaged = 0, []
     folders = find_logits_folders(root)
     for folder in folders:
         found = verify_folder(folder)
         failures += len(found)
-        damaged += bool(found)
         for line in found:
             write_stdout(f"FAILED {line}")
-        if not found:
+        if found:
+            damaged.append(str(folder))
+        else:
             write_stdout(f"ok     {folder}")
     if failures:
-        write_stdout(
-            f"VERIFICATION FAILED: {failures} failures in {damaged} of {len(folders)} folders"
-        )
+        where = f"{len(damaged)} of {len(folders)} folders: {', '.join(damaged)}"
+        write_stdout(f"VERIFICATION FAILED: {failures} failures in {where}")
         return EXIT_FAILED
     write_stdout(f"VERIFICATION PASSED: {len(folders)} folders, 0 failures")
     return EXIT_OK

@@ -15,13 +15,20 @@ import numpy as np
 
 from common.errors import InputError
 from logits_io.formats import decode, encode, read_text
-from logits_io.naming import TARGETS, chunk_metadata_file, find_stems, metadata_file, owner
+from logits_io.naming import (
+    CACHED_LOGITS,
+    TARGETS,
+    chunk_metadata_file,
+    find_stems,
+    metadata_file,
+    owner,
+)
 from logits_io.records import FileRecord, damaged_row, read_file_records, row_sums
 from logits_io.tables import read_records, seal_holds
 
 
 def find_logits_folders(root: Path) -> list[Path]:
-    """``root`` itself if it holds logits, else the folders below it that do.
+    """``root`` itself if it holds logits, else the folders below it that do; never the cache.
 
     Raises:
         InputError: there is no such folder.
@@ -39,7 +46,8 @@ def find_logits_folders(root: Path) -> list[Path]:
 
 
 def _is_logits_file(path: Path) -> bool:
-    return path.is_file() and not path.parent.name.startswith("logits_summary_")
+    is_other = path.parent.name.startswith("logits_summary_") or CACHED_LOGITS.fullmatch(path.name)
+    return path.is_file() and not is_other
 
 
 def verify_folder(folder: Path) -> list[str]:

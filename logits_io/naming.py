@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,11 +37,17 @@ LAST_FILES = (METADATA_ENDING, RUN_FILE)
 
 # Below the output folder, for all methods.
 CACHE_FOLDER = "cache"
+CACHED_LOGITS = re.compile(r"logits_[0-9a-f]{16}\.(npy|lock)")  # of the float network
 
 
 def file_name(arch: str) -> str:
     """An architecture as part of a file name: ``timm/x`` and ``nets.py:x`` have ``_`` instead."""
     return re.sub(r"[^\w.-]+", "_", arch).strip("._")
+
+
+def cached_logits_file(key: str) -> str:
+    """The file in a cache that holds the float network's logits; ``key`` says of what and how."""
+    return f"logits_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from common.files import atomic_file, locked
 from common.provenance import SaveLog
 from evaluation.inference import Inference, infer_logits
 from loaders import ImageSet
-from logits_io.naming import FULL_PRECISION, QUANTIZED
+from logits_io.naming import FULL_PRECISION, QUANTIZED, cached_logits_file
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
 
@@ -81,7 +80,7 @@ class NetworkPair:
         """The float network's logits on ``images`` from the cache, computed if not there."""
         machine = f"{self.device.type} {torch.__version__} {torch.get_num_threads()}"
         key = f"{self.weights_digest} {images.digest()} {machine} {self.batch_size}"
-        path = folder / f"logits_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        path = folder / cached_logits_file(key)
         with locked(path.with_suffix(".lock")):
             if path.is_file():
                 return np.load(path, allow_pickle=False)

@@ -12,6 +12,7 @@ import pytest
 
 from logits_io import LogitsAnalyzer
 from logits_io.checks import verify_folder
+from logits_io.naming import cached_logits_file
 from logits_io.tables import write_sealed
 from tests.conftest import PROJECT
 from verify_logits import main
@@ -198,6 +199,35 @@ def test_nothing_to_check_is_wrong_usage(tmp_path, capsys):
     ):
         assert main(["--csv-dir", str(argument)]) == 2
         assert text in capsys.readouterr().err
+
+
+def test_the_cache_of_the_float_network_is_no_folder_of_logits(save, tmp_path, capsys):
+    folder = save()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for ending in ("npy", "lock"):
+        (cache / cached_logits_file("key")).with_suffix(f".{ending}").touch()
+    assert main(["--csv-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"ok     {folder}\nVERIFICATION PASSED: 1 folders")
+    assert main(["--csv-dir", str(cache)]) == 2
+    (folder / "logits_x.csv").touch()
+    assert main(["--csv-dir", str(tmp_path)]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"VERIFICATION FAILED: 1 failures in 1 of 1 folders: {folder}"
+
+
+def test_without_flags_and_experts_the_outputs_are_checked(save, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2
+    assert "logits_fixed" in capsys.readouterr().err
+    save()
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "out").rename(tmp_path / "outputs" / "out")
+    assert main([]) == 0
+    assert "VERIFICATION PASSED: 1 folders, 0 failures" in capsys.readouterr().out
+    assert main(["--experts", "ce_baseline"]) == 2  # a flag of the experts' checks
+    (tmp_path / "outputs" / "logits_fixed").mkdir()
+    assert main([]) == 2
 
 
 def test_it_starts_without_torch():
