@@ -31,7 +31,7 @@ from models import (
     state_digest,
 )
 from pipeline.method import configuration, make_method
-from pipeline.options import DEFAULT_SHRINKAGE, RunOptions
+from pipeline.options import DEFAULT_ARCH, DEFAULT_SHRINKAGE, RunOptions
 from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod, MethodSettings
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
@@ -207,8 +207,18 @@ def _check_stages(options: RunOptions, settings: MethodSettings) -> None:
 
 
 def _open_dataset(options: RunOptions) -> Dataset:
-    data = options.data
+    """The data set of a run.
+
+    Raises:
+        InputError: it is unusable, or none is named or found for a network that is not the example.
+    """
+    data, arch = options.data, options.network.arch
     name, path, reason = resolve_dataset(data.dataset, data.data_path)
+    if name == "digits" and data.dataset != name and arch != DEFAULT_ARCH:
+        raise InputError(
+            f"data_path must be given with arch {arch}, got none "
+            "(--dataset digits runs it on the embedded digits)"
+        )
     logger.info("dataset: %s (%s)", name, reason)
     return load_dataset(
         name,

@@ -210,6 +210,21 @@ def test_class_count_of_data_and_model(folder, tmp_path, capsys):
     assert "and 2 in imagenet" in text
 
 
+def test_the_digits_are_never_taken_for_the_images_of_another_network(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(CifarResNet(20, 10).state_dict(), tmp_path / "a.pt")
+    flags = ["--arch", "cifar_resnet20", "--checkpoint", str(tmp_path / "a.pt"), "--dry_run"]
+    text = refused(flags, tmp_path, capsys)
+    assert text == (
+        "error: data_path must be given with arch cifar_resnet20, got none "
+        "(--dataset digits runs it on the embedded digits)"
+    )
+    assert main([*flags, "--dataset", "digits"]) == 0
+    assert main(["--arch", "digits_resnet", "--dry_run"]) == 0
+
+
 def test_unusable_checkpoints(tmp_path, capsys):
     path = tmp_path / "a.pt"
     state = torch.load(get_entry("digits_resnet").shipped_weights, weights_only=True)["state_dict"]

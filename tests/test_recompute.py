@@ -475,6 +475,7 @@ def test_a_quantized_expert_is_one_more_expert(lab, tmp_path, capsys):
     checkpoint = lab.folder / "best_ce_baseline.pth"
     command = ["--arch", "cifar_resnet32", "--checkpoint", str(checkpoint), "--quant_method", "rtn"]
     command += ["--output_dir", str(tmp_path / "q"), "--n_bits_w", "8", "--n_bits_a", "8"]
+    command += ["--dataset", "digits"]
     command += [*FEW, *RANGES, "--alpha_list", "1", "--num_clusters_list", "4"]
     assert main_imagenet.main([*command, "--pca_dim_list", "2", "--no-plots"]) == 0
     model = next((tmp_path / "q").rglob("quantized_model.pt"))
