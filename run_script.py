@@ -22,13 +22,14 @@ from common.errors import InputError
 from sweeps.flags import build_parser
 from sweeps.gpfq import ANALYSES, points_of, run_analysis
 from sweeps.grid import run_grid
-from sweeps.running import Choice, log_failures, print_commands
+from sweeps.running import Choice, log_failures, open_runs, print_commands
 from sweeps.spec import (
     DEFAULT_BITS,
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
     SET_BY_GRID,
     Grid,
+    RunSpec,
     parse_bits,
     require_free,
 )
@@ -62,6 +63,7 @@ def _main(argv: list[str]) -> int:
         return _run_analyses(options, extra)
     require_free(extra, SET_BY_GRID)
     runs = _grid_of(options).runs(options.output_dir.absolute(), extra)
+    _require_usable(runs, options)
     if options.dry_run:
         print_commands(runs)
         return EXIT_OK
@@ -73,6 +75,7 @@ def _run_analyses(options: argparse.Namespace, extra: Sequence[str]) -> int:
     require_free(extra, taken | {"output_dir", "quant_method", "arch"})
     root = options.output_dir
     groups = [points_of(name, options.arch, root, extra) for name in options.sweep]
+    _require_usable([point for points in groups for point in points], options)
     if options.dry_run:
         for points in groups:
             print_commands(points)
@@ -83,6 +86,20 @@ def _run_analyses(options: argparse.Namespace, extra: Sequence[str]) -> int:
     for points in groups:
         log_failures(points)
     return EXIT_FAILED if unfinished else EXIT_OK
+
+
+def _require_usable(specs: Sequence[RunSpec], options: argparse.Namespace) -> None:
+    """Check that main_imagenet.py knows architecture, method and flags of the runs to start.
+
+    Raises:
+        InputError: it does not; the text is that of main_imagenet.py.
+    """
+    todo = specs if options.dry_run else open_runs(specs, _choice(options))
+    if todo:
+        from pipeline.command import require_known_names  # loads torch
+
+        different = {(spec.arch, spec.method): spec.flags for spec in todo}
+        require_known_names(different.values())
 
 
 def _choice(options: argparse.Namespace) -> Choice:

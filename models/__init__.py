@@ -21,9 +21,11 @@ from models.digits import DIGITS_ENTRY
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 from models.expert import BACKBONES, entry_of_file, expert_entry
 from models.lenet import LENET_ENTRY
-from models.own import is_own, own_entry
+from models.own import is_own as is_own
+from models.own import own_entry
 from models.own import read_arch_args as read_arch_args
-from models.timm_networks import is_timm, timm_entry
+from models.timm_networks import is_timm as is_timm
+from models.timm_networks import timm_entry
 from models.zoo import CIFAR_RESNET18, cifar_resnet18_entry, list_zoo, zoo_entry
 from quant import (
     CapturedNetwork,

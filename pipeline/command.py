@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ from common.flags import FlagParser
 from common.remote import is_url
 from export.settings import optional_export_settings
 from loaders import DATASETS, resolve_dataset
-from models import brecq
+from models import brecq, get_entry, is_own, is_timm, read_arch_args
 from pipeline.bitwidth_flags import sweep_settings
-from pipeline.flags import LISTS
+from pipeline.flags import LISTS, build_parser
 from pipeline.options import (
     DEFAULT_ARCH,
     DEFAULT_METHOD,
@@ -31,6 +31,7 @@ from pipeline.options import (
     RunOptions,
 )
 from pipeline.recipes import load_recipe
+from quant import QuantizationManager
 from quant.registry import method_settings
 
 # Settings of the embedded example: so few bits that accuracy is lost and can be corrected.
@@ -77,6 +78,23 @@ def read_command(parser: FlagParser, argv: Sequence[str]) -> Command:
         verbose=found.verbose,
         quiet=found.quiet,
     )
+
+
+def require_known_names(commands: Iterable[Sequence[str]]) -> None:
+    """Check that the flags, methods and architectures of command lines exist.
+
+    Code of the user and networks of timm are not looked for.
+
+    Raises:
+        InputError: one does not.
+    """
+    parser = build_parser()
+    for argv in commands:
+        options = read_command(parser, argv).options
+        QuantizationManager().get_method_class(options.quant_method)
+        network = options.network
+        if not is_own(network.arch) and not is_timm(network.arch):
+            get_entry(network.arch, read_arch_args(network.arch_args))
 
 
 def _parse(parser: FlagParser, argv: Sequence[str]) -> argparse.Namespace:

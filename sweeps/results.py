@@ -37,7 +37,7 @@ def summary_row(spec: GridRun) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS)
     row |= {"arch": spec.arch, "method": spec.method, "seed": spec.seed, "status": spec.state()}
     row |= {"n_bits_w": spec.n_bits_w, "n_bits_a": spec.n_bits_a}
-    record, failure = spec.record(), spec.failure()
+    record = spec.record()
     if record is not None:
         for name in FIGURES:
             figures = record["figures"][name]
@@ -48,8 +48,8 @@ def summary_row(spec: GridRun) -> dict[str, Any]:
         seconds = record["seconds"]
         row["seconds_quantize"] = round(seconds.get("quantize", 0.0), 2)
         row["seconds"] = round(sum(seconds.values()), 2)
-    elif failure is not None:
-        row["error"] = next((line for line in reversed(failure["log"]) if line.strip()), "")
+    elif spec.failure() is not None:
+        row["error"] = spec.reason()
     return row
 
 

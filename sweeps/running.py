@@ -89,7 +89,9 @@ def run_open(
         nonlocal done
         with lock:
             done += 1
-            logger.info("%d of %d: %s %s", done, len(todo), spec.name, spec.state())
+            state = spec.state()
+            reason = f" ({spec.reason()})" if state == "failed" else ""
+            logger.info("%d of %d: %s %s%s", done, len(todo), spec.name, state, reason)
             on_done(spec)
 
     if todo:
@@ -109,6 +111,5 @@ def log_failures(specs: Sequence[RunSpec]) -> None:
     for spec in specs:
         failure = spec.failure()
         if failure is not None and spec.record() is None:
-            lines = [line for line in failure["log"] if line.strip()]
-            last = lines[-1] if lines else "no output"
-            logger.error("%s ended in status %d: %s", spec.name, failure["status"], last)
+            reason = spec.reason() or "no output"
+            logger.error("%s ended in status %d: %s", spec.name, failure["status"], reason)

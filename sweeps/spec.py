@@ -44,6 +44,7 @@ FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")
 class RunSpec(ABC):
     """One run of main_imagenet.py."""
 
+    arch: str
     method: str
 
     @property
@@ -70,6 +71,11 @@ class RunSpec(ABC):
         """The recorded failure of an earlier run with these flags; None if there is none."""
         content = _read(self.folder / FAILURE)
         return content if content is not None and content.get("argv") == self.flags else None
+
+    def reason(self) -> str:
+        """The last line of the log of a run that failed; empty if it did not, or said nothing."""
+        lines = (self.failure() or {"log": ()})["log"]
+        return next((line for line in reversed(lines) if line.strip()), "")
 
     def note_failure(self, status: int, tail: Sequence[str]) -> None:
         """Record that the run failed.

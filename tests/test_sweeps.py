@@ -160,6 +160,7 @@ def test_a_failure_is_told_kept_and_run_again_when_asked(fake, capsys):
     assert sweep(fake, "--seeds", "1", "13") == 1
     error = capsys.readouterr().err
     assert "not finished: digits_resnet/rtn_w4a4_seed13" in error
+    assert "digits_resnet/rtn_w4a4_seed13 failed (error: weights must be finite)" in error
     rows = rows_of(fake / "sweep_summary.csv")
     failed = [row for row in rows if row["status"] == "failed"]
     assert len(failed) == 4
@@ -172,6 +173,31 @@ def test_a_failure_is_told_kept_and_run_again_when_asked(fake, capsys):
     page = (fake / "report.html").read_text()
     assert "<h2>Failures</h2>" in page
     assert "a line of the log" in page
+
+
+def test_an_unknown_architecture_is_refused_unless_it_is_code_or_of_timm(fake, capsys):
+    flags = ["--bits", "4,4", "--seeds", "1", "--output_dir", str(fake), "--dry_run"]
+    assert run_script.main(["resnt18", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1] == (
+        "error: arch must be a known name, got 'resnt18'; closest: resnet18"
+    )
+    assert run_script.main(["nets.py:Net", "timm/x", "resnet18", *flags]) == 0
+    assert capsys.readouterr().out.count("main_imagenet.py") == 3
+    assert run_script.main(["digits_resnet", "--sweep", "bits", *flags[4:], "--", "--lrr=1"]) == 2
+    assert "flag must be a known name, got" in capsys.readouterr().err
+
+
+def test_help_and_finished_sweeps_load_no_torch(fake):
+    assert sweep(fake) == 0
+    own = ["digits_resnet", "--methods", "rtn", "--bits", "4,4", "--seeds", "1"]
+    code = (
+        f"import sys, run_script; run_script.main({[*own, '--output_dir', str(fake)]!r}); "
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
 
 
 class Page(html.parser.HTMLParser):
@@ -319,6 +345,11 @@ def test_tables_of_unfinished_settings_are_empty():
         (["--ray_address", "auto"], "ray_address must be left out without --engine ray"),
         (["--engine", "ray", "--gpus", "1"], "gpus must be left out with --engine ray"),
         (["--config", "nothing.yaml"], "config must be a readable YAML file"),
+        (["--methods", "rtm"], "quant_method must be a known name, got 'rtm'; closest: rtn"),
+        (["--", "--batchsize", "3"], "flag must be a known name, got"),
+        (["--", "--batch_size", "0"], "argument -bs/--batch_size: must be at least 1, got 0"),
+        (["--dry_run", "--methods", "rtm"], "quant_method must be a known name, got 'rtm'"),
+        (["--dry_run", "--", "--batchsize", "3"], "flag must be a known name, got"),
     ],
 )
 def test_bad_usage_is_one_line(fake, flags, text, capsys):
