@@ -101,7 +101,7 @@ class Job:
             "settings": ", ".join(
                 f"{key}={value}" for key, value in self.method.get_quantization_params().items()
             ),
-            "correction": self._describe_correction(),
+            **self._describe_correction(),
             "recipe": "none" if self.recipe is None else self.recipe.describe(),
             "device": str(self.device),
             "writes to": output.output_url or str(self.root),
@@ -128,12 +128,14 @@ class Job:
         source = self.plan.correction_source
         return {"shrinkage": self.grid.shrinkage, "correction_source": source}
 
-    def _describe_correction(self) -> str:
+    def _describe_correction(self) -> dict[str, str]:
+        """The line of the plan on the correction; none without one."""
         if self.correction is not None:
-            return f"loaded from {self.options.correction.load_correction}"
+            return {"correction": f"loaded from {self.options.correction.load_correction}"}
         if self.shape is None:
-            return "none"
-        return f"{len(self.shape.settings())} settings, fitted on {self.plan.correction_source}"
+            return {}
+        settings = f"{len(self.shape.settings())} settings"
+        return {"correction": f"{settings}, fitted on {self.plan.correction_source}"}
 
 
 def prepare(options: RunOptions, argv: Sequence[str] = (), network: nn.Module | None = None) -> Job:

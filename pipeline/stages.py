@@ -329,10 +329,11 @@ def correct(context: Context, corrections: Corrections, evaluation: Inference) -
     reference = evaluation.logits[FULL_PRECISION]
     scorer = Scorer(reference, evaluation.targets)
     saves_all = context.job.options.output.save_results == "all"
+    is_corrected = context.job.options.correction.correction
     rows = []
-    with context.clock("apply and save corrections"):
+    with context.clock("apply and save corrections" if is_corrected else "score logits"):
         corrected = corrections.corrected(evaluation.logits[QUANTIZED])
-        bar = progress(corrected, "corrections", len(corrections.results))
+        bar = progress(corrected, "logits", len(corrections.results))
         for index, (result, logits) in enumerate(bar):
             rows.append(score(result.kind, logits, scorer, result.setting, result.heldout_kl))
             if result.setting is not None and (saves_all or index == corrections.selected):

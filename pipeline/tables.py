@@ -20,6 +20,7 @@ HEADER = (
     "held-out KL",
     "",
 )
+OF_CORRECTIONS = ("alpha", "clusters", "pca", "held-out KL", "")
 SHOWN = {FULL_PRECISION: "full precision", IDENTITY: "quantized"}  # names of rows in tables
 
 
@@ -54,10 +55,13 @@ def main_rows(results: Results) -> list[Row]:
 
 
 def format_table(results: Results, rows: Sequence[Row]) -> str:
-    """A table of the given rows of the results."""
+    """A table of the given rows; in a run without corrections it has none of their columns."""
     best = results.best_baseline
     lines = [HEADER, *(_cells(row, is_best=row is best) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    if not results.corrections:
+        kept = [i for i, name in enumerate(HEADER) if name not in OF_CORRECTIONS]
+        lines = [(*(line[i] for i in kept), "") for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
 
 

@@ -251,6 +251,9 @@ def test_no_correction_is_one_run_of_both_networks(tmp_path, capsys):
     assert main([*flags, "--no_correction"]) == 0
     out = capsys.readouterr().out
     assert "corrected" not in out and "may not carry over" not in out
+    table = [line.split() for line in out.split("\n\n")[1].split("\n")]
+    assert table[0] == "logits Top-1 % Top-5 % agree % KL MSE".split()
+    assert [row[:-5] for row in table[1:]] == [["full", "precision"], ["quantized"]]
     root = tmp_path / "rtn"
     record = json.loads((root / "run.json").read_text())
     assert record["figures"]["corrected"] is None and record["data"]["correction"] is None
@@ -259,6 +262,11 @@ def test_no_correction_is_one_run_of_both_networks(tmp_path, capsys):
     )
     names = {path.name for path in (root / f"logits_summary_{TAG}").glob("*.png")}
     assert names == {"logit_scatter.png", "per_class_change.png", "reliability.png"}
+    stages = list(record["seconds"])
+    assert "score logits" in stages and not any("correction" in stage for stage in stages)
+    assert main([*flags, "--no-correction", "--dry_run"]) == 0
+    plan = capsys.readouterr().out.replace(str(tmp_path), "")
+    assert "64 calibrate, 500 evaluate" in plan and "correct" not in plan
     assert main([*flags, "--no-correction", "--alpha", "1"]) == 2
     assert "alpha_list must be left out with --no-correction, got [1.0]" in capsys.readouterr().err
 
