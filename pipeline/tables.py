@@ -71,7 +71,7 @@ def _cells(row: Row, is_best: bool) -> tuple[str, ...]:
     notes = {
         "selected": row.selected,
         "best baseline": is_best,
-        "oracle (best Top-1, known afterwards)": row.oracle,
+        "oracle (best Top-1 that could be chosen, known afterwards)": row.oracle,
         "for comparison, never selected": row.logits == RIDGE_MAP,
     }
     return (

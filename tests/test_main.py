@@ -224,7 +224,7 @@ def test_stdout_says_what_came_out_in_parts(finished):
     lines = table.split("\n")
     assert lines[0].split()[:4] == ["logits", "alpha", "clusters", "pca"]
     assert sum("selected" in line.replace("never selected", "") for line in lines) == 1
-    assert sum("oracle (best Top-1, known afterwards)" in line for line in lines) == 1
+    assert sum("oracle (best Top-1 that could be chosen" in line for line in lines) == 1
     assert sum("best baseline" in line for line in lines) == 1
     shown = len(lines) - 2
     assert lines[-1] == f"({8 - shown} more corrections: --table full, or the summary below)"
