@@ -38,7 +38,7 @@ class Row:
         kl_to_fp: mean KL divergence from full precision, nats.
         mse_to_fp: mean squared difference from the full-precision logits.
         heldout_kl: KL divergence on held-out fitting images, by which the correction is selected.
-        oracle: best Top-1, among the rows that can be selected, on the evaluation images; known only
+        oracle: best Top-1 on the evaluation images among the rows that can be selected; known only
             with their labels.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,13 @@ def sweep_figure(
 
 
 def error_bar_figure(
-    series: Mapping[str, Mapping[str, tuple[float, float]]], label: str, title: str
+    series: Mapping[str, Mapping[str, tuple[float, float | None]]], label: str, title: str
 ) -> Figure:
     """Plot means with standard deviations as error bars, one line per series.
 
     Args:
-        series: name -> place on the horizontal axis -> (mean, standard deviation); places are in
-            the order of their first occurrence.
+        series: name -> place on the horizontal axis -> (mean, standard deviation or None); places
+            are in the order of their first occurrence.
         label: label of the vertical axis.
     """
     places = list(dict.fromkeys(place for values in series.values() for place in values))
@@ -66,7 +67,7 @@ def error_bar_figure(
         axes.errorbar(
             [places.index(place) + shift for place in values],
             [mean for mean, _ in values.values()],
-            yerr=[deviation for _, deviation in values.values()],
+            yerr=[math.nan if spread is None else spread for _, spread in values.values()],
             marker="o",
             capsize=4,
             label=name,

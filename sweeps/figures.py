@@ -24,7 +24,7 @@ def sweep_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     figures = {}
     for arch in dict.fromkeys(row["arch"] for row in table):
         for kind, label in KINDS.items():
-            series: dict[str, dict[str, tuple[float, float]]] = {}
+            series: dict[str, dict[str, tuple[float, float | None]]] = {}
             for row in table:
                 if row["arch"] == arch and row[kind] is not None:
                     series.setdefault(row["method"], {})[row["W/A"]] = row[kind]

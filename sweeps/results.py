@@ -76,19 +76,25 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and sample standard deviation (0 for one value) of the known values; None if none is."""
+def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation of the known values; None if there is none.
+
+    One value has no deviation (None).
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
 def show(value: Any) -> str:
     """The text of a table cell."""
     if value is None:
         return "-"
-    return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    mean, deviation = value
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -101,7 +101,7 @@ def test_runs_without_correction_have_rows_without_it(fake, monkeypatch):
     row = summary_row(spec)
     assert (row["quantized_top1"], row["agreement"], row["corrected_top1"]) == (70.0, 80.0, None)
     table = table_rows([row])[0]
-    assert (table["quantized"], table["corrected"], table["gain"]) == ((70.0, 0.0), None, None)
+    assert (table["quantized"], table["corrected"], table["gain"]) == ((70.0, None), None, None)
 
 
 def test_bits_are_pairs():
@@ -140,6 +140,16 @@ def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys):
     assert (fake / "report.html").stat().st_mtime_ns == before
     assert sweep(fake, "--report_only") == 0
     assert (fake / "report.html").stat().st_mtime_ns > before
+
+
+def test_one_seed_has_no_deviation(fake, capsys):
+    assert sweep(fake, "--seeds", "1") == 0
+    assert "±" not in capsys.readouterr().out + (fake / "report.html").read_text()
+    assert (
+        "| rtn | 4/4 | 1 | 90.00 | 75.00 | 76.00 | 1.00 |" in (fake / "sweep_table.md").read_text()
+    )
+    table = rows_of(fake / "sweep_table.csv")
+    assert (table[0]["quantized mean"], table[0]["quantized sd"]) == ("75.0", "")
 
 
 def test_other_flags_are_other_runs(fake):
@@ -329,7 +339,7 @@ def test_tables_of_unfinished_settings_are_empty():
     (found,) = table_rows([row])
     assert (found["n"], found["quantized"]) == (0, None)
     assert "| 0 | - | - | - | - |" in as_markdown([found])
-    assert spread([1.0]) == (1.0, 0.0)
+    assert spread([1.0, None]) == (1.0, None)
 
 
 @pytest.mark.parametrize(
