@@ -121,10 +121,14 @@ def test_the_command_line_resumes_only_the_same_run(tmp_path, capsys):
     assert csv_bytes(tmp_path / "a") == before
     assert next((tmp_path / "a").glob("*/run.json")).exists()
     assert main([*first, "--resume", "--keep_cpu"]) == 0
-    assert capsys.readouterr().err.count("taken from the interrupted run") == 5
+    units = [line for line in capsys.readouterr().err.split("\n") if "INFO unit " in line]
+    assert len(units) == 5
+    assert all(line.endswith("s, taken from the interrupted run") for line in units)
     assert csv_bytes(tmp_path / "a") == before
     assert main([*FLAGS, "--output_dir", str(tmp_path / "b"), "--resume"]) == 0
-    assert "nothing to resume" in capsys.readouterr().err
+    folder = next((tmp_path / "b").glob("*/run_*")) / "state"
+    line = f"INFO nothing to resume in {folder}: starting from the beginning\n"
+    assert line in capsys.readouterr().err
     assert csv_bytes(tmp_path / "b") == before
 
 

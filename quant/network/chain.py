@@ -148,15 +148,15 @@ def walk_chain(
     for index, (name, unit) in enumerate(task.model.named_units()):
         target = run_unit(task.reference.units[index], float_input, device)
         data = UnitData(index, name, unit, float_input, quant_input, target, device)
-        report = None if task.states is None else task.states.restore(index, unit)
+        report, origin = None if task.states is None else task.states.restore(index, unit), ""
         if report is None:
             report, quant_output = _quantize_unit(data, initialise, refine)
             if task.states is not None:
                 task.states.save(report, unit)
         else:
-            logger.info("unit %d %s: taken from the interrupted run", index, name)
+            origin = ", taken from the interrupted run"
             quant_output = run_unit(unit, quant_input, device)
-        _log(report, refined=refine is not None)
+        _log(report, origin, refined=refine is not None)
         if task.on_unit is not None:
             task.on_unit(report)
         float_input, quant_input = target, quant_output
@@ -187,15 +187,15 @@ def _quantize_unit(
     return report, output
 
 
-def _log(report: UnitReport, refined: bool) -> None:
+def _log(report: UnitReport, origin: str, refined: bool) -> None:
     gain = ""
     if refined:
         flipped = 100 * report.flipped
         gain = (
             f" (rounded to nearest {report.loss_nearest:.4g}, {flipped:.1f} % of roundings flipped)"
         )
-    text = "unit %d %s: reconstruction loss %.4g%s, %.1f s"
-    logger.info(text, report.index, report.name, report.loss, gain, report.seconds)
+    text = "unit %d %s: reconstruction loss %.4g%s, %.1f s%s"
+    logger.info(text, report.index, report.name, report.loss, gain, report.seconds, origin)
 
 
 def _loss(output: Tensor, target: Tensor) -> float:

@@ -57,8 +57,9 @@ class UnitStates:
             InputError: a setting differs (the text names the first), or its file is damaged.
         """
         path = self.folder / SETTINGS_FILE
+        if not path.exists() or len(list(self.folder.iterdir())) == 1:
+            logger.info("nothing to resume in %s: starting from the beginning", self.folder)
         if not path.exists():
-            logger.info("nothing to resume: no finished unit is stored; starting with the first")
             return
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
