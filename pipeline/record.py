@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +135,21 @@ def run_record(
         "seconds": clock.seconds,
         "unsaved": saves.failures,
     }
+
+
+def replaced_run(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """What to say of a finished run in ``folder`` that one with other settings replaces, if any."""
+    try:
+        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
+        now = json.loads(json.dumps(config))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # none is finished, or its record is damaged
+    if not changed:
+        return None
+    key = changed[0]
+    values = f"{key} = {before.get(key)!r} (now {now.get(key)!r})"
+    return f"replaces the earlier run in {folder}, which had {values}"
 
 
 def _describe_images(used: ImageSet | None, asked: ImageSet | None) -> dict[str, Any] | None:

@@ -60,6 +60,7 @@ from pipeline.record import (
     identity,
     logits_metadata,
     model_metadata,
+    replaced_run,
     run_record,
     write_record,
     zero_shares,
@@ -212,6 +213,9 @@ def _check_accuracy(job: Job, plan: DataPlan, networks: NetworkPair) -> np.ndarr
 def _open_folder(context: Context) -> None:
     """Make the run's folder and remove records of an earlier run that would mark it as complete."""
     job = context.job
+    told = replaced_run(job.folder, job.config)
+    if told is not None:
+        logger.info(told)
     job.folder.mkdir(parents=True, exist_ok=True)
     for folder in (job.root, job.folder):
         (folder / RUN_FILE).unlink(missing_ok=True)

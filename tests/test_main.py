@@ -29,6 +29,7 @@ from pipeline import networks as inference
 from pipeline.command import read_command
 from pipeline.flags import build_parser
 from pipeline.method import make_method
+from pipeline.record import replaced_run
 from quant import QuantizationManager
 from quant.registry import method_settings
 from tests.conftest import FEW, GRID, PROJECT, QUICK, RANGES, TAG, write_cifar10
@@ -269,6 +270,21 @@ def test_no_correction_is_one_run_of_both_networks(tmp_path, capsys):
     assert "64 calibrate, 500 evaluate" in plan and "correct" not in plan
     assert main([*flags, "--no-correction", "--alpha", "1"]) == 2
     assert "alpha_list must be left out with --no-correction, got [1.0]" in capsys.readouterr().err
+
+
+def test_a_run_that_replaces_one_of_other_settings_says_so(tmp_path, capsys):
+    flags = ["--quant_method", "rtn", "--num_samples", "32", *RANGES, "--no-plots"]
+    flags += ["--no-correction", "--output_dir", str(tmp_path)]
+    assert main(flags) == 0
+    assert "replaces the earlier run" not in capsys.readouterr().err
+    assert main(flags) == 0
+    assert "replaces the earlier run" not in capsys.readouterr().err
+    assert main([*flags, "--num_samples", "48"]) == 0
+    folder = tmp_path / "rtn" / f"run_{TAG}"
+    line = f"INFO replaces the earlier run in {folder}, which had num_samples = 32 (now 48)\n"
+    assert line in capsys.readouterr().err
+    (folder / "run.json").write_text("[1]")
+    assert replaced_run(folder, {}) is None
 
 
 def test_without_network_data_and_method_the_example_has_few_bits(capsys):
