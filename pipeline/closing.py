@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from logits_io.naming import MODEL_FILE
+from logits_io.naming import MODEL_FILE, ONNX_FILE
 from pipeline.job import Job
 from pipeline.next_steps import next_steps
 from pipeline.results import Results
@@ -41,6 +41,8 @@ def _files(job: Job) -> str:
         "summary": Path(name.summary_folder, f"{name.summary_folder}.csv"),
         "logits": Path(name.initial_folder),
     }
+    if job.options.export is not None and (job.folder / ONNX_FILE).exists():
+        places["ONNX"] = Path(name.run_folder, ONNX_FILE)
     root = job.root if url is None else f"{url.rstrip('/')}/{job.method.name}"
     lines = [f"  {what + ':':<9}{root}/{place}" for what, place in places.items()]
     return "\n".join(["files:", *lines])

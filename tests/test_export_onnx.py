@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,9 @@ def run(tmp_path_factory, one_operator_table) -> Path:
     correction.save(root / "other.npz")
     argv = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(root), "--no-plots"]
     argv += ["--load_correction", str(root / "other.npz"), "--export_onnx", "--with_correction"]
-    assert main_imagenet.main([*argv, "--export_images", "200"]) == 0
+    with redirect_stdout(StringIO()) as out:
+        assert main_imagenet.main([*argv, "--export_images", "200"]) == 0
+    (root / "out.txt").write_text(out.getvalue())
     return root / "rtn" / f"run_{TAG}"
 
 
@@ -52,6 +56,11 @@ def test_the_file_gives_the_corrected_logits_of_the_run(run):
     found = OnnxNetwork(run / "quantized_model.onnx")(images()).numpy()
     assert np.abs(stored["corrected"] - stored["quantized"]).max() > 5
     np.testing.assert_allclose(found, stored["corrected"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_end_of_the_run_says_where_the_file_is(run):
+    files = (run.parent.parent / "out.txt").read_text().split("files:\n")[1].split("\n\n")[0]
+    assert files.splitlines()[-1].split() == ["ONNX:", str(run / "quantized_model.onnx")]
 
 
 def test_the_report_says_what_the_file_is(run):
