@@ -268,6 +268,14 @@ def test_images_are_collected_from_batches_or_pairs_up_to_the_number(caplog):
         collect_calibration([], 5)
 
 
+def test_a_loader_that_is_none_is_refused(tiny_network):
+    method = QuantizationManager().get_quantization_method("rtn")
+    for loader, got in ((None, "None"), (3, "int")):
+        text = f"train_loader must be an iterable of batches, got {got}"
+        with pytest.raises(InputError, match=text):
+            method.quantize_model(tiny_network, None, loader)
+
+
 def test_a_short_schedule_with_a_small_learning_rate_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         ReconstructionSettings(iters_w=1000, lr_round=1e-3)

@@ -27,8 +27,11 @@ def collect_calibration(loader: Iterable, num_samples: int) -> tuple[Tensor, Ten
         the loader ends early, which is logged.
 
     Raises:
-        InputError: the loader yields no image, or something else than finite images.
+        InputError: the loader is none, or yields no image or something else than finite images.
     """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        got = None if loader is None else type(loader).__name__
+        raise InputError(f"train_loader must be an iterable of batches, got {got}")
     images: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
