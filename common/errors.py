@@ -23,8 +23,13 @@ class RunError(RuntimeError):
 def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most similar to ``name``, best first; empty only if none is known.
 
-    Names that contain the whole of it come first: ``cifar_resnet20`` for ``resnet20``.
+    Names that contain the whole of it come first: ``cifar_resnet20`` for ``resnet20``. Where names
+    go on behind it with ``_``, these are the only ones, in the given order.
     """
+    known = list(known)
+    longer = [candidate for candidate in known if candidate.startswith(f"{name}_")]
+    if longer:
+        return longer[:count]
     candidates, wanted = sorted(known), name.lower()
     similar = difflib.get_close_matches(wanted, candidates, n=count, cutoff=0.4)
     if len(wanted) >= SHORTEST_PART:
@@ -36,13 +41,16 @@ def require_known(what: str, name: str, known: Iterable[str]) -> str:
     """Return ``name`` when it is known.
 
     Raises:
-        InputError: unknown; the text names the closest known name, and all of them if there are at
-            most 20.
+        InputError: unknown; the text names the closest known name, or those that go on behind the
+            given one, and all of them if there are at most 20.
     """
-    names = sorted(known)
-    if name in names:
+    known = list(known)
+    if name in known:
         return name
-    text = f"{what} must be a known name, got {name!r}; closest: {closest_names(name, names)[0]}"
+    names, closest = sorted(known), closest_names(name, known)
+    if not closest[0].startswith(f"{name}_"):
+        del closest[1:]
+    text = f"{what} must be a known name, got {name!r}; closest: {', '.join(closest)}"
     if len(names) <= 20:
         text += f"; known: {', '.join(names)}"
     raise InputError(text)

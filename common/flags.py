@@ -81,9 +81,10 @@ class FlagParser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
-            flag = unknown[0].removeprefix("--").partition("=")[0]
             if unknown[0].startswith("--"):
-                require_known("flag", flag, self.flags())
+                every = (option for action in self._actions for option in action.option_strings)
+                known = [option for option in every if option.startswith("--")]
+                require_known("flag", unknown[0].partition("=")[0], known)
             raise InputError(f"arguments must be flags and their values, got {unknown[0]!r}")
         return parsed
 

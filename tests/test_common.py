@@ -114,6 +114,13 @@ def test_a_name_that_contains_the_unknown_one_is_the_closest():
     assert closest_names("xyz", known) == ["cifar_resnet20", "cifar_resnet32", "resnet18"]
 
 
+def test_names_that_go_on_behind_the_unknown_one_are_all_proposed():
+    known = ["prob", "n_bits_w", "n_bits_a", "export_n_bits"]
+    assert closest_names("n_bits", known) == ["n_bits_w", "n_bits_a"]
+    with pytest.raises(InputError, match="closest: n_bits_w, n_bits_a; known: export_n_bits, "):
+        require_known("flag", "n_bits", known)
+
+
 def test_an_unknown_name_is_answered_with_the_closest_and_the_others_when_few():
     with pytest.raises(InputError) as caught:
         require_known("arch", "resnet81", ["resnet18", "vgg"])

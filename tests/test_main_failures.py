@@ -135,7 +135,9 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         ),
         (["--batch_size", "0"], "argument -bs/--batch_size: must be at least 1, got 0"),
         (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:i, got 'tpu'"),
-        (["--nbits_w", "4"], "flag must be a known name, got 'nbits_w'; closest: n_bits_w"),
+        (["--nbits_w", "4"], "flag must be a known name, got '--nbits_w'; closest: --n_bits_w"),
+        (["--n_bits", "4"], "got '--n_bits'; closest: --n_bits_w, --n_bits_a"),
+        (["--no-corection"], "got '--no-corection'; closest: --no-correction"),
         (["adaround"], "arguments must be flags and their values, got 'adaround'"),
         (
             ["--alpha", "1", "--alpha_list", "1"],
@@ -172,7 +174,10 @@ def test_bad_flags(flags, text, tmp_path, capsys, monkeypatch):
 def test_bad_config_files(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     for content, text in (
-        ("n_bits: 4", f"flag in {path} must be a known name, got 'n_bits'; closest: n_bits_a"),
+        (
+            "n_bits: 4",
+            f"flag in {path} must be a known name, got 'n_bits'; closest: n_bits_w, n_bits_a",
+        ),
         ("n_bits_w: 0", "n_bits_w must be between 1 and 16, or 32 (not quantized), got 0"),
         ("seed: 2026-99-99", f"config must be a readable YAML file, got {path}"),
         ("a: " + "[" * 5000, f"config must be a readable YAML file, got {path}"),
