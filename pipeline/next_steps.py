@@ -85,7 +85,7 @@ def _differing(options: RunOptions) -> dict[str, Any]:
 def _settings_for(job: Job, method: str) -> dict[str, Any]:
     """The bits of this run, and those of its given settings that another method has too."""
     cls, settings = type(job.method), job.method.settings
-    given = spelled_out(cls.settings_class, cls.short_forms, job.options.settings)
+    given = spelled_out(cls.settings_class, cls.short_forms, dict(job.options.settings))
     other = QuantizationManager().get_method_class(method).settings_class
     fields = {field.name: field for field in dataclasses.fields(other)}
     values = {"n_bits_w": settings.n_bits_w, "n_bits_a": settings.n_bits_a}
