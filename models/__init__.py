@@ -26,7 +26,14 @@ from models.own import own_entry
 from models.own import read_arch_args as read_arch_args
 from models.timm_networks import is_timm as is_timm
 from models.timm_networks import timm_entry
-from models.zoo import CIFAR_RESNET18, cifar_resnet18_entry, list_zoo, zoo_entry
+from models.zoo import ALIASES as ALIASES
+from models.zoo import (
+    CIFAR_RESNET18,
+    UNNAMED,
+    cifar_resnet18_entry,
+    list_zoo,
+    zoo_entry,
+)
 from quant import (
     CapturedNetwork,
     QuantModel,
@@ -110,6 +117,16 @@ def entry_for(
 def list_archs() -> list[str]:
     """All known architectures, sorted."""
     return sorted([*OWN_ENTRIES, *list_zoo()])
+
+
+def archs_by_origin() -> dict[str, list[str]]:
+    """The names of ``list_archs`` in groups: of this project, of torchvision, and aliases."""
+    project = {*OWN_ENTRIES, *UNNAMED}
+    return {
+        "this project": sorted(project),
+        "torchvision": [name for name in list_archs() if name not in project | set(ALIASES)],
+        "aliases of torchvision's names": sorted(ALIASES),
+    }
 
 
 @dataclass(frozen=True)

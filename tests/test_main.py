@@ -23,7 +23,7 @@ from evaluation.inference import infer_logits
 from loaders import load_dataset
 from logits_io import LogitsAnalyzer
 from main_imagenet import main
-from models import get_entry, load_model
+from models import get_entry, list_archs, load_model
 from pipeline import RunOptions
 from pipeline import networks as inference
 from pipeline.command import read_command
@@ -307,6 +307,20 @@ def test_without_network_data_and_method_the_example_has_few_bits(capsys):
 def test_the_names_of_a_flag_can_be_listed(what, line, capsys):
     assert main([f"--list_{what}"]) == 0
     assert line in capsys.readouterr().out.split("\n")
+
+
+def test_architectures_are_listed_in_groups_each_once(capsys):
+    assert main(["--list_archs"]) == 0
+    groups = [part.split("\n") for part in capsys.readouterr().out.strip().split("\n\n")]
+    project, torchvision, aliases, others = groups
+    assert project[0] == "this project:" and "digits_resnet" in project and "lenet" in project
+    assert torchvision[0] == "torchvision:" and "vit_b_16" in torchvision
+    assert aliases[0] == "aliases of torchvision's names:"
+    assert "mobilenetv2 = mobilenet_v2" in aliases
+    names = [line.split(" = ")[0] for group in groups[:3] for line in group[1:]]
+    assert sorted(names) == list_archs()
+    assert others[0] == "further networks:"
+    assert [line.split()[0] for line in others[1:]] == ["timm/NAME", "file.py:NAME"]
 
 
 def test_tensorboard_holds_the_units_and_the_accuracies(finished):
