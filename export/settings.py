@@ -17,6 +17,11 @@ ONNX_FLAG = "export_onnx"
 MAX_IMAGES = 1_000_000
 
 
+def has_integer_type(n_bits_a: int) -> bool:
+    """Whether ONNX has an integer type for activations of these bits, or needs none."""
+    return n_bits_a <= MAX_ACTIVATION_BITS or n_bits_a == NOT_QUANTIZED
+
+
 @dataclass(frozen=True)
 class ExportSettings:
     """The settings of an export.
@@ -53,7 +58,7 @@ class ExportSettings:
         Raises:
             InputError: they have too many bits.
         """
-        if MAX_ACTIVATION_BITS < n_bits_a < NOT_QUANTIZED:
+        if not has_integer_type(n_bits_a):
             raise InputError(too_many_bits(n_bits_a))
 
     def choose(self, available: int) -> np.ndarray:

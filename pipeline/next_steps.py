@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from export.settings import has_integer_type
 from logits_io.naming import MODEL_FILE
 from pipeline.flags import build_parser
 from pipeline.job import Job
@@ -35,7 +36,7 @@ def next_steps(job: Job, results: Results) -> list[str]:
         )
     if drop > LARGE_DROP:
         steps.append(f"another method: {other_method(job)}")
-    if job.options.export is None:
+    if job.options.export is None and has_integer_type(job.method.settings.n_bits_a):
         steps.append(f"an ONNX file:   {export_command(job)}")
     steps.append(f"many settings:  {sweep_command(job)}")
     return steps[:MOST_STEPS]

@@ -109,6 +109,11 @@ def test_the_export_finds_the_images_of_the_run():
     assert (found.data_path, found.val_labels) == (Path("my images"), Path("l.txt"))
 
 
+def test_activations_without_an_integer_type_are_not_exported():
+    steps = next_steps(job(*NETWORK, "--n_bits_a", "12"), results(drop=0.5))
+    assert [step.split(":")[0] for step in steps] == ["many settings"]
+
+
 def test_a_large_loss_comes_before_the_export():
     steps = next_steps(job(*NETWORK), results(drop=2.0))
     assert [step.split(":")[0] for step in steps] == ["another method", "an ONNX file"]
