@@ -222,7 +222,8 @@ def _captured_anew(metadata: dict) -> CapturedNetwork:
     """The network of a file that holds no graph, from its code, with random weights."""
     entry = get_entry(metadata["arch"])
     size = entry.preprocess.crop or SMALL_IMAGES
-    return capture(entry.build(metadata["num_classes"]), torch.zeros(2, 3, size, size))
+    shape = metadata.get("image_shape") or (3, size, size)
+    return capture(entry.build(metadata["num_classes"]), torch.zeros(2, *shape))
 
 
 def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:

@@ -332,6 +332,12 @@ def test_the_image_before_the_stem_stays_in_float():
     assert next(n for n in stem.nodes if n.op == "call_module").name == "one"
 
 
+def test_images_of_another_shape_are_refused_by_the_quantized_model():
+    chain = chain_of(ready(Trunk()), W2A2, SIZE)
+    with pytest.raises(InputError, match=r"shape \(3, 12, 12\), .* got \(3, 16, 16\)"):
+        chain(torch.zeros(2, 3, 16, 16))
+
+
 class Several(Trunk):
     def forward(self, x):
         features = F.relu(self.one(x))

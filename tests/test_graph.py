@@ -212,7 +212,7 @@ def test_conv_variants_compute_what_torch_computes():
         {"padding": (1, 2), "padding_mode": "circular", "bias": False},
     ):
         network = nn.Sequential(nn.Conv2d(3, 6, 3, **options), Mean())
-        chain = chain_of(network, W4A4)
+        chain = chain_of(network, W4A4, 9)
         assert isinstance(next(iter(quant_layers(chain).values())), QuantLayer)
         assert torch.allclose(chain(images), network(images), atol=1e-6)
 

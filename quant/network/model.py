@@ -35,19 +35,38 @@ logger = logging.getLogger(__name__)
 class QuantModel(nn.Module):
     """A chain of units; ``make_chain`` makes it from a float network.
 
+    It takes images of the shape ``image_shape``, on which the network was captured: what a network
+    computes from the size of its images is fixed in the graph.
+
     It computes in full precision until ``set_state`` or a method quantizes it. It is in evaluation
     mode: batch norms that were not folded use their stored statistics.
     """
 
-    def __init__(self, named_units: Sequence[tuple[str, nn.Module]], spec: QuantSpec):
+    def __init__(
+        self,
+        named_units: Sequence[tuple[str, nn.Module]],
+        spec: QuantSpec,
+        image_shape: Sequence[int],
+    ):
         super().__init__()
         self.spec = spec
+        self.image_shape = tuple(image_shape)
         self.unit_names = [name for name, _ in named_units]
         self.units = nn.ModuleList(unit for _, unit in named_units)
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, channels, height, width) images.
+
+        Raises:
+            InputError: the images have another shape than ``image_shape``.
+        """
+        if x.shape[1:] != self.image_shape:
+            raise InputError(
+                f"images must have the shape {self.image_shape}, on which the network was "
+                f"captured, got {tuple(x.shape[1:])}"
+            )
         for unit in self.units:
             x = unit(x)
         return x
@@ -70,6 +89,7 @@ class QuantModel(nn.Module):
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
             "spec": dataclasses.asdict(self.spec),
+            "image_shape": list(self.image_shape),
             "unit_names": list(self.unit_names),
             "units": [describe_unit(cast(fx.GraphModule, unit)) for unit in self.units],
             # Through JSON, so that no string is shared: equal values give equal bytes.
@@ -90,7 +110,7 @@ def make_chain(network: CapturedNetwork, spec: QuantSpec) -> QuantModel:
     insert_quantizers_(graph, spec)
     named_units = cut_into_units(graph, network.containers)
     require_equal(network, named_units)
-    return QuantModel(named_units, spec)
+    return QuantModel(named_units, spec, network.images.shape[1:])
 
 
 def bits_by_tensor(model: QuantModel) -> dict[str, dict[str, int | list[int]]]:
@@ -168,7 +188,8 @@ def restore_quantized(
     spec, state = QuantSpec(**content["spec"]), content["state_dict"]
     if content["version"] >= 3:
         units = [build_unit(unit, _part(state, i)) for i, unit in enumerate(content["units"])]
-        restored = QuantModel(list(zip(content["unit_names"], units, strict=True)), spec)
+        named_units = list(zip(content["unit_names"], units, strict=True))
+        restored = QuantModel(named_units, spec, content["image_shape"])
     else:
         if capture is None:
             raise InputError(
