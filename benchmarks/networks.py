@@ -24,7 +24,7 @@ from models import get_entry
 from models.zoo import list_zoo
 from quant import capture
 from quant.arithmetic.spec import QuantSpec
-from quant.network.guard import relative_difference
+from quant.network.difference import relative_difference
 from quant.network.model import make_chain, quant_layers
 from quant.network.passes import NORMS
 

@@ -102,7 +102,9 @@ class MixedHeads(Trunk):
 
 class ResizedStem(Trunk):
     def forward(self, x):
-        x = F.interpolate((x - x.mean()) / 0.3, scale_factor=0.5, mode="bilinear")
+        x = F.interpolate(
+            (x - x.mean((1, 2, 3), keepdim=True)) / 0.3, scale_factor=0.5, mode="bilinear"
+        )
         return super().forward(x)
 
 
@@ -117,6 +119,15 @@ class Hooked(Trunk):
             lambda module, _: setattr(module, "weight", module.raw.tanh() * 0.3)
         )
         self.two.weight = self.two.raw.tanh() * 0.3
+
+
+class Remembering(Trunk):
+    """Features are kept as attributes, and a part runs without gradients."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.features = F.relu(self.one(x))
+        return self.tail(self.two(self.features))
 
 
 class Halving(nn.Module):
@@ -238,6 +249,7 @@ EXACT = {
     "auxiliary head": AuxiliaryHead,
     "resized stem": ResizedStem,
     "hooked weight": Hooked,
+    "kept features": Remembering,
     "parametrized weights": Parametrized,
     "pruned weight": Pruned,
     "standardised weight": WithStandardised,
@@ -372,6 +384,26 @@ class Noisy(Trunk):
         return super().forward(F.dropout(x, 0.5, training=True))
 
 
+class OthersOfTheBatch(Trunk):
+    def forward(self, x):
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class InHalf(Trunk):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+class Memory(Trunk):
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.LSTM(6, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.fc(self.steps(self.one(x).flatten(2).mT)[0][:, -1])
+
+
 class Looking(Trunk):
     def __init__(self):
         super().__init__()
@@ -393,6 +425,9 @@ REFUSED = {
     "fixed number of images": (FixedBatch, "torch.export"),
     "control flow on values": (Branching, "captured by torch.export, got Branching"),
     "random numbers": (Noisy, "random operation dropout"),
+    "other images": (OthersOfTheBatch, "logits of each image alone, got logits that differ by"),
+    "autocast": (InHalf, "compute in float32, got bfloat16 in module"),
+    "recurrence": (Memory, "got operation lstm in module 'steps'"),
     "embedding": (Looking, "got operation embedding in module 'words'"),
     "feature maps": (
         lambda: nn.Conv2d(3, 4, 1),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from common.errors import InputError
 from quant.network.building import constant
-from quant.network.operations import PRODUCTS, UNSUPPORTED, arguments, operation, owner
+from quant.network.operations import PRODUCTS, arguments, operation, owner
 
 NORMS = frozenset("batch_norm _native_batch_norm_legit_no_training native_batch_norm".split())
 STATELESS_NORMS = frozenset(["_native_batch_norm_legit"])
@@ -54,6 +55,9 @@ def _module_of(network: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.No
     weight, bias = constant(network, given["weight"]), constant(network, given["bias"])
     if weight is None or (bias is None and given["bias"] is not None):
         return None
+    if weight.dtype != torch.float32:
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise InputError(f"layers must compute in float32, got {kind} in module {owner(node)!r}")
     layer: Any = (
         _linear(weight) if name == "linear" else _convolution(CONVOLUTIONS[name], given, weight)
     )
@@ -134,7 +138,7 @@ def _refuse_other_weights(network: fx.GraphModule, node: fx.Node) -> None:
     name = operation(node)
     sources = [constant(network, source) for source in node.all_input_nodes]
     matrices = [s for s in sources if isinstance(s, nn.Parameter) and s.dim() > 1]
-    if name in UNSUPPORTED or (name in PRODUCTS and matrices):
+    if name in PRODUCTS and matrices:
         raise InputError(
             "weights must be in convolutions, linear layers or products of two matrices, got "
             f"operation {name} in module {owner(node)!r}"

@@ -17,11 +17,20 @@ from common.errors import InputError
 from quant.network.attention import decompose_attention_
 from quant.network.calls import modules_from_calls_
 from quant.network.constants import fold_constants_
+from quant.network.difference import TOLERANCE, relative_difference
 from quant.network.inplace import make_functional_
 from quant.network.names import name_parts
-from quant.network.operations import CHECKS, IDENTITIES, operation, owner, source_of
+from quant.network.operations import (
+    CHECKS,
+    IDENTITIES,
+    UNSUPPORTED,
+    calls_graph,
+    operation,
+    owner,
+    source_of,
+)
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
-from quant.network.own_copy import own_copy, register_computed, unwrapped
+from quant.network.own_copy import constants_of, own_copy, settle_attributes, unwrapped
 from quant.network.products import linear_from_products_
 
 EXAMPLES = 8  # images on which a network and its graph are compared
@@ -63,16 +72,18 @@ def capture(model: nn.Module, images: Tensor) -> CapturedNetwork:
     examples = images[:EXAMPLES].to(_device(model))
     if len(examples) < FEWEST:
         examples = examples.repeat(FEWEST, *[1] * (images.dim() - 1))
+    constants = constants_of(model)
     logits = _logits(model, examples, output)
-    register_computed(model)
+    settle_attributes(model, constants)
     graph = _exported(model, examples[:FEWEST], output)
     _simplify_(graph)
     decompose_attention_(graph)
-    _refuse_random(graph)
+    _refuse_unsupported(graph)
     fold_constants_(graph)
     linear_from_products_(graph)
     modules_from_calls_(graph)
     graph = name_parts(graph)
+    _require_alone(graph, examples, logits)
     containers = (nn.Sequential, nn.ModuleList)
     paths = (path for path, part in model.named_modules() if isinstance(part, containers))
     return CapturedNetwork(graph, frozenset(paths), examples, logits)
@@ -109,6 +120,18 @@ def _logits(model: nn.Module, images: Tensor, output: str | None) -> Tensor:
     return logits.float()
 
 
+@torch.no_grad()
+def _require_alone(graph: fx.GraphModule, images: Tensor, logits: Tensor) -> None:
+    """Check that the logits of an image do not depend on the other images of its batch."""
+    fewer = graph(images[:FEWEST])
+    share = relative_difference(fewer, logits[:FEWEST])
+    if share > TOLERANCE:
+        raise InputError(
+            "network must compute the logits of each image alone, got logits that differ by "
+            f"{100 * share:.3g} % with other images in the batch or in another run"
+        )
+
+
 def _shape(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
 
@@ -122,7 +145,7 @@ def _exported(model: nn.Module, images: Tensor, output: str | None) -> fx.GraphM
             warnings.simplefilter("ignore")
             program = export(model, (images,), dynamic_shapes=({0: Dim("batch")},), strict=False)
             network = _without_effects(program.module())
-            if not make_functional_(network.graph):
+            if not make_functional_(network.graph) or any(map(calls_graph, network.graph.nodes)):
                 network = _without_effects(program.run_decompositions({}).module())
     except Exception as error:
         raise InputError(
@@ -183,8 +206,18 @@ def _is_active_dropout(node: fx.Node) -> bool:
     return "dropout" in operation(node) and bool(node.args[2]) and bool(node.args[1])
 
 
-def _refuse_random(network: fx.GraphModule) -> None:
+def _refuse_unsupported(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
+        if calls_graph(node):
+            raise InputError(
+                f"network must be one graph of operations, got {node.target} in module "
+                f"{owner(node)!r}"
+            )
+        if operation(node) in UNSUPPORTED:
+            raise InputError(
+                "weights must be in convolutions, linear layers or products of two matrices, got "
+                f"operation {operation(node)} in module {owner(node)!r}"
+            )
         tags = getattr(node.target, "tags", ())
         if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
             raise InputError(

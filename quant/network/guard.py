@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from common.errors import InputError
 from quant.network.capture import CapturedNetwork
+from quant.network.difference import TOLERANCE, relative_difference
 from quant.network.passes import SOURCE
-
-TOLERANCE = 1e-4  # of the largest logit
 
 
 @torch.no_grad()
@@ -34,15 +33,6 @@ def require_equal(
         "network must be captured exactly, got logits that differ by "
         f"{100 * share:.3g} % of the largest logit; {_first_different(network, named_units)}"
     )
-
-
-def relative_difference(value: Tensor, expected: Tensor) -> float:
-    """Largest difference as a share of the largest absolute value; infinite for another shape."""
-    if value.shape != expected.shape:
-        return float("inf")
-    largest = float(expected.abs().max())
-    difference = float((value - expected).abs().max())
-    return difference / largest if largest else difference
 
 
 def _first_different(

@@ -45,6 +45,11 @@ def operation(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "")
 
 
+def calls_graph(node: fx.Node) -> bool:
+    """Whether the node runs a graph of its own, as control flow and contexts do."""
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
 def source_of(node: fx.Node) -> fx.Node:
     """The node that computes the first argument."""
     source = node.args[0]

@@ -33,6 +33,15 @@ def own_copy(model: nn.Module) -> nn.Module:
     return copied.requires_grad_(False)
 
 
+def constants_of(model: nn.Module) -> dict[nn.Module, set[str]]:
+    """Names of the plain tensors of each module, before a forward pass sets others."""
+    return {module: _plain_tensors(module) for module in model.modules()}
+
+
+def _plain_tensors(module: nn.Module) -> set[str]:
+    return {name for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+
 def _require_usable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"network must be a torch.nn.Module, got {type(model).__name__}")
@@ -64,14 +73,21 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
     return memo
 
 
-def register_computed(model: nn.Module) -> None:
-    """Register tensors that are plain attributes of modules, such as weights that hooks set.
+def settle_attributes(model: nn.Module, constants: dict[nn.Module, set[str]]) -> None:
+    """Prepare tensors that are plain attributes of modules, which a forward pass sets.
 
-    torch.export refuses assignments to attributes that are not registered. Run the network once
-    before, so that every hook has set its attribute.
+    Weights that hooks set become buffers, because torch.export refuses assignments to attributes
+    that are not registered. Activations that a module keeps are deleted.
+
+    Args:
+        model: has run once.
+        constants: of ``constants_of`` before that.
     """
     for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor):
+        for name in _plain_tensors(module):
+            value = getattr(module, name)
+            if module._forward_pre_hooks:
                 delattr(module, name)
                 module.register_buffer(name, value.detach(), persistent=False)
+            elif name not in constants[module]:
+                delattr(module, name)
