@@ -24,6 +24,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/development: .venv/runtime requirements-dev.txt requirements-export.txt
+.venv/development: .venv/runtime requirements-dev.txt requirements-export.txt requirements-timm.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
