@@ -116,7 +116,8 @@ def _candidates(content: Any, path: Path, key: str | None) -> list[Candidate]:
     keys = [k for k in WRAPPERS if isinstance(content, dict) and isinstance(content.get(k), dict)]
     if not keys:
         return [Candidate("", _checked(content, path))]
-    return [Candidate(k, _checked(content[k], path)) for k in keys]
+    usable = [k for k in keys if _is_state_dict(content[k])] or keys[:1]
+    return [Candidate(k, _checked(content[k], path)) for k in usable]
 
 
 def _peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -128,13 +129,17 @@ def _peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             return
 
 
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(key, str) for key in content)
+        and all(isinstance(value, Tensor) for value in content.values())
+    )
+
+
 def _checked(content: Any, path: Path) -> dict[str, Tensor]:
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(key, str) for key in content)
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
+    if not _is_state_dict(content):
         raise InputError(
             f"{path}: not a checkpoint: must hold a state_dict (names to tensors), "
             f"got {_describe(content)}"
@@ -149,7 +154,7 @@ def _checked(content: Any, path: Path) -> dict[str, Tensor]:
             raise InputError(
                 f"{path}: weights must be ordinary real tensors, got {value.type()} in {key!r}"
             )
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(value.float()).all():
             raise InputError(f"{path}: weights must be finite, got NaN or Inf in {key!r}")
     return content
 
@@ -208,6 +213,11 @@ def load_strictly(
             if own[key].shape != state[key].shape
         ],
     }
+    problems["of another type"] = [
+        f"{spell(key)} (must be {own[key].dtype}, got {state[key].dtype})"
+        for key in shared
+        if own[key].is_floating_point() != state[key].is_floating_point()
+    ]
     texts = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
     if texts:
         raise InputError(

@@ -49,18 +49,32 @@ def read_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"arch_args must be KEY=VALUE, each key once, got {pair!r}")
         try:
             found[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"arch_args must have YAML values, got {pair!r}: {reason}") from None
     return found
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _hidden_by(error: BaseException) -> str:
+    """Says so where a package of this project hides one of the user's of the same name."""
+    package, dot, _ = (getattr(error, "name", None) or "").partition(".")
+    if isinstance(error, ModuleNotFoundError) and dot and package in sys.modules:
+        return f" (this project has a package {package!r}, which hides yours)"
+    return ""
 
 
 def _build(arch: str, arch_args: Mapping[str, Any], num_classes: int) -> nn.Module:
     make = _find(arch)
     try:
         network = make(**arch_args)
-    except Exception as error:  # (code of the user)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except (Exception, SystemExit) as error:
+        reason = first_line(error)
         raise InputError(
             f"arch {arch} must return a network, got {type(error).__name__}: {reason}"
         ) from error
@@ -109,8 +123,8 @@ def _imported(name: str, folder: Path, load: Callable[[], ModuleType]) -> Module
         sys.path.append(str(folder))
     try:
         return load()
-    except Exception as error:  # (code of the user)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except (Exception, SystemExit) as error:
+        reason = first_line(error) + _hidden_by(error)
         raise InputError(
             f"arch must be importable, got {name}: {type(error).__name__}: {reason}"
         ) from error

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, require_known
 from export.settings import ONNX_FLAG, ExportSettings
-from loaders.transforms import Preprocess
+from loaders.transforms import INTERPOLATIONS, Preprocess
 from models import PLAIN
 from pipeline.bitwidth_flags import SweepSettings
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_METHOD = "adaround"
 DEFAULT_SHRINKAGE = 10.0
+MOST_PIXELS = 10_000  # of an image side
 OF_FITTING = (
     "alpha_list",
     "num_clusters_list",
@@ -59,6 +61,9 @@ class InputOptions:
         resize: pixels of the short side; 0 leaves the size as it is.
         crop: pixels of the square in the centre; 0 leaves the image whole.
         mean, std: of the three channels, of pixels from 0 to 1.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     input_size: int | None = None
@@ -68,29 +73,31 @@ class InputOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def applied(self, entry: Preprocess) -> Preprocess:
-        """The input transform of an entry with these changes.
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop", "input_size"):
+            low, value = int(name == "input_size"), getattr(self, name)
+            if value is not None and not low <= value <= MOST_PIXELS:
+                raise InputError(f"{name} must be from {low} to {MOST_PIXELS}, got {value}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or not all(map(math.isfinite, values))):
+                raise InputError(f"{name} must be 3 finite numbers, got {values}")
+        if self.std is not None and min(self.std) <= 0:
+            raise InputError(f"std must be above 0, got {min(self.std):g}")
+        if self.interpolation is not None:
+            require_known("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.input_size is not None and (self.crop, self.resize) != (None, None):
+            raise InputError("input_size must be given without resize and crop, got both")
 
-        Raises:
-            InputError: a value is out of range.
-        """
+    def applied(self, entry: Preprocess) -> Preprocess:
+        """The input transform of an entry with these changes."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         size = given.pop("input_size", None)
         if size is not None:
-            if "crop" in given or "resize" in given:
-                raise InputError("input_size must be given without resize and crop, got both")
-            ratio = (entry.resize or 8) / (entry.crop or 7) if entry.crop else 1.0
+            ratio = entry.resize / entry.crop if entry.resize and entry.crop else 1.0
             given |= {"crop": size, "resize": round(size * ratio)}
-        for name in ("resize", "crop"):
-            if given.get(name, 0) < 0:
-                raise InputError(f"{name} must be at least 0, got {given[name]}")
-            if name in given:
-                given[name] = given[name] or None
-        for name in ("mean", "std"):
-            if len(given.get(name, (0, 0, 0))) != 3:
-                raise InputError(f"{name} must be 3 numbers, got {len(given[name])}")
-        if min(given.get("std", (1.0,))) <= 0:
-            raise InputError(f"std must be above 0, got {min(given['std']):g}")
+        for name in {"resize", "crop"} & set(given):
+            given[name] = given[name] or None
         return dataclasses.replace(entry, **given)
 
 

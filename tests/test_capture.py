@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from common.errors import InputError
+from models import load_quantized
 from quant import QuantizationManager, capture, read_quantized_file, restore_quantized
 from quant.arithmetic.spec import QuantSpec
 from quant.network import model, passes
@@ -59,6 +62,58 @@ class WrittenSlice(Trunk):
         y = self.two(x)
         x[:, :2] = 0
         return self.tail(y + x)
+
+
+class WrittenImage(Trunk):
+    """The image is normalised in place, channel by channel, and read again."""
+
+    def forward(self, x):
+        for channel in range(3):
+            x[:, channel] = x[:, channel] * (channel + 0.5) - 0.3
+        x.sub_(0.5).div_(0.25)
+        return super().forward(x)
+
+
+class WrittenChannel(Trunk):
+    def forward(self, x):
+        x = F.relu(self.one(x))
+        x[:, 0] = x[:, 1] * 2
+        return self.tail(x)
+
+
+class FirstInPlace(Trunk):
+    def forward(self, x):
+        return super().forward(F.relu_(x))
+
+
+class Keeping(Trunk):
+    """Features are kept in a dict, by a hook; one value is computed on first use."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+        self.scale = None
+        self.one.register_forward_hook(lambda module, _, out: self.kept.update(one=out))
+        super().forward(IMAGES)
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = self.fc.weight.abs().mean()
+        return super().forward(x) * self.scale
+
+
+class NamedLikeOurs(nn.Module):
+    """Its module has the name that the quantizer behind ``a`` would have."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.a = nn.Conv2d(3, 4, 3)
+        self.quantizer_a = nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.quantizer_a(self.a(x)).mean((2, 3)))
 
 
 class DeadBranch(Trunk):
@@ -245,6 +300,11 @@ EXACT = {
     "dense block": DenseBlock,
     "in-place sum": InPlaceSum,
     "written slice": WrittenSlice,
+    "written image": WrittenImage,
+    "written channel": WrittenChannel,
+    "image changed in place": FirstInPlace,
+    "kept in a dict": Keeping,
+    "names of ours": NamedLikeOurs,
     "dead branch": DeadBranch,
     "auxiliary head": AuxiliaryHead,
     "resized stem": ResizedStem,
@@ -270,13 +330,14 @@ def ready(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", EXACT)
 def test_a_network_as_people_write_it_is_quantized_as_it_is(name, tmp_path):
     """At 16 bits the quantized model equals the network; its file needs no code of the network."""
-    network = ready(EXACT[name]())
+    network, images = ready(EXACT[name]()), IMAGES.clone()
     method = QuantizationManager().get_quantization_method(
         "rtn", n_bits_w=16, n_bits_a=16, num_samples=6
     )
-    quantized = method.quantize_model(network, None, [IMAGES])
+    quantized = method.quantize_model(network, None, [images])
+    assert torch.equal(images, IMAGES), "the images of the user are left alone"
     with torch.no_grad():
-        expected, got = network(IMAGES), quantized(IMAGES)
+        expected, got = network(IMAGES.clone()), quantized(IMAGES)
         assert (expected - got).abs().max() <= 1e-3 * expected.abs().max()
         quantized.save(tmp_path / "model.pt", {})
         restored = restore_quantized(read_quantized_file(tmp_path / "model.pt"), None)
@@ -404,6 +465,35 @@ class Memory(Trunk):
         return self.fc(self.steps(self.one(x).flatten(2).mT)[0][:, -1])
 
 
+class Odd(Trunk):
+    """A child has a name that torch.fx uses itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Conv2d(3, 6, 3)
+
+
+class Locked(Trunk):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class ComplexScale(Trunk):
+    def forward(self, x):
+        return self.tail((F.relu(self.one(x)) * (1 + 2j)).real)
+
+
+class ManyMatrices(Trunk):
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.randn(2, 3, 2))
+
+    def forward(self, x):
+        x = self.one(x).mean((2, 3)).view(-1, 2, 1, 3) @ (self.matrices / 2)
+        return x.flatten(1)
+
+
 class Looking(Trunk):
     def __init__(self):
         super().__init__()
@@ -428,6 +518,12 @@ REFUSED = {
     "other images": (OthersOfTheBatch, "logits of each image alone, got logits that differ by"),
     "autocast": (InHalf, "compute in float32, got bfloat16 in module"),
     "recurrence": (Memory, "got operation lstm in module 'steps'"),
+    "a name of torch.fx": (Odd, "other names than those of torch.fx, got 'code'"),
+    "not copyable": (Locked, "copyable by copy.deepcopy, got: cannot pickle"),
+    "not storable": (ComplexScale, "plain arguments, got complex"),
+    "batched matrices": (ManyMatrices, "got operation matmul in module ''"),
+    "no values": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "must have values, got none in '0"),
+    "scripted part": (lambda: nn.Sequential(torch.jit.script(Trunk())), "TorchScript in '0'"),
     "embedding": (Looking, "got operation embedding in module 'words'"),
     "feature maps": (
         lambda: nn.Conv2d(3, 4, 1),
@@ -466,10 +562,20 @@ def test_what_cannot_be_quantized_exactly_is_refused_with_its_reason(name):
     assert "\n" not in str(caught.value)
 
 
-def test_data_parallel_is_unwrapped():
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")]
+)
+def test_wrappers_are_unwrapped(wrap):
     network = ready(Trunk())
-    chain = make_chain(capture(nn.DataParallel(network), IMAGES), W16A16)
+    chain = make_chain(capture(wrap(network), IMAGES), W16A16)
     assert torch.allclose(chain(IMAGES), network(IMAGES), atol=1e-5)
+
+
+def test_lapq_takes_networks_whose_graph_holds_the_number_of_images():
+    method = QuantizationManager().get_quantization_method(
+        "lapq", n_bits_w=4, n_bits_a=4, num_samples=6, p_steps=3, powell_maxfev=5
+    )
+    assert method.quantize_model(ready(Windows()), None, [IMAGES])(IMAGES).isfinite().all()
 
 
 def test_a_fold_that_is_wrong_by_one_percent_is_refused_with_its_unit(tiny_network, monkeypatch):
@@ -525,3 +631,66 @@ def test_calibration_takes_arrays_doubles_and_missing_labels():
         images, _ = collect_calibration([batch], 6)
         assert images.dtype == torch.float32
         assert torch.equal(images, IMAGES)
+
+
+def hostile(content, unit, row, place=None):
+    """Put a node into the first unit, or replace one."""
+    nodes = content["units"][unit]["nodes"]
+    if place is None:
+        nodes.insert(1, row(nodes[0][1]))
+    else:
+        nodes[place] = row(nodes[place])
+
+
+CODE = "x=__import__('pathlib').Path('written').write_text('x')"
+HOSTILE = {
+    "code as input": lambda c: hostile(c, 0, lambda n: [n[0], n[1], CODE, *n[3:]], 0),
+    "code as argument name": lambda c: hostile(
+        c, 0, lambda x: ["call_function", "zz", "aten.relu.default", [{"node": x}], {CODE: 1}]
+    ),
+    "a method": lambda c: hostile(
+        c, 0, lambda x: ["call_method", "zz", "tofile", [{"node": x}, "written"], {}]
+    ),
+    "a file": lambda c: hostile(
+        c, 0, lambda x: ["call_function", "zz", "aten.from_file.default", ["written", True, 9], {}]
+    ),
+    "another operation": lambda c: hostile(
+        c, 0, lambda x: ["call_function", "zz", "os.system", ["touch written"], {}]
+    ),
+    "an in-place operation": lambda c: hostile(
+        c, 0, lambda x: ["call_function", "zz", "aten.relu_.default", [{"node": x}], {}]
+    ),
+    "code as attribute": lambda c: hostile(
+        c, 0, lambda x: ["get_attr", "zz", "a'];" + CODE + "#", [], {}]
+    ),
+    "no dtype": lambda c: hostile(
+        c, 0, lambda x: ["call_function", "zz", "aten.relu.default", [{"dtype": "load"}], {}]
+    ),
+    "two inputs": lambda c: hostile(c, 0, lambda x: ["placeholder", "zz", "x", [], {}]),
+    "a deep argument": lambda c: hostile(
+        c, 0, lambda x: ["call_function", "zz", "aten.relu.default", [[[[[[[[[[[1]]]]]]]]]]], {}]
+    ),
+    "no units": lambda c: c.pop("units"),
+    "another shape of images": lambda c: c.update(image_shape=[3, -8, 8]),
+    "bits of another type": lambda c: c["state_dict"].update(
+        {k: torch.tensor(float("nan")) for k in c["state_dict"] if k.endswith("bits")}
+    ),
+    "a stride of nothing": lambda c: c["units"][0]["modules"]["one"].update(stride=[0, 0]),
+    "empty codes": lambda c: c["packed"].clear(),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_or_damaged_file_is_refused_and_runs_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chain = chain_of(ready(Trunk()), W2A2, SIZE)
+    for layer in quant_layers(chain).values():
+        layer.quantize_to_nearest("minmax")
+    chain.save("model.pt", {"arch": "none", "num_classes": 4})
+    content = torch.load("model.pt", weights_only=True)
+    HOSTILE[name](content)
+    torch.save(content, "model.pt")
+    with pytest.raises(InputError) as caught:
+        load_quantized("model.pt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "written").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
@@ -51,6 +52,9 @@ def broken():
 def nothing():
     return 3
 
+def leaving():
+    raise SystemExit(4)
+
 CONSTANT = 7
 """
 
@@ -87,6 +91,7 @@ def test_arguments_are_yaml(nets):
         ("nets.py:Nett", "callable of nets.py must be a known name, got 'Nett'; closest: Net"),
         ("nets.py:CONSTANT", "must name a function or class of nets.py, got 'CONSTANT'"),
         ("nets.py:broken", "must return a network, got ValueError: no such depth"),
+        ("nets.py:leaving", "must return a network, got SystemExit: 4"),
         ("nets.py:nothing", "must return a torch.nn.Module, got int"),
         ("missing.py:Net", "must name a Python file that exists, got missing.py"),
         (
@@ -103,7 +108,7 @@ def test_code_that_makes_no_network_is_refused(nets, arch, text):
 def test_an_argument_that_the_function_does_not_take_is_named(nets):
     with pytest.raises(InputError, match="unexpected keyword argument 'depth'"):
         load_model("nets.py:Net", arch_args={"depth": 3})
-    for bad in (["width"], ["width=1", "width=2"], ["=3"], ["a=["]):
+    for bad in (["width"], ["width=1", "width=2"], ["=3"], ["a=["], ["a=2026-13-45"]):
         with pytest.raises(InputError, match="arch_args must"):
             read_arch_args(bad)
     with pytest.raises(InputError, match="arch_args must be left out for lenet"):
@@ -167,12 +172,15 @@ def test_input_flags_change_what_the_entry_says():
     whole = InputOptions(resize=0, crop=0, mean=(0.5,) * 3).applied(entry)
     assert (whole.resize, whole.crop, whole.mean, whole.std) == (None, None, (0.5,) * 3, (0.2,) * 3)
     for bad, text in (
-        (InputOptions(input_size=8, crop=4), "without resize and crop"),
-        (InputOptions(std=(1.0, 0.0, 1.0)), "std must be above 0, got 0"),
-        (InputOptions(crop=-1), "crop must be at least 0, got -1"),
+        ({"input_size": 8, "crop": 4}, "without resize and crop"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be above 0, got 0"),
+        ({"input_size": 0}, "input_size must be from 1 to 10000, got 0"),
+        ({"mean": (math.nan, 1, 1)}, "mean must be 3 finite numbers"),
+        ({"interpolation": "zz"}, "interpolation must be a known name"),
+        ({"crop": -1}, "crop must be from 0 to 10000, got -1"),
     ):
         with pytest.raises(InputError, match=text):
-            bad.applied(entry)
+            InputOptions(**bad)
 
 
 def saved(path, network, wrap=None, prefix=""):
@@ -229,6 +237,25 @@ def test_of_several_state_dicts_the_first_is_taken_and_a_key_picks(tmp_path, cap
     assert chosen.network.linear.bias[0] == 2
     with pytest.raises(InputError, match="checkpoint_key must be in the file, got 'ema'"):
         load_model("cifar_resnet20", path, checkpoint_key="ema")
+
+
+def test_a_state_dict_is_found_beside_another_dict_and_types_must_fit(tmp_path):
+    state = load_model("digits_resnet").network.state_dict()
+    path = tmp_path / "odd.pt"
+    torch.save({"model_state_dict": {"epoch": 3}, "state_dict": state}, path)
+    assert load_model("digits_resnet", path).digest == load_model("digits_resnet").digest
+    torch.save({key: value > 0 for key, value in state.items()}, path)
+    with pytest.raises(InputError, match=r"of another type: conv1.weight \(must be torch.float32"):
+        load_model("digits_resnet", path)
+    torch.save(state | {"linear.bias": torch.full((10,), 1e300, dtype=torch.float64)}, path)
+    with pytest.raises(InputError, match=r"must be finite, got NaN or Inf in 'linear.bias'"):
+        load_model("digits_resnet", path)
+
+
+def test_a_package_of_the_project_that_hides_the_users_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("from models.resnet import ResNet18")
+    with pytest.raises(InputError, match="this project has a package 'models', which hides yours"):
+        load_model(f"{tmp_path / 'mine.py'}:ResNet18")
 
 
 def test_safetensors_hold_the_same_weights(tmp_path):

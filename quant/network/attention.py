@@ -43,9 +43,12 @@ def _decompose_(build: Builder, node: fx.Node) -> None:
     if given["is_causal"]:
         whole = build(aten.ones_like.default, scores, dtype=torch.bool)
         scores = _hidden(build, scores, build(aten.tril.default, whole))
-    if given["attn_mask"] is not None:
-        scores = _masked(build, scores, given["attn_mask"])
-    weights = build(aten.softmax.int, scores, -1)
+    mask = given["attn_mask"]
+    if mask is not None:
+        scores = _masked(build, scores, mask)
+    is_hidden = mask is not None and mask.meta["val"].dtype == torch.bool
+    softmax = aten._safe_softmax.default if is_hidden else aten.softmax.int
+    weights = build(softmax, scores, -1)
     build.finish(build(aten.matmul.default, weights, given["value"]))
 
 

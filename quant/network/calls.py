@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from common.errors import InputError
-from quant.network.building import constant
+from quant.network.building import ORIGIN, constant
 from quant.network.operations import PRODUCTS, arguments, operation, owner
 
 NORMS = frozenset("batch_norm _native_batch_norm_legit_no_training native_batch_norm".split())
@@ -136,8 +136,9 @@ def _call_instead_(network: fx.GraphModule, node: fx.Node, name: str, weight: fx
 
 def _refuse_other_weights(network: fx.GraphModule, node: fx.Node) -> None:
     name = operation(node)
-    sources = [constant(network, source) for source in node.all_input_nodes]
-    matrices = [s for s in sources if isinstance(s, nn.Parameter) and s.dim() > 1]
+    parameters = {key for key, _ in network.named_parameters(remove_duplicate=False)}
+    constants = [s for s in node.all_input_nodes if s.meta.get(ORIGIN) in parameters]
+    matrices = [s for s in constants if s.meta["val"].dim() > 1]
     if name in PRODUCTS and matrices:
         raise InputError(
             "weights must be in convolutions, linear layers or products of two matrices, got "

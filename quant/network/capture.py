@@ -30,7 +30,7 @@ from quant.network.operations import (
     source_of,
 )
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
-from quant.network.own_copy import constants_of, own_copy, settle_attributes, unwrapped
+from quant.network.own_copy import attributes_of, own_copy, settle_attributes, unwrapped
 from quant.network.products import linear_from_products_
 
 EXAMPLES = 8  # images on which a network and its graph are compared
@@ -69,12 +69,12 @@ def capture(model: nn.Module, images: Tensor) -> CapturedNetwork:
     """
     model, output = _without_choice(unwrapped(model))
     model = own_copy(model)
-    examples = images[:EXAMPLES].to(_device(model))
+    examples = images[:EXAMPLES].clone().to(_device(model))
     if len(examples) < FEWEST:
         examples = examples.repeat(FEWEST, *[1] * (images.dim() - 1))
-    constants = constants_of(model)
+    before = attributes_of(model)
     logits = _logits(model, examples, output)
-    settle_attributes(model, constants)
+    settle_attributes(model, before)
     graph = _exported(model, examples[:FEWEST], output)
     _simplify_(graph)
     decompose_attention_(graph)
@@ -103,7 +103,7 @@ def _device(model: nn.Module) -> torch.device:
 def _logits(model: nn.Module, images: Tensor, output: str | None) -> Tensor:
     """The outputs of the network itself, which must be one row per image."""
     try:
-        value = model(images)
+        value = model(images.clone())  # which the network may write to
     except Exception as error:
         raise InputError(
             f"network must run on images of shape {_shape(images)}, got {_reason(error, model)}"
@@ -140,6 +140,7 @@ def _exported(model: nn.Module, images: Tensor, output: str | None) -> fx.GraphM
     """The network as a graph without in-place operations, of one input and one output."""
     from torch.export import Dim, export
 
+    model.register_forward_pre_hook(lambda _, images: (images[0].clone(),))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -163,12 +164,19 @@ def _exported(model: nn.Module, images: Tensor, output: str | None) -> fx.GraphM
 
 
 def _without_effects(network: fx.GraphModule) -> fx.GraphModule:
-    """Erase the checks of inputs, and the copies of computed weights to their attributes."""
+    """Erase the checks of inputs, and the last copies of computed values to attributes."""
     for node in reversed(list(network.graph.nodes)):
-        is_effect = node.op == "call_module" or operation(node) == "copy_"
-        if is_effect and not node.users:
+        if not node.users and (node.op == "call_module" or _is_last_copy(node)):
             network.graph.erase_node(node)
     return network
+
+
+def _is_last_copy(node: fx.Node) -> bool:
+    """Whether the node copies a value to an attribute that nothing reads afterwards."""
+    if operation(node) != "copy_":
+        return False
+    goal = source_of(node)
+    return goal.op == "get_attr" and not any(node < user for user in goal.users)
 
 
 def _outputs(network: fx.GraphModule) -> list[Any]:
@@ -230,6 +238,8 @@ def _reason(error: BaseException, model: nn.Module) -> str:
     """The first line of an error, and the module whose code raised it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
+    if reason.startswith("Constraints violated (batch)"):
+        reason = "its code depends on the number of images"
     paths = {id(module): path for path, module in model.named_modules() if path}
     where, trace = "", error.__traceback__
     while trace is not None:

@@ -5,7 +5,9 @@ A value is a dict, list, string, number or None. Tensors are in the state dict.
 
 from __future__ import annotations
 
+import keyword
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,10 @@ TORCH_VALUES = {
 CONVOLUTION = ("stride", "padding", "dilation", "groups")
 NORM = ("num_features", "eps")
 NODE, DEVICE = "node", "device"
+OPERATIONS = ("placeholder", "get_attr", "call_module", "call_function", "output")
+INPUT = "x"
+PATH = re.compile(r"[\w-]+(\.[\w-]+)*")  # of a module or a tensor; nothing that is code elsewhere
+DEEPEST = 8  # nesting of arguments
 
 
 def describe_unit(unit: fx.GraphModule) -> dict[str, Any]:
@@ -48,13 +54,17 @@ def build_unit(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> f
     Raises:
         InputError: an operation is unknown or refused.
     """
+    for name in described["modules"]:
+        _require_path(name)
     parts: dict[str, Any] = {
         name: _build_module(form, name, tensors) for name, form in described["modules"].items()
     }
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
-    for op, name, target, arguments, options in described["nodes"]:
-        found = _function(target) if op == "call_function" else target
+    for row in described["nodes"]:
+        _require_safe(row, first=not nodes)
+        op, name, target, arguments, options = row
+        found = _function(target, options) if op == "call_function" else target
         if op == "get_attr":
             parts[target] = torch.zeros_like(tensors[target])
         nodes[name] = graph.create_node(
@@ -63,6 +73,29 @@ def build_unit(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> f
     unit = fx.GraphModule(parts, graph)
     unit.graph.lint()
     return unit
+
+
+def _require_safe(row: list[Any], first: bool) -> None:
+    """Check what would become a part of Python code, which torch.fx makes of a graph.
+
+    Raises:
+        InputError: it is more than a name, or the operation may run code of the file.
+    """
+    op, name, target, _, options = row
+    if op not in OPERATIONS or (op == "placeholder") != first:
+        raise InputError(f"nodes must be one input, then operations, got {op!r}")
+    for word in (name, *options):
+        if not isinstance(word, str) or not word.isidentifier() or keyword.iskeyword(word):
+            raise InputError(f"names of nodes and arguments must be identifiers, got {word!r}")
+    if op == "placeholder" and target != INPUT:
+        raise InputError(f"the input must be named {INPUT!r}, got {target!r}")
+    if op in ("call_module", "get_attr"):
+        _require_path(target)
+
+
+def _require_path(name: Any) -> None:
+    if not isinstance(name, str) or PATH.fullmatch(name) is None:
+        raise InputError(f"modules and tensors must have plain names, got {name!r}")
 
 
 def _describe_node(node: fx.Node) -> list[Any]:
@@ -81,16 +114,19 @@ def _function_name(node: fx.Node) -> str:
     return names[0]
 
 
-def _function(name: str) -> Callable:
-    if name in FUNCTIONS:
+def _function(name: Any, options: dict[str, Any]) -> Callable:
+    if name in FUNCTIONS and not options:
         return FUNCTIONS[name]
-    space, _, rest = name.partition(".")
+    space, _, rest = str(name).partition(".")
     packet, _, overload = rest.partition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
     if space != "aten" or packet in REFUSED or not isinstance(found, torch._ops.OpOverload):
         raise InputError(f"operation must be one of torch {torch.__version__}, got {name!r}")
     if found._schema.is_mutable:
         raise InputError(f"operation must not write to its inputs, got {name!r}")
+    known = {argument.name for argument in found._schema.arguments}
+    if not known.issuperset(options):
+        raise InputError(f"arguments of {name} must be among {sorted(known)}, got {list(options)}")
     return found
 
 
@@ -111,20 +147,30 @@ def _encoded(value: Any) -> Any:
     raise InputError(f"operations must have plain arguments, got {type(value).__name__}")
 
 
-def _decoded(value: Any, nodes: dict[str, fx.Node]) -> Any:
+def _decoded(value: Any, nodes: dict[str, fx.Node], depth: int = 0) -> Any:
+    if depth > DEEPEST:
+        raise InputError(f"arguments must be nested at most {DEEPEST} deep, got more")
     if isinstance(value, list):
-        return [_decoded(part, nodes) for part in value]
+        return [_decoded(part, nodes, depth + 1) for part in value]
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
         (key, name), *_ = value.items()
         if key == NODE:
             return nodes[name]
-        if key == DEVICE and isinstance(name, str):
+        if key == DEVICE:
             return torch.device(name)
-        if key in TORCH_VALUES.values() and isinstance(name, str):
-            return getattr(torch, name)
-    return {key: _decoded(part, nodes) for key, part in value.items()}
+        for kind, known in TORCH_VALUES.items():
+            if key == known:
+                return _torch_value(kind, name)
+    return {key: _decoded(part, nodes, depth + 1) for key, part in value.items()}
+
+
+def _torch_value(kind: type, name: Any) -> Any:
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, kind):
+        raise InputError(f"arguments must name a {kind.__name__} of torch, got {name!r}")
+    return found
 
 
 FLOAT_MODULES: dict[str, type[nn.Module]] = {

@@ -52,4 +52,5 @@ def _shares_memory(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     returns = node.target._schema.returns
-    return operation(node) in IDENTITIES or any(value.alias_info for value in returns)
+    is_same = operation(node) in IDENTITIES and operation(node) != "clone"
+    return is_same or any(value.alias_info for value in returns)

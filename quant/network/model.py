@@ -26,6 +26,7 @@ from quant.network.units import cut_into_units
 
 FILE_FORMAT = "ptq-quantized-model"
 FILE_VERSION = 3  # version 1 stored codes unpacked; 1 and 2 stored no graph
+MOST_BITS = 32
 FLOAT_SPEC = QuantSpec(NOT_QUANTIZED, NOT_QUANTIZED)
 UNFOLDED_SPEC = dataclasses.replace(FLOAT_SPEC, fold=False)
 
@@ -110,6 +111,8 @@ def make_chain(network: CapturedNetwork, spec: QuantSpec) -> QuantModel:
     insert_quantizers_(graph, spec)
     named_units = cut_into_units(graph, network.containers)
     require_equal(network, named_units)
+    for _, unit in named_units:
+        describe_unit(unit)  # refuses what could not be saved after all the work
     return QuantModel(named_units, spec, network.images.shape[1:])
 
 
@@ -185,6 +188,18 @@ def restore_quantized(
     Raises:
         InputError: the saved tensors do not fit the network, or a scale is not finite and positive.
     """
+    try:
+        return _restored(content, capture)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise InputError(
+            f"file must hold a whole quantized model, got {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _restored(content: dict[str, Any], capture: Callable[[], CapturedNetwork] | None) -> QuantModel:
     spec, state = QuantSpec(**content["spec"]), content["state_dict"]
     if content["version"] >= 3:
         units = [build_unit(unit, _part(state, i)) for i, unit in enumerate(content["units"])]
@@ -198,9 +213,8 @@ def restore_quantized(
             )
         restored = make_chain(capture(), spec)
         state = _with_present_names(state, restored)
-    for module in restored.modules():
-        if isinstance(module, QuantLayer):
-            module.weight = None
+    for layer in quant_layers(restored).values():
+        layer.weight = None
     try:
         restored.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -208,12 +222,40 @@ def restore_quantized(
         raise InputError(
             f"saved tensors must fit the network, got (file version {content['version']}): {reason}"
         ) from error
-    for name, module in restored.named_modules():
-        if isinstance(module, (QuantLayer, ActivationQuantizer)) and not _is_usable(module.scale):
-            least = float(module.scale.min())
-            raise InputError(f"saved scales must be finite and above 0, got {least:g} in {name!r}")
+    _require_usable(restored)
     set_state(restored, weights=True, activations=True)
+    _try(restored)
     return restored
+
+
+def _require_usable(model: QuantModel) -> None:
+    parts: dict[str, QuantLayer | ActivationQuantizer] = {
+        **quant_layers(model),
+        **activation_quantizers(model),
+    }
+    for name, part in parts.items():
+        if not _is_usable(part.scale):
+            least = float(part.scale.min())
+            raise InputError(f"saved scales must be finite and above 0, got {least:g} in {name!r}")
+        bits = part.bits
+        if bits.dtype != torch.int64 or int(bits.min()) < 0 or int(bits.max()) > MOST_BITS:
+            raise InputError(
+                f"saved bits must be whole numbers up to {MOST_BITS}, got {bits} in {name!r}"
+            )
+        if not torch.isfinite(part.zero_point).all():
+            raise InputError(f"saved zero points must be finite, got NaN or Inf in {name!r}")
+
+
+@torch.no_grad()
+def _try(model: QuantModel) -> None:
+    """Run the model on a black image, so that a damaged graph is found now.
+
+    Raises:
+        InputError: its logits are not finite.
+    """
+    logits = model(torch.zeros(1, *model.image_shape))
+    if logits.dim() != 2 or not torch.isfinite(logits).all():
+        raise InputError("a saved model must give finite logits for a black image, got others")
 
 
 def _part(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:

@@ -164,6 +164,8 @@ def _insert_activation_quantizer(
     network: fx.GraphModule, producer: fx.Node, spec: QuantSpec, is_end: bool
 ) -> None:
     name = f"quantizer_{producer.name}"
+    while hasattr(network, name):  # a module of the user's
+        name += "_"
     network.add_submodule(name, ActivationQuantizer(spec.activation_bits(is_end), is_end))
     with network.graph.inserting_after(producer):
         quantizer = network.graph.call_module(name, (producer,))

@@ -78,11 +78,19 @@ class CalibrationLoss:
         if start == 0:
             values = unit.begin(self.inputs[number][index].to(self.device))
         else:
-            values = {node: value.to(self.device) for node, value in self.values[index].items()}
+            values = _moved(self.values[index], self.device)
         values = unit.advance(values, max(start, 1), stop)
         home = self.targets[index].device
-        self.values[index] = {node: value.to(home) for node, value in values.items()}
+        self.values[index] = _moved(values, home)
         return unit.finish(values, stop)
+
+
+def _moved(values: Values, device: torch.device) -> Values:
+    """The values on a device; numbers, such as the number of images, stay as they are."""
+    return {
+        node: value.to(device) if isinstance(value, Tensor) else value
+        for node, value in values.items()
+    }
 
 
 def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
