@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from torch import nn
 
 from common.errors import InputError, require_known
@@ -42,6 +41,8 @@ def read_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: one has another form, or a key comes twice.
     """
+    import yaml  # an optional package of train_any_precision.py, which imports this module
+
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

@@ -9,7 +9,6 @@ import numpy as np
 from common.errors import InputError
 from evaluation.metrics import mean_confidence, topk_accuracy
 from loaders import ImageSet
-from logits_io.naming import FULL_PRECISION
 from models import ModelEntry
 from pipeline.networks import NetworkPair
 
@@ -63,10 +62,9 @@ def early_doubts(entry: ModelEntry, networks: NetworkPair, images: ImageSet) -> 
     batch = next((batch for batch, _ in few.batches(1)), None)
     if batch is None:
         return []
-    found = networks.infer_float(few)
     doubts = (
         doubt_of_size(entry, tuple(batch.shape[1:])),
-        doubt_of_labels(found.logits[FULL_PRECISION], found.targets),
+        doubt_of_labels(networks.float_logits(few), few.labels),
     )
     return [doubt for doubt in doubts if doubt is not None]
 

@@ -54,7 +54,7 @@ class NetworkPair:
         networks = {QUANTIZED: quantized, FULL_PRECISION: self.network}
         known = {}
         if float_logits is None and self.cache_dir is not None:
-            float_logits = self._shared_logits(self.cache_dir, images)
+            float_logits = self.float_logits(images)
         if float_logits is not None:
             known[FULL_PRECISION] = float_logits
             del networks[FULL_PRECISION]
@@ -63,6 +63,12 @@ class NetworkPair:
     def infer_float(self, images: ImageSet) -> Inference:
         """The logits of the float network alone."""
         return self._infer({FULL_PRECISION: self.network}, images, "float network")
+
+    def float_logits(self, images: ImageSet) -> np.ndarray:
+        """(N, C) logits of the float network alone, from the cache if there is one."""
+        if self.cache_dir is not None:
+            return self._shared_logits(self.cache_dir, images)
+        return self.infer_float(images).logits[FULL_PRECISION]
 
     def _infer(
         self,

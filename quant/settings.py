@@ -17,14 +17,16 @@ TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": st
 # The flags of main_imagenet.py itself, which no setting may have as its name.
 RESERVED_NAMES = frozenset(
     """
-    alpha alpha_list arch augment_calibration batch_size bitwidth_sweep bw_act bw_bank
-    bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity bw_target_average
-    bw_tolerance bw_weighting cache_dir calibration_list checkpoint checkpoint_format chunk_size
-    compression config correction correction_samples correction_source data_path dataset device
-    download dry_run export_images export_onnx force help int2 list_archs list_methods list_recipes
-    load_correction log_dir logits_format min_agreement num_clusters num_clusters_list output_dir
-    pca_dim pca_dim_list plots print_config quant_method quiet recipe resume save_results shrinkage
-    skip_bad_images table val_labels verbose weights with_correction workers
+    alpha alpha_list arch arch_args augment_calibration batch_size bitwidth_sweep bw_act bw_bank
+    bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity
+    bw_target_average bw_tolerance bw_weighting cache_dir calibration_list checkpoint
+    checkpoint_format checkpoint_key chunk_size compression config correction correction_samples
+    correction_source crop data_path dataset device download dry_run expect_top1 export_images
+    export_onnx force help input_size int2 interpolation list_archs list_methods list_recipes
+    load_correction log_dir logits_format mean min_agreement num_clusters num_clusters_list output
+    output_dir pca_dim pca_dim_list plots print_config quant_method quiet recipe resize resume
+    save_results shrinkage skip_bad_images std table val_labels verbose weights with_correction
+    workers
     """.split()
 )
 

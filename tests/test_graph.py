@@ -24,12 +24,9 @@ from tests.conftest import chain_of, settle_norms
 UNITS = {
     "resnet18": 10,
     "mobilenet_v2": 20,
-    "regnet_x_3_2gf": 27,
-    "efficientnet_b0": 19,
     "googlenet": 13,
     "convnext_tiny": 23,
     "shufflenet_v2_x0_5": 19,
-    "squeezenet1_1": 10,
 }
 W4A4 = QuantSpec(4, 4)
 
@@ -53,6 +50,10 @@ def test_the_chain_equals_the_network_on_torchvision(name):
     images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, got = network(images), chain(images)
+        value = images
+        for part, unit in chain.named_units():
+            value = unit(value)
+            assert isinstance(value, torch.Tensor), part
     assert len(chain.units) == UNITS[name]
     assert (expected - got).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
 
@@ -76,16 +77,6 @@ def test_cifar_resnet20_has_eleven_units_named_after_its_blocks():
     chain = chain_of(get_entry("cifar_resnet20").build(10), W4A4, 32)
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
     assert chain.unit_names == ["conv1", *blocks, "linear"]
-
-
-@pytest.mark.parametrize("arch", ["shufflenet_v2_x0_5", "googlenet"])
-def test_every_unit_gives_one_tensor_to_the_next(arch):
-    chain = chain_of(torchvision_network(arch), W4A4, 64)
-    value = torch.zeros(2, 3, 64, 64)
-    with torch.no_grad():
-        for name, unit in chain.named_units():
-            value = unit(value)
-            assert isinstance(value, torch.Tensor), name
 
 
 def test_the_pooling_before_the_head_belongs_to_the_head():

@@ -118,7 +118,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
         (["--correction_samples", "2"], "correction must have at least 3 fitting samples, got 2"),
         (
             ["--arch", "vit_b_16", "--dataset", "digits"],
-            "arch must be a CNN of Conv2d and Linear layers, got the vision",
+            "arch must take images of 3x8x8, got vit_b_16: Wrong image height! Expected 224",
         ),
         (
             ["--arch", "alexnet", "--dataset", "digits"],

@@ -15,10 +15,8 @@ pytest.importorskip("timm")
 NETWORKS = {
     "mobilenetv3_small_050": (54, 0, 15),
     "tf_efficientnet_lite0": (50, 0, 19),
-    "ghostnet_100": (96, 0, 20),
     "regnetx_002": (45, 0, 15),
     "convnext_atto": (41, 0, 17),
-    "vit_tiny_patch16_224": (50, 0, 26),
 }
 
 
