@@ -10,7 +10,7 @@ from typing import Any
 from export.settings import has_integer_type
 from logits_io.naming import MODEL_FILE
 from pipeline.flags import build_parser
-from pipeline.job import Job
+from pipeline.job import IN_PYTHON, Job
 from pipeline.options import DEFAULT_ARCH, DEFAULT_METHOD, RunOptions
 from pipeline.results import Results
 from quant import QuantizationManager
@@ -27,6 +27,8 @@ OF_SWEEP_RUNS = ("device", "correction")
 
 def next_steps(job: Job, results: Results) -> list[str]:
     """One or two commands to try after this run."""
+    if job.options.network.arch.startswith(f"{IN_PYTHON}:"):
+        return [f"an ONNX file:   {export_command(job)}"]
     drop = results.full_precision.top1_pct - results.selected.top1_pct
     steps = []
     if job.options.network.arch == DEFAULT_ARCH:

@@ -18,6 +18,7 @@ import quant.base
 from common.files import locked
 from models.checkpoints import state_digest
 from models.cifar_resnet import CifarResNet
+from models.lenet import LeNet
 from quant import CapturedNetwork, QuantModel, capture
 from quant.arithmetic import ranges
 from quant.arithmetic.ranges import Grid, Sample, search_qparams
@@ -119,10 +120,23 @@ def make_tiny_network() -> nn.Module:
     return network.eval()
 
 
+CAPTURED: dict[tuple, CapturedNetwork] = {}
+
+
+def captured_once(network: nn.Module, images: Tensor) -> CapturedNetwork:
+    """``capture``, whose results for the networks that most tests use are kept."""
+    if type(network) not in (TinyResNet, CifarResNet, LeNet):
+        return capture(network, images)
+    key = (repr(network), state_digest(network), images[:8].cpu().numpy().tobytes())
+    if key not in CAPTURED:
+        CAPTURED[key] = capture(network, images)
+    return CAPTURED[key]
+
+
 def chain_of(network: nn.Module, spec: QuantSpec, size: int = 8) -> QuantModel:
     """The chain of units of a network, captured with random images of ``size`` pixels."""
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return make_chain(capture(network, images), spec)
+    return make_chain(captured_once(network, images), spec)
 
 
 def make_tiny_images() -> Tensor:
@@ -164,22 +178,12 @@ def lab(tmp_path_factory):
     return Lab(root)
 
 
-CAPTURED: dict[tuple, CapturedNetwork] = {}
-
-
-@pytest.fixture(autouse=True)
-def networks_captured_once(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def networks_captured_once():
     """Capture the same network with the same images once, for tests of what comes after it."""
-
-    def captured(network: nn.Module, images: Tensor) -> CapturedNetwork:
-        if type(network) not in (TinyResNet, CifarResNet):
-            return capture(network, images)
-        key = (repr(network), state_digest(network), images[:8].numpy().tobytes())
-        if key not in CAPTURED:
-            CAPTURED[key] = capture(network, images)
-        return CAPTURED[key]
-
-    monkeypatch.setattr(quant.base, "capture", captured)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quant.base, "capture", captured_once)
+        yield
 
 
 SEARCHED: dict[tuple, tuple[Tensor, Tensor]] = {}

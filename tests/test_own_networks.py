@@ -16,7 +16,15 @@ from logits_io.naming import file_name
 from main_imagenet import main
 from models import get_entry, load_model, load_quantized
 from models.own import read_arch_args
-from pipeline import DataOptions, InputOptions, OutputOptions, RunOptions, prepare, run
+from pipeline import (
+    CorrectionOptions,
+    DataOptions,
+    InputOptions,
+    OutputOptions,
+    RunOptions,
+    prepare,
+    run,
+)
 from pipeline.belonging import doubt_of_labels, doubt_of_size
 from tests.conftest import QUICK, RANGES, TinyResNet
 
@@ -138,6 +146,7 @@ def test_the_job_runs_on_a_network_that_is_held_in_python(tmp_path):
         data=DataOptions(dataset="digits"),
         quant_method="rtn",
         settings={"num_samples": 32, "init_wmode": "minmax", "init_amode": "minmax"},
+        correction=CorrectionOptions(correction=False),
         output=OutputOptions(output_dir=tmp_path, plots=False),
     )
     job = prepare(options, network=network)
