@@ -396,6 +396,22 @@ def test_both_operands_of_a_product_of_activations_are_quantized():
     assert len(names) == 7  # inputs of qkv, out and fc; q, k, softmax, v
 
 
+class MixedColours(Trunk):
+    """A product of the image with itself stands in front of the first layer."""
+
+    def forward(self, x):
+        pixels = x.flatten(2)
+        return super().forward((pixels @ pixels.mT @ pixels).view(x.shape) / 100)
+
+
+def test_products_of_the_image_alone_stay_in_float():
+    names = [
+        n.rpartition(".")[2]
+        for n in activation_quantizers(chain_of(ready(MixedColours()), W2A2, SIZE))
+    ]
+    assert names == ["quantizer_relu", "quantizer_relu_1"]
+
+
 def test_the_image_before_the_stem_stays_in_float():
     chain = chain_of(ready(ResizedStem()), W2A2, SIZE)
     first = [type(m) for m in chain.units[0].children() if isinstance(m, ActivationQuantizer)]

@@ -125,7 +125,7 @@ def _require_alone(graph: fx.GraphModule, images: Tensor, logits: Tensor) -> Non
     """Check that the logits of an image do not depend on the other images of its batch."""
     fewer = graph(images[:FEWEST])
     share = relative_difference(fewer, logits[:FEWEST])
-    if share > TOLERANCE:
+    if not share <= TOLERANCE:  # NaN is a difference
         raise InputError(
             "network must compute the logits of each image alone, got logits that differ by "
             f"{100 * share:.3g} % with other images in the batch or in another run"

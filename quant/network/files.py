@@ -17,7 +17,10 @@ from torch import fx, nn
 from common.errors import InputError
 from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear
 
-FUNCTIONS: dict[str, Callable] = {"getitem": operator.getitem, "mul": operator.mul}
+# Python's own functions in a graph: parts of tuples, and arithmetic with the number of images.
+FUNCTIONS: dict[str, Callable] = {
+    name: getattr(operator, name) for name in ("getitem", "mul", "add", "sub", "floordiv")
+}
 REFUSED = ("from_file",)  # ATen operations that reach beyond tensors
 TORCH_VALUES = {
     torch.dtype: "dtype",

@@ -24,8 +24,12 @@ def require_equal(
         InputError: their logits differ; the text holds the difference and the first unit with it.
     """
     value = network.images
-    for _, unit in named_units:
-        value = unit(value)
+    for name, unit in named_units:
+        try:
+            value = unit(value)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"unit {name!r} must run on its input, got {reason}") from error
     share = relative_difference(value, network.logits)
     if share <= TOLERANCE:
         return

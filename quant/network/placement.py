@@ -37,6 +37,7 @@ class _Layers:
     all: list[fx.Node]
     stems: frozenset[fx.Node]
     heads: frozenset[fx.Node]
+    behind: frozenset[fx.Node]  # the nodes that depend on the output of a layer
 
 
 def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
@@ -70,7 +71,8 @@ def _find_layers(network: fx.GraphModule) -> _Layers:
         raise InputError("network must have at least one convolution or linear layer, got none")
     behind = _behind_layers(network)
     stems = [node for node in layers if not behind & set(_values(node))]
-    return _Layers(layers, frozenset(stems), frozenset(_heads(network) or layers[-1:]))
+    heads = _heads(network) or layers[-1:]
+    return _Layers(layers, frozenset(stems), frozenset(heads), frozenset(behind))
 
 
 def _values(node: fx.Node) -> list[fx.Node]:
@@ -102,20 +104,11 @@ def _heads(network: fx.GraphModule) -> list[fx.Node]:
     return heads
 
 
-def is_product(node: fx.Node) -> bool:
-    """Whether the node multiplies two activations as matrices."""
-    return operation(node) in PRODUCTS and len(_operands(node)) == 2
-
-
-def _operands(node: fx.Node) -> list[fx.Node]:
-    return list(dict.fromkeys(_values(node)))
-
-
 def _layer_inputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, bool]:
     """Each node that computes the input of a layer, and whether it feeds a head.
 
     Both operands of a product of two activations count as well. The nodes are in the order of
-    their readers. What feeds a stem stays in float.
+    their readers. The image, and what is computed from it without a layer, stays in float.
     """
     found: dict[fx.Node, bool] = {}
     for node in network.graph.nodes:
@@ -123,8 +116,9 @@ def _layer_inputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, boo
             producer = _producer(_values(node)[0])
             found[producer] = found.get(producer, False) or node in layers.heads
         elif operation(node) in PRODUCTS:
-            for operand in _operands(node):
-                found.setdefault(operand, False)
+            for operand in _values(node):
+                if operand in layers.behind:
+                    found.setdefault(operand, False)
     return found
 
 
