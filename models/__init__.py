@@ -129,34 +129,6 @@ def archs_by_origin() -> dict[str, list[str]]:
     }
 
 
-@dataclass(frozen=True)
-class WeightsRequest:
-    """Where the weights of a network come from; with no field set, from its entry.
-
-    Attributes:
-        checkpoint: a file made by ``torch.save`` of a state dict, or a safetensors file.
-        checkpoint_format: ``plain`` if names are those of the network; ``brecq`` for a release
-            checkpoint of BRECQ, with an architecture in ``models.brecq.ARCHS``.
-        checkpoint_key: where the state dict is in the file; None: at a known place.
-        weights: "DEFAULT" for published weights, downloaded on first use.
-    """
-
-    checkpoint: str | Path | None = None
-    checkpoint_format: str = PLAIN
-    checkpoint_key: str | None = None
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        require_known("checkpoint_format", self.checkpoint_format, CHECKPOINT_FORMATS)
-        if self.checkpoint is not None and self.weights is not None:
-            raise InputError("checkpoint and weights must not both be given")
-        if self.checkpoint is None:
-            if self.checkpoint_format == brecq.FORMAT:
-                raise InputError("checkpoint must be given with checkpoint_format brecq, got none")
-            if self.checkpoint_key is not None:
-                raise InputError("checkpoint_key must be given with checkpoint, got no checkpoint")
-
-
 def load_model(
     arch: str,
     checkpoint: str | Path | None = None,
@@ -170,26 +142,29 @@ def load_model(
 
     Args:
         arch: a known name, ``timm/NAME``, ``package.module:callable`` or ``file.py:callable``.
-        checkpoint, weights, checkpoint_format, checkpoint_key: as in ``WeightsRequest``.
+        checkpoint: a file made by ``torch.save`` of a state dict, or a safetensors file.
+        weights: "DEFAULT" for published weights, downloaded on first use.
         num_classes: used only if weights do not determine it.
+        checkpoint_format: ``plain`` if names are those of the network; ``brecq`` for a release
+            checkpoint of BRECQ, with an architecture in ``models.brecq.ARCHS``.
+        checkpoint_key: where the state dict is in the file; None: at a known place.
         arch_args: arguments of the function that makes the network.
 
     Raises:
         InputError: unknown architecture, both sources given, or weights that cannot be used or do
             not fit.
     """
-    request = WeightsRequest(checkpoint, checkpoint_format, checkpoint_key, weights)
+    _require_one_source(checkpoint, weights, checkpoint_format, checkpoint_key)
     is_brecq = checkpoint_format == brecq.FORMAT
     arch = brecq.resolve_arch(arch) if is_brecq else arch
     entry = entry_for(arch, checkpoint, arch_args)
     if weights is not None:
         return _published(entry, weights)
     classes = entry.num_classes or num_classes or 0
-    path = request.checkpoint or entry.shipped_weights
+    path = checkpoint or entry.shipped_weights
     if path is not None:
-        network, classes, state = build_for(entry, Path(path), checkpoint_key, classes)
-        if is_brecq:
-            state = brecq.renamed(arch, state, str(path))
+        rename = partial(brecq.renamed, arch, source=str(path)) if is_brecq else dict
+        network, classes, state = build_for(entry, Path(path), checkpoint_key, classes, rename)
         spell = partial(brecq.their_name, arch) if is_brecq else str
         load_strictly(network, state, str(path), spell)
         if entry.complete is not None:
@@ -203,6 +178,21 @@ def load_model(
         network, source = entry.build(classes), "random"
     network.eval()
     return LoadedModel(entry, network, classes, source, state_digest(network))
+
+
+def _require_one_source(
+    checkpoint: str | Path | None,
+    weights: str | None,
+    checkpoint_format: str,
+    checkpoint_key: str | None,
+) -> None:
+    require_known("checkpoint_format", checkpoint_format, CHECKPOINT_FORMATS)
+    if checkpoint is not None and weights is not None:
+        raise InputError("checkpoint and weights must not both be given")
+    if checkpoint is None and checkpoint_format == brecq.FORMAT:
+        raise InputError("checkpoint must be given with checkpoint_format brecq, got none")
+    if checkpoint is None and checkpoint_key is not None:
+        raise InputError("checkpoint_key must be given with checkpoint, got no checkpoint")
 
 
 def _published(entry: ModelEntry, weights: str) -> LoadedModel:

@@ -166,16 +166,23 @@ def _describe(content: object) -> str:
 
 
 def build_for(
-    entry: ModelEntry, path: Path, key: str | None, default: int
+    entry: ModelEntry,
+    path: Path,
+    key: str | None,
+    default: int,
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> tuple[nn.Module, int, dict[str, Tensor]]:
     """Build the network with the number of classes of a checkpoint, and read its state dict.
 
     The number is read off the last layer; if the checkpoint has no such layer, or the network is
     the user's own, it is ``default``.
+
+    Args:
+        rename: gives the tensors of the file the names of the network.
     """
     network = entry.build(default)
     own = network.state_dict()
-    state = fitting_state(path, own, key)
+    state = rename(fitting_state(path, own, key))
     if entry.num_classes is None:
         return network, default, state
     head = [key for key, value in own.items() if value.dim() > 1][-1]
