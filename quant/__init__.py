@@ -11,11 +11,10 @@ from quant.network.capture import CapturedNetwork, capture
 from quant.network.model import (
     QuantModel,
     bits_by_tensor,
-    read_quantized_file,
-    restore_quantized,
     zero_share,
 )
 from quant.network.states import UnitReport, UnitStates
+from quant.network.stored import read_quantized_file, restore_quantized
 from quant.registry import QuantizationManager, register_method
 from quant.settings import MethodSettings
 
