@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+
+PART, OLD = ".part", ".old"  # endings of temporary names
+NAME_LENGTH = 60  # letters of a name that its temporary names repeat
 
 
 def read_torch_file(path: Path, remedy: str = "") -> Any:
@@ -81,8 +87,12 @@ def write_torch_file(path: Path, content: Any) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``; it is renamed to ``path`` if the block succeeds."""
-    part = path.with_name(f".{path.name}.part")
+    """Yield a temporary path next to ``path``; it is renamed to ``path`` if the block succeeds.
+
+    No other process has the same temporary path, and no existing file is written into.
+    """
+    _remove_leftovers(path)
+    part = _temporary(path)
     try:
         yield part
         with part.open("rb+") as handle:
@@ -93,47 +103,168 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, complete: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty folder next to ``path``; it replaces ``path`` if the block succeeds.
 
-    A kill between the two renames leaves the former content under the ``.old`` name, from which
-    the next call restores it.
+    A kill between the two renames leaves the former content under a name that ends in ``.old``,
+    from which the next call restores it.
+
+    Args:
+        complete: called with the temporary folder when the block has succeeded; until the
+            replacement, no other process replaces ``path``.
+
+    Raises:
+        InputError: ``path`` is no folder.
     """
-    part = path.with_name(f".{path.name}.part")
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    require_folder_or_new(path)
+    _remove_leftovers(path)
+    if _siblings(path, OLD):
+        with locked(lock_of(path)):
+            _restore(path)
+    part = _temporary(path)
     part.mkdir(parents=True)
     try:
         yield part
+        with locked(lock_of(path)):
+            if complete is not None:
+                complete(part)
+            _exchange(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _exchange(part: Path, path: Path) -> None:
+    """Put the folder ``part`` in the place of ``path``, whose former content is deleted."""
+    old = path.with_name(f"{part.name.removesuffix(PART)}{OLD}")
     if path.exists():
         path.rename(old)
-    part.rename(path)
+    try:
+        part.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _restore(path: Path) -> None:
+    """Bring back the content that a kill left under a temporary name; only under the lock."""
+    for old in _siblings(path, OLD):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name next to ``path`` that says which process on which machine uses it."""
+    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:NAME_LENGTH]}.{owner}{PART}")
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _siblings(path: Path, ending: str) -> list[Path]:
+    """The temporary files and folders of ``path`` that end in ``ending``."""
+    name = re.escape(f".{path.name[:NAME_LENGTH]}.")
+    wanted = re.compile(rf"{name}[0-9a-f]{{6}}-\d+-[0-9a-f]{{8}}{re.escape(ending)}")
+    if not path.parent.is_dir():
+        return []
+    return sorted(entry for entry in path.parent.iterdir() if wanted.fullmatch(entry.name))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that a write leaves when it is killed."""
+    return re.fullmatch(r"\..*\.[0-9a-f]{6}-\d+-[0-9a-f]{8}\.(part|old)", name) is not None
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete temporary files and folders of ``path`` whose processes have ended."""
+    for part in _siblings(path, PART):
+        machine, process, _ = part.name.removesuffix(PART).rpartition(".")[2].split("-")
+        if machine != _machine() or _is_alive(int(process)):
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def lock_of(path: Path) -> Path:
+    """The file that is locked while the folder or file ``path`` is replaced."""
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an exclusive lock on the file ``path`` while the block runs; other processes wait.
 
-    The file is created if it is missing. If it cannot be created, the block runs without a lock.
+    The file exists only while a process has or wants the lock. If it cannot be created, the block
+    runs without a lock.
+
+    Args:
+        on_wait: called once if another process has the lock.
     """
     import fcntl
 
+    handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
+        while handle is None:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None:
+                    on_wait()
+                    on_wait = None
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if not _is_open_file(path, handle):  # its former holder has removed it
+                os.close(handle)
+                handle = None
     except OSError:
+        if handle is not None:
+            os.close(handle)
         yield
         return
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
+def _is_open_file(path: Path, handle: int) -> bool:
+    """Whether ``path`` is the file that is open as ``handle``."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def require_folder_or_new(path: Path) -> None:
+    """Check that ``path`` is a folder, not a link to one, or does not exist.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        kind = "a symbolic link" if path.is_symlink() else "a file"
+        raise InputError(f"{path}: must be a folder or new, got {kind}")
 
 
 def write_json(path: Path, value: Any) -> None:

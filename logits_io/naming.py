@@ -113,6 +113,12 @@ def chunk_metadata_file(stem: str) -> str:
     return f"{stem}{CHUNKED_ENDING}"
 
 
+def file_pattern(stem: str, kinds: Iterable[str]) -> re.Pattern[str]:
+    """The names that files of a stem and of one of ``kinds`` may have."""
+    named = "|".join(map(re.escape, kinds))
+    return re.compile(rf"{re.escape(stem)}_({named})(_chunk\d+_of_\d+)?\.[a-z]+(\.gz|\.zst)?")
+
+
 def find_stems(folder: Path) -> list[str]:
     """The sorted stems in a logits folder, taken from the names of its metadata files."""
     return sorted(

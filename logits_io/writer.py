@@ -13,8 +13,9 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,15 +24,14 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.files import atomic_folder
+from common.files import atomic_folder, require_folder_or_new
 from logits_io.formats import ending, write_array
 from logits_io.naming import (
     TARGETS,
     chunk_file,
     chunk_metadata_file,
-    find_stems,
+    file_pattern,
     metadata_file,
-    owner,
     require_kind,
     require_stem,
     whole_file,
@@ -87,7 +87,8 @@ class LogitsWriter:
         on_done: Callable[[Path], None] | None = None,
     ):
         require_stem(stem)
-        if folder.exists() and (not folder.is_dir() or any(p.is_dir() for p in folder.iterdir())):
+        require_folder_or_new(folder)
+        if folder.exists() and any(path.is_dir() for path in folder.iterdir()):
             raise InputError(f"{folder}: must be a folder of logits or new, got something else")
         self.folder = folder
         self.stem = stem
@@ -156,7 +157,7 @@ class LogitsWriter:
 
     def _work(self) -> None:
         try:
-            with atomic_folder(self.folder) as part:
+            with atomic_folder(self.folder, self._link_others) as part:
                 _Folder(self, part).write()
                 if self.aborted:
                     raise InterruptedError("the run ended before its logits did")
@@ -164,6 +165,9 @@ class LogitsWriter:
                 self.on_done(self.folder)
         except BaseException as error:  # noqa: BLE001  (raised again in __exit__)
             self.error = error
+
+    def _link_others(self, part: Path) -> None:
+        link_others(self.folder, part, self.stem, [*self.kinds, TARGETS])
 
 
 class _Folder:
@@ -185,7 +189,6 @@ class _Folder:
 
     def _write(self) -> None:
         writer = self.writer
-        link_others(writer.folder, self.part, writer.stem)
         while (batch := writer.queue.get()) is not None:
             self._take(batch)
         if writer.aborted:
@@ -253,7 +256,10 @@ class _Folder:
             return None
         if (record.rows, record.row_sum, record.weighted_row_sum) != (rows, *sums):
             return None
-        link(self.writer.source / record.file, self.part / file)
+        try:
+            link(self.writer.source / record.file, self.part / file)
+        except OSError:  # another run has just replaced the source
+            return None
         return record.sha256
 
     def _name_files(self) -> None:
@@ -350,18 +356,39 @@ def source_records(
 
 
 def link(path: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no links."""
+    """Hard-link a file or a symbolic link, or copy it if the file system has no links."""
     try:
-        os.link(path, target)
+        os.link(path, target, follow_symlinks=False)
     except OSError:
-        shutil.copyfile(path, target)
+        shutil.copyfile(path, target, follow_symlinks=False)
 
 
-def link_others(source: Path, target: Path, stem: str) -> None:
-    """Link the files of all stems but ``stem`` into the folder ``target``."""
+def link_others(source: Path, target: Path, stem: str, kinds: Collection[str]) -> None:
+    """Link the files of a folder of logits that are not those of a stem into a new folder.
+
+    The files of the stem are the ones that its metadata name; where these are damaged, the ones
+    that are named like files of ``kinds``. A file of the user stays, whatever its name.
+
+    Raises:
+        FileExistsError: a file of the user has the name of a new one.
+    """
     if not source.is_dir():
         return
-    stems = {*find_stems(source), stem}
+    replaced = own_files(source, stem, kinds)
     for path in sorted(source.iterdir()):
-        if path.is_file() and owner(path.name, stems) != stem:
-            link(path, target / path.name)
+        if path.name in replaced:
+            continue
+        if os.path.lexists(target / path.name):
+            raise FileExistsError(f"{path}: must be a file of logits of {stem}, got another file")
+        link(path, target / path.name)
+
+
+def own_files(folder: Path, stem: str, kinds: Collection[str]) -> set[str]:
+    """The names of the files in a folder of logits that belong to a stem."""
+    described = {metadata_file(stem), chunk_metadata_file(stem)}
+    if not (folder / metadata_file(stem)).is_file():
+        return set()
+    with suppress(InputError):
+        return described | {record.file for record in read_file_records(folder, stem)}
+    pattern = file_pattern(stem, kinds)
+    return described | {path.name for path in folder.iterdir() if pattern.fullmatch(path.name)}

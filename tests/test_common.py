@@ -8,13 +8,15 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from common import files, torch_setup
 from common import provenance as provenance_module
-from common import torch_setup
 from common.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -24,10 +26,23 @@ from common.console import (
     write_stdout,
 )
 from common.errors import InputError, RunError, closest_names, require_known
-from common.files import atomic_file, atomic_folder, require_writable, sha256_file, write_json
+from common.files import (
+    atomic_file,
+    atomic_folder,
+    locked,
+    require_writable,
+    sha256_file,
+    write_json,
+)
 from common.provenance import SaveLog, StageClock, provenance
 from common.torch_setup import pick_device, seed_all
 from tests.conftest import PROJECT
+
+NO_PROCESS = 1 << 30  # above every process id
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_an_unwritable_stdout_is_said_in_one_line():
@@ -88,11 +103,75 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     path = tmp_path / "out"
     with atomic_folder(path) as part:
         (part / "first").touch()
-    path.rename(tmp_path / ".out.old")
-    (tmp_path / ".out.part").mkdir()
+    part = files._temporary(path)
+    path.rename(part.with_suffix(files.OLD))
+    ended = part.name.replace(f"-{os.getpid()}-", f"-{NO_PROCESS}-")
+    (tmp_path / ended).mkdir()
     with pytest.raises(RuntimeError), atomic_folder(path):
         raise RuntimeError
+    assert names_in(tmp_path) == ["out"]
     assert [p.name for p in path.iterdir()] == ["first"]
+
+
+def test_temporary_files_of_a_living_process_stay(tmp_path):
+    path = tmp_path / "out"
+    with atomic_file(path) as first, atomic_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first != second
+        assert files.is_temporary(first.name)
+    assert path.read_text() == "first"
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_only_one_process_at_a_time_has_a_lock(tmp_path):
+    add = f"""
+import sys, pathlib
+from common.files import locked
+count = pathlib.Path({str(tmp_path / "count")!r})
+for _ in range(100):
+    with locked(count.with_suffix(".lock")):
+        count.write_text(str(1 + int(count.read_text())))
+"""
+    (tmp_path / "count").write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", add], cwd=PROJECT) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "300"
+    assert names_in(tmp_path) == ["count"]
+
+
+def test_who_waits_for_a_lock_says_so_once(tmp_path):
+    waits = []
+    with locked(tmp_path / "x.lock"):
+        thread = threading.Thread(target=_take, args=(tmp_path / "x.lock", waits))
+        thread.start()
+        while not waits:
+            time.sleep(0.01)
+    thread.join()
+    assert waits == ["waits", "has it"]
+
+
+def _take(path, told):
+    with locked(path, lambda: told.append("waits")):
+        told.append("has it")
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_link_in_place_of_a_folder_is_refused(tmp_path, kind):
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "file").touch()
+    path = tmp_path / "out"
+    if kind == "link":
+        path.symlink_to("users")
+    else:
+        path.touch()
+    with (
+        pytest.raises(InputError, match="out: must be a folder or new, got a"),
+        atomic_folder(path),
+    ):
+        pass
+    assert names_in(tmp_path) == ["out", "users"]
+    assert names_in(tmp_path / "users") == ["file"]
 
 
 def test_json_is_written_as_readable_text(tmp_path):

@@ -14,6 +14,7 @@ from common.files import sha256_file
 from logits_io import LogitsAnalyzer
 from logits_io.checks import verify_folder
 from logits_io.formats import COMPRESSIONS, FORMATS, decode, encode, ending
+from logits_io.naming import find_stems
 from logits_io.records import damaged_row, read_file_records
 from logits_io.tables import seal_holds
 from tests.conftest import PROJECT
@@ -154,7 +155,7 @@ def test_a_source_that_cannot_be_shared_is_written_anew(tmp_path, logits, damage
 
 
 def test_where_links_are_not_possible_files_are_copied(tmp_path, logits, monkeypatch):
-    def refuse(*arguments):
+    def refuse(*arguments, **keywords):
         raise OSError("no links here")
 
     analyzer = LogitsAnalyzer(tmp_path)
@@ -320,11 +321,59 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path, logits):
     analyzer = LogitsAnalyzer(tmp_path)
     analyzer.save_logits_to_csv("rtn/out", STEM, logits, TARGETS, META)
     (tmp_path / "file").write_text("x")
-    for name in ("rtn", "file"):
-        with pytest.raises(InputError, match=f"{name}: must be a folder of logits or new"):
+    (tmp_path / "link").symlink_to("rtn/out")
+    for name, wanted in (
+        ("rtn", "a folder of logits or new, got something else"),
+        ("file", "a folder or new, got a file"),
+        ("link", "a folder or new, got a symbolic link"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: must be {wanted}"):
             analyzer.save_logits_to_csv(name, STEM, logits, TARGETS, META)
     assert verify_folder(tmp_path / "rtn" / "out") == []
     assert (tmp_path / "file").read_text() == "x"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_file_of_the_user_stays_in_a_folder_of_logits(tmp_path, logits):
+    analyzer = LogitsAnalyzer(tmp_path, 10)
+    folder = analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
+    names = ("notes.txt", f"{STEM}_notes.csv", f"{STEM}_quantized_chunk001_of_002.csv.bak")
+    for name in names:
+        (folder / name).write_text(name)
+    (folder / "dangling").symlink_to("nowhere")
+    for damage in (False, True):
+        if damage:
+            (folder / f"{STEM}_chunked_metadata.csv").write_text("damaged")
+        analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
+        assert [(folder / name).read_text() for name in names] == list(names)
+        assert (folder / "dangling").is_symlink()
+        assert len(list(folder.iterdir())) == 3 * 3 + 2 + 4
+
+
+@pytest.mark.parametrize("written_before", [False, True])
+def test_a_file_of_the_user_is_not_overwritten_by_one_of_its_name(tmp_path, logits, written_before):
+    analyzer = LogitsAnalyzer(tmp_path)
+    if written_before:
+        analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
+    path = tmp_path / "out" / f"{STEM}_odd.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(OSError, match=f"odd.csv: must be a file of logits of {STEM}, got another"):
+        analyzer.save_logits_to_csv("out", STEM, {"odd": logits["quantized"]}, TARGETS, META)
+    assert sorted(path.parent.iterdir()) == before
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("chunk_size", [4, 1000])
+def test_two_stems_written_at_once_are_both_there(tmp_path, logits, chunk_size):
+    analyzer = LogitsAnalyzer(tmp_path, chunk_size)
+    with analyzer.writer("out", STEM, META) as first:
+        first.add(logits, TARGETS)
+        with analyzer.writer("out", f"{STEM}_b", META) as second:
+            second.add(logits, TARGETS)
+    assert verify_folder(tmp_path / "out") == []
+    assert find_stems(tmp_path / "out") == [STEM, f"{STEM}_b"]
 
 
 def test_a_stem_that_begins_like_another_leaves_it_alone(tmp_path, logits):
