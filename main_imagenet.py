@@ -39,6 +39,7 @@ from pipeline import prepare, run
 from pipeline.closing import closing_text
 from pipeline.command import Command, read_command
 from pipeline.flags import build_parser
+from pipeline.folders import require_own_folders
 from pipeline.lists import list_text
 from pipeline.method import configuration, make_method
 from quant import QuantizationManager
@@ -71,6 +72,7 @@ def _run(command: Command, warnings: list[str]) -> int:
     job = prepare(command.options, command.argv)
     job.warn_of_recipe()
     if command.dry_run:
+        require_own_folders(job)
         write_stdout(job.describe())
         return EXIT_OK
     outcome = run(job)

@@ -80,7 +80,8 @@ def write_torch_file(path: Path, content: Any) -> None:
 
     with atomic_file(path) as part:
         try:
-            torch.save(content, part)
+            with part.open("wb") as handle:  # given a path, torch writes its name into the file
+                torch.save(content, handle)
         except RuntimeError as error:
             raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
 

@@ -87,9 +87,7 @@ class LogitsWriter:
         on_done: Callable[[Path], None] | None = None,
     ):
         require_stem(stem)
-        require_folder_or_new(folder)
-        if folder.exists() and any(path.is_dir() for path in folder.iterdir()):
-            raise InputError(f"{folder}: must be a folder of logits or new, got something else")
+        require_logits_folder(folder)
         self.folder = folder
         self.stem = stem
         self.style = style
@@ -329,6 +327,17 @@ def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
                 f"{kind} logits must be float32 of shape ({len(targets)}, classes), got {got}"
             )
     return {**logits, TARGETS: whole}
+
+
+def require_logits_folder(folder: Path) -> None:
+    """Check, without writing, that logits can be written to a folder.
+
+    Raises:
+        InputError: it is a link or a file, or holds other folders.
+    """
+    require_folder_or_new(folder)
+    if folder.exists() and any(path.is_dir() for path in folder.iterdir()):
+        raise InputError(f"{folder}: must be a folder of logits or new, got something else")
 
 
 def source_records(

@@ -101,7 +101,6 @@ def _parse(parser: FlagParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; its flags override those of the recipe that it names, if any."""
     found = parser.parse(argv)
     if found.recipe is None:
-        parser.refuse(found, ("force",), "without --recipe")
         return found
     recipe = load_recipe(found.recipe)
     return parser.parse(argv, recipe.flags, f"recipe {recipe.name}")

@@ -315,7 +315,8 @@ def _add_run_flags(parser: FlagParser) -> None:
         "--force",
         action="store_const",
         const=True,
-        help="continue even if the float network is not as accurate as the recipe's",
+        help="replace files in the run's folders that this suite did not write; with --recipe, "
+        "continue even if the float network is not as accurate as the recipe's",
     )
     add("--config", type=Path, help="YAML file of flags; the command line overrides them")
     add("--print_config", action="store_true", help="print all flags as YAML and stop")

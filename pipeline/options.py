@@ -196,7 +196,8 @@ class RunOptions:
         settings: the method's settings that are given, by name; the others keep their defaults.
         recipe: name of the published result to compare with.
         expect_top1: Top-1 in percent that the float network must have, to within a point.
-        force: continue even if the float network is not as accurate as the recipe's.
+        force: replace files in the run's folders that the suite did not write, and continue even if
+            the float network is not as accurate as the recipe's.
         resume: continue an interrupted run.
         bitwidth: the evaluation at random bits per layer; None: skip it.
         export: the export to ONNX; None: skip it.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.files import write_json
+from common import sealed
 from common.provenance import (
     SaveLog,
     StageClock,
@@ -140,7 +140,7 @@ def run_record(
 def replaced_run(folder: Path, config: Mapping[str, Any]) -> str | None:
     """What to say of a finished run in ``folder`` that one with other settings replaces, if any."""
     try:
-        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
+        before = (sealed.read_record(folder / RUN_FILE) or {})["config"]
         now = json.loads(json.dumps(config))
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -165,7 +165,7 @@ def write_record(job: Job, record: Mapping[str, Any], saves: SaveLog) -> None:
     """
     for folder in (job.folder, job.root):
         with saves.attempt(RUN_FILE):
-            write_json(folder / RUN_FILE, record)
+            sealed.write_record(folder / RUN_FILE, record)
 
 
 def copy_to_url(job: Job, written: list[str], clock: StageClock, saves: SaveLog) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import nn
 from common.console import log_to_file, progress
 from common.errors import InputError, RunError
 from common.files import atomic_file, atomic_folder, write_json
+from common.marks import mark_whole
 from common.provenance import SaveLog, StageClock, utc_now
 from common.torch_setup import seed_all
 from correction import (
@@ -40,18 +40,17 @@ from logits_io.naming import (
     CONFIG_FILE,
     CORRECTED,
     CORRECTION_FILE,
-    EXPORT_REPORT_FILE,
     FULL_PRECISION,
     LOG_FILE,
     MODEL_FILE,
     ONNX_FILE,
     QUANTIZED,
-    RUN_FILE,
     STATE_FOLDER,
     TENSORBOARD_FOLDER,
 )
 from pipeline.belonging import doubt_of_labels, early_doubts, require_top1
 from pipeline.bitwidth_stage import SweepJob, run_sweep
+from pipeline.folders import open_folder, require_own_folders, run_lock
 from pipeline.job import Job
 from pipeline.networks import NetworkPair
 from pipeline.record import (
@@ -122,40 +121,45 @@ def run(job: Job) -> Outcome:
     """Run all stages; files written by a stage stay when a later one fails.
 
     Raises:
-        InputError: an image cannot be read, the float network is not the recipe's, or the folder
-            cannot be written.
+        InputError: an image cannot be read, the float network is not the recipe's, or a folder
+            cannot be written or holds files of the user that would be replaced.
         RunError: a stage cannot continue.
     """
     context = begin(job)
-    with log_to_file(job.folder / LOG_FILE):
-        quantized = quantize(context)
-        fitting, evaluation = run_networks(context, quantized)
-        corrections = choose_corrections(context, fitting)
-        results = correct(context, corrections, evaluation)
-        sweep_bits(context, quantized)
-        problems = export(context, quantized, corrections)
-        signs = {}
-        if fitting is not None:
-            source = context.plan.correction_source
-            signs = warning_signs(fitting, evaluation, source)
-            warn_of_memories(signs, source, results)
-        doubt = doubt_of_labels(evaluation.logits[FULL_PRECISION], evaluation.targets)
-        if doubt is not None:
-            logger.warning(doubt)
-        outline = Outline(
-            results, signs, zero_shares(context.networks.network, quantized), context.started
-        )
-        save_summary(context, outline, corrections, evaluation, quantized)
-        finish(context, outline)
+    with run_lock(job):
+        open_run(context)
+        with log_to_file(job.folder / LOG_FILE):
+            return _run_stages(context)
+
+
+def _run_stages(context: Context) -> Outcome:
+    quantized = quantize(context)
+    fitting, evaluation = run_networks(context, quantized)
+    corrections = choose_corrections(context, fitting)
+    results = correct(context, corrections, evaluation)
+    sweep_bits(context, quantized)
+    problems = export(context, quantized, corrections)
+    signs = {}
+    if fitting is not None:
+        source = context.plan.correction_source
+        signs = warning_signs(fitting, evaluation, source)
+        warn_of_memories(signs, source, results)
+    doubt = doubt_of_labels(evaluation.logits[FULL_PRECISION], evaluation.targets)
+    if doubt is not None:
+        logger.warning(doubt)
+    outline = Outline(
+        results, signs, zero_shares(context.networks.network, quantized), context.started
+    )
+    save_summary(context, outline, corrections, evaluation, quantized)
+    finish(context, outline)
     return Outcome(results, context.saves.failures, problems)
 
 
 def begin(job: Job) -> Context:
-    """Read the images, check what depends on them, and make the folder of the run.
+    """Read the images and check what depends on them; nothing is written but caches.
 
     Raises:
-        InputError: an image cannot be read, the float network is not the recipe's, or the folder
-            cannot be written.
+        InputError: an image cannot be read, or the float network is not the recipe's.
     """
     clock, saves = StageClock(), SaveLog()
     options = job.options
@@ -177,16 +181,9 @@ def begin(job: Job) -> Context:
         float_logits = _check_accuracy(job, plan, networks)
     seed_all(job.method.settings.seed)
     states = UnitStates(job.folder / STATE_FOLDER, identity(job, plan))
-    if options.resume:
-        states.require_same_settings()
     board = RunBoard(options.output.log_dir or job.folder / TENSORBOARD_FOLDER)
     metadata = logits_metadata(job, plan)
-    context = Context(job, plan, networks, metadata, float_logits, states, board, clock, saves)
-    try:
-        _open_folder(context)
-    except OSError as error:
-        raise InputError(f"output folder must be writable, got {error}") from error
-    return context
+    return Context(job, plan, networks, metadata, float_logits, states, board, clock, saves)
 
 
 def _check_accuracy(job: Job, plan: DataPlan, networks: NetworkPair) -> np.ndarray | None:
@@ -210,23 +207,33 @@ def _check_accuracy(job: Job, plan: DataPlan, networks: NetworkPair) -> np.ndarr
     return logits
 
 
+def open_run(context: Context) -> None:
+    """Make the run's folder and write what is known before the first stage.
+
+    Raises:
+        InputError: the folder cannot be written, files of the user would be replaced, or the run to
+            resume has other settings.
+    """
+    job = context.job
+    require_own_folders(job)
+    if job.options.resume:
+        context.states.require_same_settings()
+    try:
+        _open_folder(context)
+    except OSError as error:
+        raise InputError(f"output folder must be writable, got {error}") from error
+
+
 def _open_folder(context: Context) -> None:
-    """Make the run's folder and remove records of an earlier run that would mark it as complete."""
     job = context.job
     told = replaced_run(job.folder, job.config)
     if told is not None:
         logger.info(told)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for folder in (job.root, job.folder):
-        (folder / RUN_FILE).unlink(missing_ok=True)
-    for name in (ONNX_FILE, EXPORT_REPORT_FILE):
-        (job.folder / name).unlink(missing_ok=True)
+    open_folder(job)
     with atomic_file(job.folder / CONFIG_FILE) as part:
         part.write_text(yaml.safe_dump(job.config), encoding="utf-8")
     write_json(job.folder / CALIBRATION_FILE, context.plan.calibration.ids)
     context.states.open(job.options.resume)
-    if job.options.output.log_dir is None:
-        shutil.rmtree(context.board.log_dir, ignore_errors=True)
     context.written.append(job.name.run_folder)
 
 
@@ -433,7 +440,7 @@ def save_summary(
         results, evaluation, corrections.selected_correction(), job.method.settings.seed
     )
     with context.clock("save summary"):
-        with saves.attempt("the summary"), atomic_folder(job.root / stem) as part:
+        with saves.attempt("the summary"), atomic_folder(job.root / stem, mark_whole) as part:
             content = {
                 "rows": results.as_records(),
                 "warning_signs": dict(outline.signs),

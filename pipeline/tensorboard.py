@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.marks import mark
 from pipeline.results import Results
 from quant import UnitReport
 
@@ -27,7 +28,14 @@ class RunBoard:
     def writer(self) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.log_dir))
+        before = self._files()
+        writer = SummaryWriter(str(self.log_dir))
+        mark(self.log_dir, self._files() - before)
+        return writer
+
+    def _files(self) -> set[str]:
+        folder = self.log_dir
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
     def add_unit(self, report: UnitReport) -> None:
         """Losses and seconds of a unit; the step is the unit's index."""

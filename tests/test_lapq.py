@@ -307,10 +307,39 @@ def test_gradient_descent_that_leads_astray_is_dropped(tiny_network, tiny_images
     assert same_bytes(start, quantized(tiny_network, [tiny_images], **settings))
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "losses.txt").write_text("0x1p-3\nnonsense\n")
-    with pytest.raises(InputError, match=r"losses\.txt: must hold only numbers, got"):
-        LossRecord(tmp_path / "losses.txt")
+def record_of(path, count):
+    record, values = LossRecord(path, "settings"), iter(range(count))
+    return [record.next(lambda: float(next(values))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("damage", range(60))
+def test_a_damaged_line_of_the_record_and_all_after_it_are_computed_anew(tmp_path, damage, caplog):
+    path = tmp_path / "losses.txt"
+    assert record_of(path, 5) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    content = bytearray(path.read_bytes())
+    where = damage * len(content) // 60
+    content[where] ^= 1 << damage % 7
+    path.write_bytes(bytes(content))
+    before = bytes(content)[:where].count(b"\n")
+    record = LossRecord(path, "settings")
+    assert record.known == [[float(index)] for index in range(before)]
+    assert len([r for r in caplog.records if "losses.txt is damaged" in r.getMessage()]) <= 1
+    assert path.read_text().count("\n") == before
+
+
+def test_a_record_of_other_settings_is_not_believed(tmp_path):
+    path = tmp_path / "losses.txt"
+    record_of(path, 3)
+    assert LossRecord(path, "others").known == []
+
+
+def test_a_record_of_an_earlier_version_is_taken(tmp_path):
+    path = tmp_path / "losses.txt"
+    path.write_text("0x1p-3\n0x1p-1 0x1p+0\n0x1")
+    assert LossRecord(path, "settings").known == [[0.125], [0.5, 1.0]]
+    assert LossRecord(path, "settings").known == [[0.125], [0.5, 1.0]]
+    path.write_text("0x1p-3\nnonsense\n0x1p-1\n")
+    assert LossRecord(path, "settings").known == [[0.125]]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_network, tiny_images, monkeypatch):

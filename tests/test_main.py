@@ -75,6 +75,7 @@ def test_a_run_writes_the_folders_given(finished):
     )
     inside = sorted(path.name for path in (root / f"run_{TAG}").iterdir())
     assert inside == [
+        ".written.json",
         "calibration_ids.json",
         "config.yaml",
         "correction.npz",

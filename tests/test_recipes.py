@@ -165,7 +165,6 @@ def test_a_configuration_file_wins_over_the_recipe_that_it_names(folder, tmp_pat
             "got 'resnet18_qdrop_w4a5'; closest: resnet18_qdrop_w4a4",
         ),
         (["--recipe", "../digits"], "recipe must be a known name, got '../digits'"),
-        (["--force"], "force must be left out without --recipe, got True"),
         (["--recipe", "resnet18_qdrop_w4a4"], "data_path must hold"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.errors import InputError, RunError
+from common.sealed import read_record
 from main_imagenet import main
 from quant import QuantizationManager, UnitStates
 from quant.network.chain import UnitData
@@ -90,20 +91,75 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
         UnitStates(tmp_path, {"arch": "a", "n_bits_w": 4}).require_same_settings()
 
 
-def test_damaged_states_are_refused(tiny_network, tiny_images, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "another unit", "other settings", "no entry"])
+def test_a_unit_that_cannot_be_believed_is_made_anew(
+    tiny_network, tiny_images, tmp_path, damage, caplog
+):
+    states = UnitStates(tmp_path / "state", {"seed": 1})
+    states.open(resume=False)
+    whole = quantized(tiny_network, tiny_images, states)
+    path = states.folder / "unit_001.pt"
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-50])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "another unit":
+        path.write_bytes((states.folder / "unit_002.pt").read_bytes())
+    elif damage == "other settings":
+        torch.save({**torch.load(path), "made_from": "another"}, path)
+    else:
+        torch.save([1], path)
+    resumed = quantized(tiny_network, tiny_images, states)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{path} is damaged or of another origin and is made anew: ")
+
+
+def test_a_unit_of_an_earlier_version_is_taken(tiny_network, tiny_images, tmp_path, caplog):
     states = UnitStates(tmp_path / "state", {})
     states.open(resume=False)
     quantized(tiny_network, tiny_images, states)
-    path = states.folder / "unit_001.pt"
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(InputError, match=r"unit_001\.pt: must be a whole torch.save file"):
+    for path in states.folder.glob("unit_*.pt"):
+        content = torch.load(path)
+        del content["made_from"]
+        torch.save(content, path)
+    (states.folder / "settings.json").write_text("{}")
+    (states.folder / ".written.json").unlink()
+    states.require_same_settings()
+    states.open(resume=True)
+    with caplog.at_level(logging.INFO):
         quantized(tiny_network, tiny_images, states)
-    (states.folder / "unit_002.pt").replace(path)
-    with pytest.raises(InputError, match=r"unit_001\.pt: must fit unit 1, got"):
-        quantized(tiny_network, tiny_images, states)
-    (states.folder / "settings.json").write_text("{")
-    with pytest.raises(InputError, match=r"settings\.json: must be readable JSON"):
-        states.require_same_settings()
+    assert caplog.text.count("taken from the interrupted run") == 4
+    states.open(resume=False)
+    assert not list(states.folder.glob("unit_*.pt"))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"seed": 2, "sha256_of_this_record": "0"}', "[" * 9999]
+)
+def test_damaged_settings_are_not_believed(tiny_network, tiny_images, tmp_path, text, caplog):
+    states = UnitStates(tmp_path / "state", {"seed": 1})
+    states.open(resume=False)
+    quantized(tiny_network, tiny_images, states)
+    (states.folder / "settings.json").write_text(text)
+    states.require_same_settings()
+    assert "settings.json is damaged or of another origin and is made anew" in caplog.text
+    states.open(resume=True)
+    assert not list(states.folder.glob("unit_*.pt"))
+
+
+def test_files_of_the_user_stay_among_the_states(tiny_network, tiny_images, tmp_path):
+    states = UnitStates(tmp_path / "state", {})
+    states.open(resume=False)
+    quantized(tiny_network, tiny_images, states)
+    (states.folder / "notes.txt").write_text("mine")
+    (states.folder / "unit_007.pt").write_text("mine")
+    states.open(resume=False)
+    names = sorted(path.name for path in states.folder.iterdir())
+    assert names == [".written.json", "notes.txt", "settings.json", "unit_007.pt"]
 
 
 def csv_bytes(root: Path) -> dict[str, bytes]:
@@ -212,7 +268,7 @@ def test_out_of_gpu_memory_names_what_helps(tiny_network, tiny_images, monkeypat
 def test_settings_are_stored_as_json(tmp_path):
     states = UnitStates(tmp_path, {"a": 0.1, "b": None, "c": True})
     states.open(resume=False)
-    assert json.loads((tmp_path / "settings.json").read_text()) == states.settings
+    assert read_record(tmp_path / "settings.json") == states.settings
 
 
 def test_zero_iterations_need_no_step(tiny_network, tiny_images):

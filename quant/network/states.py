@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
-import shutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,22 @@ from typing import Any
 from torch import nn
 
 from common.errors import InputError
-from common.files import read_torch_file, write_json, write_torch_file
+from common.files import atomic_file, read_torch_file, write_torch_file
+from common.marks import clear, is_marked, mark
+from common.sealed import distrust, read_record, seal_of, write_record
 from quant.network.model import set_state
 
 SETTINGS_FILE = "settings.json"
 LOSSES_FILE = "losses.txt"
+MADE_FROM = "made_from"  # entry of a unit's file: digest of the settings
+SEPARATOR = "#"  # between the results of a line and its digest
 
 logger = logging.getLogger(__name__)
+
+
+def is_state_file(name: str) -> bool:
+    """Whether a file of this name is one that an interrupted run leaves."""
+    return name in (SETTINGS_FILE, LOSSES_FILE) or re.fullmatch(r"unit_\d{3}\.pt", name) is not None
 
 
 @dataclass(frozen=True)
@@ -49,22 +59,24 @@ class UnitStates:
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
+        self.origin = seal_of(self.settings)
 
     def require_same_settings(self) -> None:
-        """Check, without writing, that the stored units were made with the same settings.
+        """Check that the stored units were made with the same settings.
+
+        Damaged settings are not believed: one warning, and the units are made anew.
 
         Raises:
-            InputError: a setting differs (the text names the first), or its file is damaged.
+            InputError: a setting differs; the text names the first.
         """
         path = self.folder / SETTINGS_FILE
-        if not path.exists() or len(list(self.folder.iterdir())) == 1:
+        stored = read_record(path)
+        if stored is None:
+            path.unlink(missing_ok=True)
+        if stored is None or not (any(self.folder.glob("unit_*.pt")) or self._losses.exists()):
             logger.info("nothing to resume in %s: starting from the beginning", self.folder)
-        if not path.exists():
+        if stored is None:
             return
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: must be readable JSON, got: {error}") from None
         for key in [*self.settings, *stored]:
             before, now = stored.get(key), self.settings.get(key)
             if before != now:
@@ -76,43 +88,62 @@ class UnitStates:
     def open(self, resume: bool) -> None:
         """Create the folder and write the settings.
 
-        Stored units are deleted unless ``resume`` is set and their settings are known.
+        Stored units are deleted unless ``resume`` is set and their settings are known; files of the
+        user stay.
         """
-        if self.folder.exists() and not (resume and (self.folder / SETTINGS_FILE).exists()):
-            shutil.rmtree(self.folder)
+        if not (resume and (self.folder / SETTINGS_FILE).exists()):
+            clear(self.folder, () if is_marked(self.folder) else self._old_files())
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS_FILE, self.settings)
+        mark(self.folder, (SETTINGS_FILE, LOSSES_FILE))
+        write_record(self.folder / SETTINGS_FILE, self.settings)
+
+    def _old_files(self) -> list[str]:
+        """The names of stored files in a folder of an earlier version, which listed none."""
+        if not self.folder.is_dir():
+            return []
+        return [path.name for path in self.folder.iterdir() if is_state_file(path.name)]
 
     def restore(self, index: int, unit: nn.Module) -> UnitReport | None:
         """Load a finished unit into ``unit``; return None and change nothing if it is not stored.
 
-        Raises:
-            InputError: the file is damaged or does not fit the unit.
+        A file that is damaged, or was made with other settings, is not believed: one warning.
         """
         path = self._path(index)
         if not path.exists():
             return None
-        content = read_torch_file(path)
+        before = {name: value.clone() for name, value in unit.state_dict().items()}
         try:
-            unit.load_state_dict(content["state"], strict=True)
+            content = read_torch_file(path)
+            if content.get(MADE_FROM, self.origin) != self.origin:
+                raise InputError("it was made with other settings")
             report = UnitReport(**content["report"])
-        except (RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: must fit unit {index}, got: {reason}") from None
+            if report.index != index:
+                raise InputError(f"it holds unit {report.index}")
+            unit.load_state_dict(content["state"], strict=True)
+        except (InputError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            unit.load_state_dict(before, strict=False)
+            distrust(path, str(error).splitlines()[0])
+            return None
         set_state(unit, weights=True, activations=True)
         return report
 
     def save(self, report: UnitReport, unit: nn.Module) -> None:
         """Store a finished unit; a failure is logged, and ``--resume`` then redoes the unit."""
         content = {"report": dataclasses.asdict(report), "state": unit.state_dict()}
+        path = self._path(report.index)
         try:
-            write_torch_file(self._path(report.index), content)
+            mark(self.folder, [path.name])
+            write_torch_file(path, {**content, MADE_FROM: self.origin})
         except OSError as error:
             logger.warning("unit %d is not stored, --resume will redo it: %s", report.index, error)
 
+    @property
+    def _losses(self) -> Path:
+        return self.folder / LOSSES_FILE
+
     def losses(self) -> LossRecord:
         """The losses that a search has stored so far."""
-        return LossRecord(self.folder / LOSSES_FILE)
+        return LossRecord(self._losses, self.origin)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"unit_{index:03d}.pt"
@@ -122,29 +153,49 @@ class LossRecord:
     """Results of a deterministic search, mostly losses, in the order in which it requests them.
 
     Stored results are not computed again, so that an interrupted search continues where it stopped.
+    Each line ends with a digest of itself and all lines before it; from the first line whose digest
+    does not hold, results are computed anew.
 
     Args:
         path: file with one line per result; None stores nothing.
-
-    Raises:
-        InputError: the file is damaged.
+        made_from: everything that determines the results.
     """
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self, path: Path | None = None, made_from: str = ""):
         self.path = path
+        self.chain = made_from
         self.known: list[list[float]] = []
         self.asked = 0
         if path is not None and path.exists():
-            text = path.read_text(encoding="ascii", errors="replace")
-            whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        """Take the results that can be believed, and cut the file after them."""
+        text = path.read_text(encoding="ascii", errors="replace")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have cut the last line
+        is_old = SEPARATOR not in text  # an earlier version wrote no digests
+        believed = []
+        for line in lines:
+            numbers, _, digest = line.partition(SEPARATOR)
             try:
-                self.known = [
-                    [float.fromhex(number) for number in line.split()]
-                    for line in whole.splitlines()
-                ]
-            except ValueError as error:
-                raise InputError(f"{path}: must hold only numbers, got: {error}") from None
-            path.write_text(whole, encoding="ascii")
+                values = [float.fromhex(number) for number in numbers.split()]
+            except (ValueError, OverflowError):
+                break
+            sealed = self._sealed(numbers)
+            if not is_old and digest != sealed.partition(SEPARATOR)[2]:
+                break
+            self.known.append(values)
+            self.chain = sealed
+            believed.append(f"{sealed}\n")
+        if len(believed) < len(lines):
+            distrust(path, f"line {len(believed) + 1} is not as it was written")
+        with atomic_file(path) as part:
+            part.write_text("".join(believed), encoding="ascii")
+
+    def _sealed(self, numbers: str) -> str:
+        """A line with its digest."""
+        digest = hashlib.blake2b(f"{self.chain}\n{numbers}".encode(), digest_size=8)
+        return f"{numbers}{SEPARATOR}{digest.hexdigest()}"
 
     def next(self, compute: Callable[[], float]) -> float:
         """The next result, one number, stored or computed."""
@@ -162,9 +213,10 @@ class LossRecord:
         """Append a result to the file; if that fails, log it and store no more."""
         if self.path is None:
             return
+        self.chain = self._sealed(" ".join(number.hex() for number in numbers))
         try:
             with self.path.open("a", encoding="ascii") as handle:
-                handle.write(" ".join(number.hex() for number in numbers) + "\n")
+                handle.write(f"{self.chain}\n")
         except OSError as error:
             logger.warning("losses are no longer stored, --resume will redo them: %s", error)
             self.path = None

@@ -1,0 +1,142 @@
+"""Which files the suite wrote: a list in every folder that it writes, so that no other is touched.
+
+A folder's list gives the name of each file that the suite wrote there, and the SHA-256 of files
+that do not change any more. A file that is not listed, or has changed, is the user's: it is neither
+replaced nor deleted, unless the user asks for it with ``--force``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import is_temporary, require_folder_or_new, sha256_file, write_json
+
+MARK = ".written.json"
+FORCED = "(--force replaces it)"
+
+
+def mark(folder: Path, names: Collection[str]) -> None:
+    """Add names of files that may still change to the list of a folder.
+
+    Raises:
+        OSError: the list cannot be written.
+    """
+    known = _listed(folder)
+    if not set(names) <= known.keys():
+        _write(folder, {**dict.fromkeys(names), **known})
+
+
+def mark_whole(folder: Path) -> None:
+    """List all files of a folder with their digests; they do not change any more.
+
+    Raises:
+        OSError: a file cannot be read, or the list cannot be written.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name != MARK)
+    _write(folder, {name: sha256_file(folder / name) for name in names})
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether the folder has a list."""
+    return (folder / MARK).is_file()
+
+
+def own_files(folder: Path, known: Collection[str] = ()) -> list[Path]:
+    """The files of a folder that the suite wrote.
+
+    Args:
+        known: further names of files that the suite wrote, in a folder of an earlier version.
+    """
+    listed = {**dict.fromkeys(known), **_listed(folder)}
+    return [path for path in _entries(folder) if _is_own(path, listed)]
+
+
+def foreign_files(folder: Path, known: Collection[str] = ()) -> list[Path]:
+    """Everything in a folder that the suite did not write, links and folders included."""
+    own = set(own_files(folder, known))
+    return [path for path in _entries(folder) if path not in own]
+
+
+def require_replaceable(
+    folder: Path, names: Collection[str] | None, known: Collection[str] = (), force: bool = False
+) -> None:
+    """Check that a folder can be written without touching a file of the user.
+
+    Args:
+        names: the files that will be written; None: the whole folder will be replaced.
+        known: further names of files that the suite wrote, in a folder of an earlier version.
+        force: let files of the user be replaced.
+
+    Raises:
+        InputError: a file of the user would be replaced, or the folder is none.
+    """
+    if force:
+        return
+    try:
+        require_folder_or_new(folder)
+    except InputError as error:
+        raise InputError(f"{error} {FORCED}") from None
+    for path in foreign_files(folder, known):
+        if names is None or path.name in names:
+            raise InputError(
+                f"{path}: must be a file that this suite wrote and nobody changed, or be moved "
+                f"away, got another file {FORCED}"
+            )
+
+
+def clear(folder: Path, known: Collection[str] = (), everything: bool = False) -> None:
+    """Delete the files of a folder that the suite wrote, and the folder if nothing else is there.
+
+    Args:
+        known: further names of files that the suite wrote, in a folder of an earlier version.
+        everything: delete the files of the user too.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    if everything:
+        shutil.rmtree(folder)
+        return
+    for path in own_files(folder, known):
+        path.unlink(missing_ok=True)
+    (folder / MARK).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def replace_link(folder: Path) -> None:
+    """Delete a link or file that stands in the place of a folder; never what a link leads to."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name != MARK and not is_temporary(path.name):
+            yield path
+
+
+def _is_own(path: Path, listed: Mapping[str, str | None]) -> bool:
+    if path.name not in listed or path.is_symlink() or not path.is_file():
+        return False
+    digest = listed[path.name]
+    return digest is None or digest == sha256_file(path)
+
+
+def _listed(folder: Path) -> dict[str, str | None]:
+    """Name -> digest or None; empty if the list is missing or damaged."""
+    try:
+        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return dict(content["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(folder: Path, files: Mapping[str, str | None]) -> None:
+    write_json(folder / MARK, {"files": dict(sorted(files.items()))})
