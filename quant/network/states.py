@@ -91,17 +91,19 @@ class UnitStates:
         Stored units are deleted unless ``resume`` is set and their settings are known; files of the
         user stay.
         """
+        if not is_marked(self.folder):
+            self._adopt()
         if not (resume and (self.folder / SETTINGS_FILE).exists()):
-            clear(self.folder, () if is_marked(self.folder) else self._old_files())
+            clear(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         mark(self.folder, (SETTINGS_FILE, LOSSES_FILE))
         write_record(self.folder / SETTINGS_FILE, self.settings)
 
-    def _old_files(self) -> list[str]:
-        """The names of stored files in a folder of an earlier version, which listed none."""
-        if not self.folder.is_dir():
-            return []
-        return [path.name for path in self.folder.iterdir() if is_state_file(path.name)]
+    def _adopt(self) -> None:
+        """List the files in a folder of an earlier version, which listed none."""
+        if self.folder.is_dir():
+            names = [path.name for path in self.folder.iterdir() if is_state_file(path.name)]
+            mark(self.folder, names)
 
     def restore(self, index: int, unit: nn.Module) -> UnitReport | None:
         """Load a finished unit into ``unit``; return None and change nothing if it is not stored.
