@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ from torch import Tensor
 from common.console import progress
 from common.errors import InputError
 from common.files import atomic_folder, locked
-from loaders.transforms import Preprocess, as_rgb, augment_small, image_transform
+from loaders.pictures import read_picture, read_size
+from loaders.transforms import Preprocess, augment_small, image_transform
 
 MEMORY_LIMIT = 2 << 30  # bytes; larger sets are not kept in memory but decoded in every pass
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 Batch = tuple[Tensor, Tensor]  # (B, 3, H, W) float32 network input, (B,) int64 labels
 
 
@@ -241,29 +243,28 @@ class FileImages(ImageSet):
         Only headers are checked; damaged pixel data is found when the file is read.
         """
         with ThreadPoolExecutor(self.threads) as pool:
-            checks = pool.map(lambda index: self._open(index, header_only=True), range(len(self)))
-            opened = list(progress(checks, "checking files", len(self)))
-        return self.subset([index for index, image in enumerate(opened) if image is not None])
+            checks = pool.map(lambda index: self._readable(index, read_size), range(len(self)))
+            sizes = list(progress(checks, "checking files", len(self)))
+        return self.subset([index for index, size in enumerate(sizes) if size is not None])
 
-    def _open(self, index: int, header_only: bool = False) -> Any:
-        """The image as an RGB image of PIL (or its size), or None for a bad one that is skipped."""
+    def _readable(self, index: int, read: Callable[[Path], Result]) -> Result | None:
+        """What ``read`` makes of the file of an image, or None for a bad one that is skipped."""
         from PIL import Image
 
         path = self.root / self.ids[index]
         try:
-            with Image.open(path) as image:
-                return image.size if header_only else as_rgb(image)
+            return read(path)
+        except InputError as error:
+            problem = str(error)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if self.skip_bad:
-                logger.warning("skipped unreadable image %s: %s", path, error)
-                return None
-            raise InputError(
-                f"{path}: must be a readable image, got {type(error).__name__}: {error} "
-                "(--skip_bad_images leaves it out)"
-            ) from None
+            problem = f"must be a readable image, got {type(error).__name__}: {error}"
+        if not self.skip_bad:
+            raise InputError(f"{path}: {problem} (--skip_bad_images leaves it out)")
+        logger.warning("skipped unreadable image %s: %s", path, problem)
+        return None
 
     def _decode(self, index: int) -> Tensor | None:
-        picture = self._open(index)
+        picture = self._readable(index, read_picture)
         if picture is None:
             return None
         if self.augment_seed is None:

@@ -50,16 +50,6 @@ class Preprocess:
         return (pixels.float() / white - mean) / std
 
 
-def as_rgb(image: Any) -> Any:
-    """Convert a PIL image to 8-bit RGB; 16-bit grey is scaled, while PIL itself would clip it."""
-    if image.mode.startswith("I;16"):
-        from PIL import Image
-
-        grey = np.asarray(image, dtype=np.float32) / 257.0
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def as_pixels(image: Any) -> Tensor:
     """Convert an RGB image of PIL to (3, H, W) uint8 pixels."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
