@@ -161,8 +161,7 @@ class FileImages(ImageSet):
         """16 hex digits that depend on the files, their order and the decoding."""
         digest = hashlib.sha256(f"{self.preprocess} {self.augment_seed} {self.skip_bad}".encode())
         for name in self.ids:
-            status = (self.root / name).stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{name} {_size_and_time(self.root / name)}\n".encode())
         return digest.hexdigest()[:16]
 
     def _keep(self, decoded: ImageSet, entry: Path) -> None:
@@ -280,3 +279,12 @@ class FileImages(ImageSet):
                 f"like the first, got {image.shape[2]} x {image.shape[1]}"
             )
         return image
+
+
+def _size_and_time(path: Path) -> str:
+    """Size and time of a file, or the word missing, as of a link that leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

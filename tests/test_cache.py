@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from common.errors import InputError
 from common.files import locked
 from evaluation.inference import infer_logits
 from loaders import load_dataset
@@ -63,6 +65,27 @@ def test_skipped_images_stay_skipped(images, tmp_path):
     assert np.array_equal(again.labels, first.labels)
 
 
+def test_a_link_that_leads_nowhere_is_skipped_as_without_the_cache(images, tmp_path, caplog):
+    path = images.root / images.ids[4]
+    target = path.rename(tmp_path / "moved.png")
+    path.symlink_to(tmp_path / "nothing.png")
+    plain = images.loaded()
+    assert plain.ids == [*images.ids[:4], images.ids[5]]
+    caplog.clear()
+    first, again = images.loaded(tmp_path / "c"), images.loaded(tmp_path / "c")
+    assert caplog.text.count(f"skipped unreadable image {path}: must be a readable image") == 1
+    for found in (first, again):
+        assert (found.ids, found.labels.tolist()) == (plain.ids, plain.labels.tolist())
+        assert torch.equal(found.pixels, plain.pixels)
+    (tmp_path / "nothing.png").symlink_to(target)
+    assert images.loaded(tmp_path / "c").ids == images.ids
+    path.unlink()
+    path.symlink_to(tmp_path / "no")
+    strict = replace(images, skip_bad=False)
+    with pytest.raises(InputError, match=r"must be a readable image, got FileNotFoundError"):
+        strict.loaded(tmp_path / "c")
+
+
 def test_a_cache_that_cannot_be_written_is_no_cache(images, tmp_path, caplog):
     (tmp_path / "c").write_text("a file")
     assert len(images.loaded(tmp_path / "c")) == 6
@@ -71,6 +94,7 @@ def test_a_cache_that_cannot_be_written_is_no_cache(images, tmp_path, caplog):
 
 HOLD = """
 import pathlib, sys, time
+from common.errors import InputError
 from common.files import locked
 
 with locked(pathlib.Path(sys.argv[1])):
