@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from common.console import progress
 from common.errors import InputError
-from common.files import atomic_folder, locked
+from common.files import lock_of, locked
+from common.sealed import read_array, write_array
 from loaders.pictures import read_picture, read_size
 from loaders.transforms import Preprocess, augment_small, image_transform
 
@@ -70,7 +72,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 over the images, their order and their labels (files: by name and size)."""
+        """SHA-256 over the images, their order and their labels (files: by name and content)."""
 
 
 @dataclass(frozen=True)
@@ -148,30 +150,33 @@ class FileImages(ImageSet):
     def loaded(self, cache: Path | None = None) -> ImageSet:
         if cache is None:
             return self._decode_all()
-        entry = cache / f"images_{self._cache_key()}"
-        with locked(cache / f"{entry.name}.lock"):
-            if not entry.is_dir():
-                decoded = self._decode_all()
-                self._keep(decoded, entry)
-                return decoded
-        kept = np.load(entry / "kept.npy")
-        return self._in_memory(torch.from_numpy(np.load(entry / "pixels.npy", mmap_mode="c")), kept)
+        origin = self._origin()
+        entry = cache / f"images_{origin[:16]}.npy"
+        with locked(lock_of(entry)):
+            pixels = read_array(entry, origin, in_place=True)
+            kept = read_array(_kept_file(entry), origin)
+            if pixels is not None and kept is not None:
+                return self._in_memory(torch.from_numpy(pixels), kept)
+            decoded = self._decode_all()
+            self._keep(decoded, entry, origin)
+            return decoded
 
-    def _cache_key(self) -> str:
-        """16 hex digits that depend on the files, their order and the decoding."""
+    def _origin(self) -> str:
+        """SHA-256 over everything that the pixels depend on: files, their order, the decoding."""
         digest = hashlib.sha256(f"{self.preprocess} {self.augment_seed} {self.skip_bad}".encode())
         for name in self.ids:
-            digest.update(f"{name} {_size_and_time(self.root / name)}\n".encode())
-        return digest.hexdigest()[:16]
+            path = self.root / name
+            digest.update(f"{path.resolve()} {_identity(path)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
-    def _keep(self, decoded: ImageSet, entry: Path) -> None:
+    def _keep(self, decoded: ImageSet, entry: Path, origin: str) -> None:
         if not isinstance(decoded, MemoryImages):  # too large for memory
             return
         place = {name: index for index, name in enumerate(self.ids)}
+        kept = np.array([place[name] for name in decoded.ids])
         try:
-            with atomic_folder(entry) as part:
-                np.save(part / "pixels.npy", decoded.pixels.numpy())
-                np.save(part / "kept.npy", np.array([place[name] for name in decoded.ids]))
+            write_array(entry, decoded.pixels.numpy(), origin)
+            write_array(_kept_file(entry), kept, origin)
         except OSError as error:
             logger.warning("decoded images are not kept for later runs: %s", error)
 
@@ -221,8 +226,11 @@ class FileImages(ImageSet):
 
     def digest(self) -> str:
         digest = hashlib.sha256(self.labels.tobytes())
-        for name in self.ids:
-            digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
+        paths = [self.root / name for name in self.ids]
+        with ThreadPoolExecutor(self.threads) as pool:
+            contents = pool.map(lambda path: _content_digest(path, _identity(path)), paths)
+            for name, content in zip(self.ids, contents, strict=True):
+                digest.update(f"{name} {content}\n".encode())
         return digest.hexdigest()
 
     def _decoded(self, indices: range) -> Iterator[tuple[int, Tensor | None]]:
@@ -281,10 +289,24 @@ class FileImages(ImageSet):
         return image
 
 
-def _size_and_time(path: Path) -> str:
-    """Size and time of a file, or the word missing, as of a link that leads nowhere."""
+def _kept_file(entry: Path) -> Path:
+    """The file beside the pixels in a cache that says which images they are of."""
+    return entry.with_name(f"{entry.stem}_kept.npy")
+
+
+def _identity(path: Path) -> str:
+    """What tells a file from another one and from itself after a change, without reading it.
+
+    The word missing for a link that leads nowhere.
+    """
     try:
         status = path.stat()
     except OSError:
         return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+@cache
+def _content_digest(path: Path, identity: str) -> str:
+    """Digest of the bytes of a file, read once while its ``identity`` stays the same."""
+    return identity if identity == "missing" else hashlib.blake2b(path.read_bytes()).hexdigest()

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.files import atomic_file, locked
+from common.files import lock_of, locked
 from common.provenance import SaveLog
+from common.sealed import read_array, write_array
 from evaluation.inference import Inference, infer_logits
 from loaders import ImageSet
 from logits_io.naming import FULL_PRECISION, QUANTIZED, cached_logits_file
@@ -87,11 +88,11 @@ class NetworkPair:
         machine = f"{self.device.type} {torch.__version__} {torch.get_num_threads()}"
         key = f"{self.weights_digest} {images.digest()} {machine} {self.batch_size}"
         path = folder / cached_logits_file(key)
-        with locked(path.with_suffix(".lock")):
-            if path.is_file():
-                return np.load(path, allow_pickle=False)
+        with locked(lock_of(path)):
+            known = read_array(path, key)
+            if known is not None:
+                return known
             logits = self.infer_float(images).logits[FULL_PRECISION]
-            with self.saves.attempt("the float network's logits"), atomic_file(path) as part:
-                with part.open("wb") as handle:
-                    np.save(handle, logits)
+            with self.saves.attempt("the float network's logits"):
+                write_array(path, logits, key)
         return logits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -154,3 +156,64 @@ def test_a_run_with_a_cache_writes_the_same_logits_and_runs_the_float_network_on
         name = path.relative_to(tmp_path / "plain")
         for other in ("first", "second"):
             assert (tmp_path / other / name).read_bytes() == path.read_bytes(), name
+
+
+@pytest.mark.parametrize("which", ["", "_kept"])
+def test_damaged_pixels_are_decoded_anew(images, tmp_path, which, caplog):
+    plain = images.loaded(tmp_path / "c")
+    (entry,) = (
+        path
+        for path in (tmp_path / "c").glob("*.npy")
+        if path.stem.endswith("_kept") == bool(which)
+    )
+    content = bytearray(entry.read_bytes())
+    for where in (3, len(content) // 2, len(content) - 5):
+        content[where] ^= 4
+        entry.write_bytes(bytes(content))
+        found = images.loaded(tmp_path / "c")
+        assert torch.equal(found.pixels, plain.pixels)
+        assert found.ids == plain.ids
+    assert caplog.text.count("is made anew") == 3
+
+
+def test_folders_with_equal_names_and_times_have_pixels_of_their_own(images, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(images.root, other)
+    path = other / images.ids[0]
+    before = path.stat()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
+    path.write_bytes(path.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    first = images.loaded(tmp_path / "c")
+    second = replace(images, root=other).loaded(tmp_path / "c")
+    assert second.pixels[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert not torch.equal(first.pixels[0], second.pixels[0])
+    assert torch.equal(first.pixels[1:], second.pixels[1:])
+
+
+def test_a_file_that_was_changed_in_place_with_its_time_kept_is_decoded_anew(images, tmp_path):
+    images.loaded(tmp_path / "c")
+    path = images.root / images.ids[0]
+    before, digest = path.stat(), images.digest()
+    content = path.read_bytes()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
+    path.write_bytes(path.read_bytes().ljust(len(content), b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert images.loaded(tmp_path / "c").pixels[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert images.digest() != digest
+
+
+def test_damaged_float_logits_are_computed_anew(tmp_path, caplog):
+    flags = [*QUICK, "--no-plots", "--cache_dir", str(tmp_path / "c")]
+    assert main([*flags, "--output_dir", str(tmp_path / "first")]) == 0
+    entries = sorted((tmp_path / "c").glob("logits_*.npy"))
+    assert entries
+    for entry in entries:
+        content = entry.read_bytes()
+        entry.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    assert main([*flags, "--output_dir", str(tmp_path / "second")]) == 0
+    assert caplog.text.count("is made anew: its digest does not hold") == len(entries)
+    for path in (tmp_path / "first").rglob("logits_*.csv"):
+        other = tmp_path / "second" / path.relative_to(tmp_path / "first")
+        assert other.read_bytes() == path.read_bytes()

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from common.console import progress
 from common.errors import InputError, RunError
-from common.files import locked, read_torch_file, write_torch_file
+from common.files import lock_of, locked
+from common.sealed import read_array, write_array
 from quant.network.capture import CapturedNetwork
 from quant.network.model import UNFOLDED_SPEC, QuantModel, make_chain
 from quant.network.observe import watch
@@ -91,7 +92,8 @@ class InputCorrection:
         self.schedule = schedule
         self.folder = None
         if folder is not None:
-            self.folder = folder / f"distribution_{_key(self.chain, images, schedule)}"
+            self.origin = _origin(self.chain, images, schedule)
+            self.folder = folder / f"distribution_{self.origin[:16]}"
 
     def unit(self, index: int, name: str) -> nn.Module | None:
         """The float unit with its batch norms; None if it has none, so that nothing is corrected.
@@ -115,12 +117,13 @@ class InputCorrection:
         """
         if self.folder is None:
             return self._correct(index, name, inputs)
-        path = self.folder / f"unit_{index:03d}.pt"
-        with locked(path.with_suffix(".lock")):
-            if path.exists():
-                return read_torch_file(path).to(inputs.device)
+        path = self.folder / f"unit_{index:03d}.npy"
+        with locked(lock_of(path)):
+            known = read_array(path, self.origin)
+            if known is not None:
+                return torch.from_numpy(known).to(inputs.device)
             found = self._correct(index, name, inputs)
-            _keep(path, found)
+            _keep(path, found, self.origin)
         return found
 
     def _correct(self, index: int, name: str, inputs: Tensor) -> Tensor:
@@ -139,16 +142,16 @@ class InputCorrection:
         return found
 
 
-def _keep(path: Path, inputs: Tensor) -> None:
+def _keep(path: Path, inputs: Tensor, origin: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_torch_file(path, inputs.cpu())
+        write_array(path, inputs.cpu().numpy(), origin)
     except OSError as error:
         logger.warning("corrected inputs are not kept for later runs: %s", error)
 
 
-def _key(chain: QuantModel, images: Tensor, schedule: CorrectionSchedule) -> str:
-    """16 hex digits that identify network, images, schedule and machine.
+def _origin(chain: QuantModel, images: Tensor, schedule: CorrectionSchedule) -> str:
+    """SHA-256 in hexadecimal that identifies network, images, schedule and machine.
 
     The machine counts by device type, torch version and number of threads, which affect the
     rounding of sums.
@@ -158,7 +161,7 @@ def _key(chain: QuantModel, images: Tensor, schedule: CorrectionSchedule) -> str
     for tensor in (*chain.state_dict().values(), images):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def _norms(unit: nn.Module) -> list[nn.BatchNorm2d]:
