@@ -23,6 +23,7 @@ from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_
 from experts.verify_flags import build_parser
 from experts.verify_job import verify_experts
 from logits_io.checks import find_logits_folders, verify_folder
+from logits_io.runs import verify_runs
 
 OF_CSV = {"csv_dir", "verbose", "help"}
 OUTPUTS = Path("outputs")  # of the other scripts; checked if no flag says what else
@@ -50,7 +51,10 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def verify_csv(root: Path) -> int:
-    """Check the folder of CSV logits ``root``, or all below it; returns the exit status."""
+    """Check the folder of CSV logits ``root``, or all below it; returns the exit status.
+
+    Records of runs below it are checked too: what they promise must be there.
+    """
     failures, damaged = 0, []
     folders = find_logits_folders(root)
     for folder in folders:
@@ -62,8 +66,13 @@ def verify_csv(root: Path) -> int:
             damaged.append(str(folder))
         else:
             write_stdout(f"ok     {folder}")
+    broken = verify_runs(root)
+    for line in broken:
+        write_stdout(f"FAILED {line}")
+    failures += len(broken)
     if failures:
-        where = f"{len(damaged)} of {len(folders)} folders: {', '.join(damaged)}"
+        places = [*damaged, *(["the records of runs"] if broken else [])]
+        where = f"{len(damaged)} of {len(folders)} folders: {', '.join(places)}"
         write_stdout(f"VERIFICATION FAILED: {failures} failures in {where}")
         return EXIT_FAILED
     write_stdout(f"VERIFICATION PASSED: {len(folders)} folders, 0 failures")

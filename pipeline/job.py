@@ -20,7 +20,14 @@ from correction import MAX_LOGIT, ClusterAffineCorrection, GridRequest, GridShap
 from loaders import DataPlan, Dataset, PlanRequest, load_dataset, make_plan, resolve_dataset
 from loaders.transforms import Preprocess
 from logits_io import LogitsAnalyzer, RunName
-from logits_io.naming import file_name
+from logits_io.naming import (
+    CALIBRATION_FILE,
+    CONFIG_FILE,
+    CORRECTION_FILE,
+    MODEL_FILE,
+    ONNX_FILE,
+    file_name,
+)
 from models import (
     LoadedModel,
     brecq,
@@ -77,6 +84,13 @@ class Job:
     def folder(self) -> Path:
         """The run's own folder: model, configuration, log."""
         return self.root / self.name.run_folder
+
+    def files(self) -> list[Path]:
+        """The files that a finished run may have left, besides logits and its record."""
+        names = (MODEL_FILE, CORRECTION_FILE, CONFIG_FILE, CALIBRATION_FILE, ONNX_FILE)
+        summary = self.name.summary_folder
+        tables = [self.root / summary / f"{summary}{ending}" for ending in (".json", ".csv")]
+        return [*(self.folder / name for name in names), *tables]
 
     @property
     def subject(self) -> str:

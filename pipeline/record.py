@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from common.provenance import (
 from common.remote import Remote
 from loaders import DataPlan, ImageSet
 from logits_io.naming import FULL_PRECISION, LAST_FILES, QUANTIZED, RUN_FILE
+from logits_io.runs import promises
 from pipeline.job import Job, preprocess_of
 from pipeline.results import Results
 from quant import QuantModel, zero_share
@@ -97,12 +98,14 @@ class Outline:
     Attributes:
         signs: confidences and agreements on the fitting and the evaluation images.
         started: UTC time of the start.
+        logits: names of the folders of logits below the root.
     """
 
     results: Results
     signs: Mapping[str, float]
     zero_share: Mapping[str, float]
     started: str
+    logits: Sequence[str]
 
 
 def run_record(
@@ -134,6 +137,7 @@ def run_record(
         "warning_signs": dict(outline.signs),
         "seconds": clock.seconds,
         "unsaved": saves.failures,
+        **promises(job.root, job.name.file_stem, outline.logits, job.files()),
     }
 
 

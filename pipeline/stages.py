@@ -102,6 +102,7 @@ class Context:
         metadata: metadata row saved with the logits.
         float_logits: (N, C) of the evaluation images, where they are known before the run begins.
         written: folders below the root, in the order in which they were written.
+        logits: those that hold logits.
     """
 
     job: Job
@@ -115,6 +116,12 @@ class Context:
     saves: SaveLog
     started: str = field(default_factory=utc_now)
     written: list[str] = field(default_factory=list)
+    logits: list[str] = field(default_factory=list)
+
+    def note_logits(self, folder: str) -> None:
+        """Note that a folder of logits is written."""
+        self.written.append(folder)
+        self.logits.append(folder)
 
 
 def run(job: Job) -> Outcome:
@@ -148,7 +155,11 @@ def _run_stages(context: Context) -> Outcome:
     if doubt is not None:
         logger.warning(doubt)
     outline = Outline(
-        results, signs, zero_shares(context.networks.network, quantized), context.started
+        results=results,
+        signs=signs,
+        zero_share=zero_shares(context.networks.network, quantized),
+        started=context.started,
+        logits=context.logits,
     )
     save_summary(context, outline, corrections, evaluation, quantized)
     finish(context, outline)
@@ -308,7 +319,7 @@ def _evaluate(context: Context, quantized: nn.Module) -> Inference:
                 writer.add,
                 context.float_logits,
             )
-        context.written.append(name.initial_folder)
+        context.note_logits(name.initial_folder)
     if evaluation is None:
         raise RunError("evaluation images must be readable; the log names the one that was not")
     return evaluation
@@ -369,7 +380,7 @@ def _save_result(
             {**context.metadata, **dataclasses.asdict(setting), **job.describe_fit()},
             same_as=name.initial_folder if has_initial else None,
         )
-        context.written.append(folder)
+        context.note_logits(folder)
 
 
 def sweep_bits(context: Context, quantized: QuantModel) -> None:

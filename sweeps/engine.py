@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from common.console import EXIT_OK, EXIT_UNSAVED
+from common.console import EXIT_OK
 from sweeps.spec import FAILURE, LOG, RunSpec
 
 MAIN_SCRIPT = Path(__file__).resolve().parent.parent / "main_imagenet.py"
@@ -71,7 +71,7 @@ def execute(
             if on_start is not None:
                 on_start(process)
             status = process.wait()
-        if status not in (EXIT_OK, EXIT_UNSAVED) or spec.record() is None:
+        if status != EXIT_OK or spec.record() is None:
             spec.note_failure(status, tail_of(spec.folder / LOG))
 
 

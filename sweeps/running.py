@@ -58,11 +58,14 @@ class Choice:
 
 
 def open_runs(specs: Sequence[RunSpec], choice: Choice) -> list[RunSpec]:
-    """The runs to start: those not finished, without the failed ones unless they are retried."""
+    """The runs to start: those not finished, without the failed ones unless they are retried.
+
+    A run that failed only because it could not save everything is always tried again.
+    """
     if choice.report_only:
         return []
     wanted = ("open", "failed") if choice.retry_failed else ("open",)
-    return [spec for spec in specs if spec.state() in wanted]
+    return [spec for spec in specs if spec.state() in wanted or spec.is_unsaved()]
 
 
 def run_open(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.console import EXIT_UNSAVED
 from common.errors import InputError
-from common.files import write_json
+from common.sealed import read_record, write_record
 from logits_io.naming import RUN_FILE, file_name
+from logits_io.runs import broken_promises, read_run
 
 FAILURE = "failed.json"
 LOG = "log.txt"
@@ -63,14 +64,29 @@ class RunSpec(ABC):
         """The flags for main_imagenet.py; equal flags mean the same run."""
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the finished run with these flags; None if there is none."""
-        content = _read(self.folder / self.method / RUN_FILE)
-        return content if content is not None and content.get("argv") == self.flags else None
+        """The record of the finished run with these flags; None if there is none.
+
+        A run is finished when all that its record promises is there and whole.
+        """
+        root = self.folder / self.method
+        content = read_run(root / RUN_FILE)
+        if content is None or content["argv"] != self.flags or content.get("unsaved"):
+            return None
+        return None if broken_promises(root, content) else content
 
     def failure(self) -> dict[str, Any] | None:
         """The recorded failure of an earlier run with these flags; None if there is none."""
-        content = _read(self.folder / FAILURE)
-        return content if content is not None and content.get("argv") == self.flags else None
+        content = read_record(self.folder / FAILURE)
+        return content if content is not None and self._is_failure(content) else None
+
+    def _is_failure(self, content: Mapping[str, Any]) -> bool:
+        log = content.get("log")
+        return (
+            content.get("argv") == self.flags
+            and isinstance(content.get("status"), int)
+            and isinstance(log, list)
+            and all(isinstance(line, str) for line in log)
+        )
 
     def reason(self) -> str:
         """The last line of the log of a run that failed; empty if it did not, or said nothing."""
@@ -85,7 +101,12 @@ class RunSpec(ABC):
             tail: last lines of the log.
         """
         content = {"argv": self.flags, "status": status, "log": list(tail)}
-        write_json(self.folder / FAILURE, content)
+        write_record(self.folder / FAILURE, content)
+
+    def is_unsaved(self) -> bool:
+        """Whether the run ended, but could not save everything; it is worth another try."""
+        failure = self.failure()
+        return failure is not None and failure["status"] == EXIT_UNSAVED
 
     def state(self) -> str:
         """``finished``, ``failed`` or ``open``."""
@@ -140,14 +161,6 @@ class GridRun(RunSpec):
             str(self.folder),
             *self.options,
         ]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def test_a_file_that_was_changed_in_place_with_its_time_kept_is_decoded_anew(ima
     assert images.digest() != digest
 
 
-def test_damaged_float_logits_are_computed_anew(tmp_path, caplog):
+def test_damaged_float_logits_are_computed_anew(tmp_path, capsys):
     flags = [*QUICK, "--no-plots", "--cache_dir", str(tmp_path / "c")]
     assert main([*flags, "--output_dir", str(tmp_path / "first")]) == 0
     entries = sorted((tmp_path / "c").glob("logits_*.npy"))
@@ -213,7 +213,8 @@ def test_damaged_float_logits_are_computed_anew(tmp_path, caplog):
         content = entry.read_bytes()
         entry.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     assert main([*flags, "--output_dir", str(tmp_path / "second")]) == 0
-    assert caplog.text.count("is made anew: its digest does not hold") == len(entries)
+    told = capsys.readouterr()
+    assert told.err.count("is made anew: its digest does not hold") == len(entries)
     for path in (tmp_path / "first").rglob("logits_*.csv"):
         other = tmp_path / "second" / path.relative_to(tmp_path / "first")
         assert other.read_bytes() == path.read_bytes()

@@ -1,0 +1,127 @@
+"""What makes a run complete: its record, and every folder and file that the record promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from common.files import sha256_file
+from common.sealed import read_record
+from logits_io.naming import RUN_FILE, find_stems, metadata_file, owner
+
+FOLDERS, FILES = "folders", "files"  # entries of a record: what it promises
+FIGURES = ("fullprecision", "quantized", "corrected")
+NUMBERS = ("top1_pct", "top5_pct", "agreement_pct")
+INITIAL = "initial_logits_"
+
+
+def promises(root: Path, stem: str, folders: Sequence[str], files: Sequence[Path]) -> dict:
+    """The entries of a record that say what the run has written.
+
+    Args:
+        root: folder of the method.
+        stem: beginning of the file names in folders of logits.
+        folders: names of folders of logits below the root.
+        files: further files below the root; those that do not exist are left out.
+
+    Returns:
+        folder -> number of files and SHA-256 of its metadata, which hold the digests of the rest;
+        file -> SHA-256.
+    """
+    return {
+        FOLDERS: {
+            name: {
+                "stem": stem,
+                "files": _count(root / name, stem),
+                "metadata_sha256": sha256_file(root / name / metadata_file(stem)),
+            }
+            for name in folders
+        },
+        FILES: {
+            path.relative_to(root).as_posix(): sha256_file(path) for path in files if path.is_file()
+        },
+    }
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """Read ``run.json``; None if there is none, or none that can be believed."""
+    content = read_record(path)
+    return content if content is not None and _is_record(content) else None
+
+
+def _is_record(content: Mapping[str, Any]) -> bool:
+    """Whether the entries that tables are made from have their types."""
+    try:
+        found = [content["figures"][name] for name in FIGURES]
+        numbers = [row[name] for row in found if row is not None for name in NUMBERS]
+        numbers += content["seconds"].values()
+        return (
+            None not in found[:2]
+            and isinstance(content["argv"], list)
+            and all(isinstance(number, int | float) for number in numbers)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def broken_promises(root: Path, record: Mapping[str, Any]) -> list[str]:
+    """What a record promises and is not there or not whole, one text each.
+
+    Records of earlier versions promise nothing.
+
+    Args:
+        root: folder of the method.
+    """
+    problems = []
+    for name, promised in record.get(FOLDERS, {}).items():
+        path = root / name / metadata_file(promised["stem"])
+        if not path.is_file():
+            problems.append(f"{path}: must be there as {RUN_FILE} says, got nothing")
+        elif _digest(path) != promised["metadata_sha256"]:
+            problems.append(f"{path}: must be as the run wrote it, got other bytes")
+        elif _count(path.parent, promised["stem"]) < promised["files"]:
+            problems.append(
+                f"{path.parent}: must hold {promised['files']} files of {promised['stem']}, "
+                f"got {_count(path.parent, promised['stem'])}"
+            )
+    for name, digest in record.get(FILES, {}).items():
+        path = root / name
+        if not path.is_file():
+            problems.append(f"{path}: must be there as {RUN_FILE} says, got nothing")
+        elif _digest(path) != digest:
+            problems.append(f"{path}: must be as the run wrote it, got other bytes")
+    return problems
+
+
+def verify_runs(folder: Path) -> list[str]:
+    """The broken promises of all runs below a folder, and logits of runs without a record."""
+    problems = []
+    for path in sorted(folder.rglob(f"run_*/{RUN_FILE}")):
+        record = read_run(path)
+        if record is None:
+            problems.append(f"{path}: must be the record of a run as it was written")
+        else:
+            problems += broken_promises(path.parent.parent, record)
+    for path in sorted(folder.rglob(f"{INITIAL}*")):
+        record_path = path.parent / f"run_{path.name.removeprefix(INITIAL)}" / RUN_FILE
+        if path.is_dir() and not record_path.is_file():
+            problems.append(f"{record_path}: must be there, as {path.name} is, got nothing")
+    return problems
+
+
+def _count(folder: Path, stem: str) -> int:
+    """The number of files of a stem in a folder."""
+    stems = {*find_stems(folder), stem}
+    return sum(owner(path.name, stems) == stem for path in folder.iterdir())
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _known_digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _known_digest(path: Path, inode: int, size: int, time: int) -> str:
+    return sha256_file(path)
