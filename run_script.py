@@ -22,7 +22,13 @@ from common.errors import InputError
 from sweeps.flags import build_parser
 from sweeps.gpfq import ANALYSES, points_of, run_analysis
 from sweeps.grid import run_grid
-from sweeps.running import Choice, log_failures, open_runs, print_commands
+from sweeps.running import (
+    Choice,
+    log_failures,
+    open_runs,
+    print_commands,
+    require_own_folders,
+)
 from sweeps.spec import (
     DEFAULT_BITS,
     DEFAULT_METHODS,
@@ -89,10 +95,11 @@ def _run_analyses(options: argparse.Namespace, extra: Sequence[str]) -> int:
 
 
 def _require_usable(specs: Sequence[RunSpec], options: argparse.Namespace) -> None:
-    """Check that main_imagenet.py knows architecture, method and flags of the runs to start.
+    """Check that the runs to start are known to main_imagenet.py and have folders of their own.
 
     Raises:
-        InputError: it does not; the text is that of main_imagenet.py.
+        InputError: architecture, method or a flag is unknown (the text is that of
+            main_imagenet.py), or a log of a run would replace a file of the user.
     """
     todo = specs if options.dry_run else open_runs(specs, _choice(options))
     if todo:
@@ -100,6 +107,7 @@ def _require_usable(specs: Sequence[RunSpec], options: argparse.Namespace) -> No
 
         different = {(spec.arch, spec.method): spec.flags for spec in todo}
         require_known_names(different.values())
+    require_own_folders(todo, options.force)
 
 
 def _choice(options: argparse.Namespace) -> Choice:

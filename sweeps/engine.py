@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from common.console import EXIT_OK
-from sweeps.spec import FAILURE, LOG, RunSpec
+from common.marks import mark
+from sweeps.spec import FAILURE, LOG, SPEC_LOCK, RunSpec
 
 MAIN_SCRIPT = Path(__file__).resolve().parent.parent / "main_imagenet.py"
 TAIL_LINES = 20
@@ -52,11 +53,12 @@ def execute(
         script: script to run; None: ``MAIN_SCRIPT``.
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
-    with (spec.folder / ".lock").open("w") as lock:
+    with (spec.folder / SPEC_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if spec.record() is not None:
             return
         (spec.folder / FAILURE).unlink(missing_ok=True)
+        mark(spec.folder, (LOG,))
         command = [sys.executable, str(script or MAIN_SCRIPT), *spec.flags]
         with (spec.folder / LOG).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(

@@ -65,6 +65,11 @@ def _add_run_flags(parser: FlagParser) -> None:
     add("--cpus_per_job", type=float, default=1.0, help="CPUs of a Ray task (default 1)")
     add("--gpus_per_job", type=float, default=0.0, help="GPUs of a Ray task (default 0)")
     add("--retry_failed", action="store_true", help="run again what failed before")
+    add(
+        "--force",
+        action="store_true",
+        help="replace tables, reports and logs in the output folder that this suite did not write",
+    )
     add("--dry_run", action="store_true", help="print the commands and stop")
     add(
         "--report_only",

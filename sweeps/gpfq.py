@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import require_writable
+from common.files import lock_of, locked, require_writable
 from logits_io.naming import file_name
 from plots.axes import save_figure
 from plots.sweep import sweep_figure
@@ -139,9 +139,10 @@ def _note(spec: RunSpec, log: Path) -> Row | None:
     if record is None:
         return None
     row = log_row(record)
-    if row not in read_log(log):
-        append_row(log, row)
-        logger.info("%s: Top-1 %s", spec.name, row["Quantized Top1 Accuracy"])
+    with locked(lock_of(log)):
+        if row not in read_log(log):
+            append_row(log, row)
+            logger.info("%s: Top-1 %s", spec.name, row["Quantized Top1 Accuracy"])
     return row
 
 

@@ -8,11 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from common.console import EXIT_FAILED, EXIT_OK, write_stdout
-from common.files import require_writable
+from common.files import locked, require_writable
+from common.marks import is_marked, mark, require_replaceable
 from common.provenance import provenance
-from sweeps.results import SUMMARY_FILE, as_markdown, summary_row, table_rows, write_results
+from logits_io.naming import file_name
+from sweeps.results import (
+    REPORT_FILE,
+    SUMMARY_COLUMNS,
+    SUMMARY_FILE,
+    TABLE_FILE,
+    as_markdown,
+    result_texts,
+    summary_row,
+    table_rows,
+    write_results,
+)
 from sweeps.running import Choice, run_open
 from sweeps.spec import GridRun
+
+LOCK = ".sweep.lock"  # held while the tables are written
+WRITTEN = (SUMMARY_FILE, f"{TABLE_FILE}.csv", f"{TABLE_FILE}.md", REPORT_FILE)
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +35,45 @@ logger = logging.getLogger(__name__)
 def run_grid(runs: Sequence[GridRun], root: Path, choice: Choice, argv: Sequence[str]) -> int:
     """Run the unfinished runs, then write tables, plots and report; returns the exit status.
 
+    Sweeps of one folder may run at once; each writes the tables of what is finished by then.
+
     Args:
         root: folder of the sweep.
         argv: the command line, for the report.
+
+    Raises:
+        InputError: the folder cannot be written, or holds files of the user of the same names.
     """
     require_writable(root)
+    if not choice.force:
+        require_replaceable(root, WRITTEN, WRITTEN if _is_of_earlier_version(root) else ())
     count = run_open(runs, root, choice)
-    rows = [summary_row(run) for run in runs]
-    if count or choice.report_only or not (root / SUMMARY_FILE).is_file():
-        write_everything(root, runs, rows, argv)
+    with locked(root / LOCK):
+        rows = [summary_row(run) for run in runs]
+        if count or choice.report_only or not _is_written(root, rows):
+            write_everything(root, runs, rows, argv)
     return _conclude(runs, rows)
+
+
+def _is_of_earlier_version(root: Path) -> bool:
+    """Whether a version that listed no files wrote the tables of a sweep."""
+    try:
+        header = (root / SUMMARY_FILE).read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, ValueError):
+        return False
+    return not is_marked(root) and header == ",".join(SUMMARY_COLUMNS)
+
+
+def _is_written(root: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether tables and report of the rows are there; the report is the last to be written."""
+    try:
+        known = all(
+            (root / name).read_text(encoding="utf-8") == text
+            for name, text in result_texts(rows).items()
+        )
+    except (OSError, ValueError):
+        return False
+    return known and (root / REPORT_FILE).is_file()
 
 
 def write_everything(
@@ -41,10 +85,12 @@ def write_everything(
     from sweeps.report import write_report
 
     root.mkdir(parents=True, exist_ok=True)
+    mark(root, WRITTEN)
+    (root / REPORT_FILE).unlink(missing_ok=True)
     write_results(root, rows)
     figures = sweep_figures(rows)
     for text, figure in figures.items():
-        save_figure(root / "image" / f"{text.replace(': ', '_').replace(' ', '_')}.png", figure)
+        save_figure(root / "image" / f"{file_name(text)}.png", figure)
     path = write_report(root, runs, rows, figures, provenance(argv))
     logger.info("report: %s", path)
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_file
-from sweeps.results import SUMMARY_COLUMNS, TABLE_COLUMNS, show, table_rows
+from sweeps.results import REPORT_FILE, SUMMARY_COLUMNS, TABLE_COLUMNS, show, table_rows
 from sweeps.spec import RunSpec
 
-REPORT_FILE = "report.html"
 RUN_COLUMNS = tuple(name for name in SUMMARY_COLUMNS if name != "error")
 
 STYLE = """
@@ -145,7 +144,6 @@ def _failures(specs: Sequence[RunSpec]) -> list[str]:
         failure = spec.failure()
         if spec.record() is None and failure is not None:
             log = "\n".join(failure["log"])
-            parts.append(
-                f"<h3>{_text(spec.name)}: status {failure['status']}</h3><pre>{_text(log)}</pre>"
-            )
+            title = f"{spec.name}: status {failure['status']}"
+            parts.append(f"<h3>{_text(title)}</h3><pre>{_text(log)}</pre>")
     return ["<h2>Failures</h2>", *parts] if parts else []

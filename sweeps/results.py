@@ -12,7 +12,7 @@ from typing import Any
 from common.files import atomic_file
 from sweeps.spec import GridRun
 
-SUMMARY_FILE, TABLE_FILE = "sweep_summary.csv", "sweep_table"
+SUMMARY_FILE, TABLE_FILE, REPORT_FILE = "sweep_summary.csv", "sweep_table", "report.html"
 FIGURES = ("fullprecision", "quantized", "corrected")
 SUMMARY_COLUMNS = (
     "arch",
@@ -28,6 +28,7 @@ SUMMARY_COLUMNS = (
     "seconds",
     "error",
 )
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that spreadsheets compute
 AGREEMENTS = {"quantized": "agreement", "corrected": "corrected_agreement"}
 TABLE_COLUMNS = ("arch", "method", "W/A", "n", "full precision", "quantized", "corrected", "gain")
 
@@ -102,8 +103,16 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow(["" if row[name] is None else row[name] for name in columns])
+        writer.writerow([_plain_cell(row[name]) for name in columns])
     return buffer.getvalue()
+
+
+def _plain_cell(value: Any) -> Any:
+    """A value as a CSV cell: empty for None; a text that spreadsheets would compute is quoted."""
+    if value is None:
+        return ""
+    is_formula = isinstance(value, str) and value.startswith(FORMULA)
+    return f"'{value}" if is_formula else value
 
 
 def flat_table(table: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -128,18 +137,23 @@ def as_markdown(table: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def result_texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """File -> content: the summary, and the table as CSV and Markdown."""
+    table = table_rows(rows)
+    columns, flat = flat_table(table)
+    return {
+        SUMMARY_FILE: as_csv(rows, SUMMARY_COLUMNS),
+        f"{TABLE_FILE}.csv": as_csv(flat, columns),
+        f"{TABLE_FILE}.md": as_markdown(table),
+    }
+
+
 def write_results(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the summary and the table, the latter as CSV and Markdown.
 
     Raises:
         OSError: one cannot be written.
     """
-    table = table_rows(rows)
-    texts = {
-        SUMMARY_FILE: as_csv(rows, SUMMARY_COLUMNS),
-        f"{TABLE_FILE}.csv": as_csv(flat_table(table)[1], flat_table(table)[0]),
-        f"{TABLE_FILE}.md": as_markdown(table),
-    }
-    for name, text in texts.items():
+    for name, text in result_texts(rows).items():
         with atomic_file(root / name) as part:
             part.write_text(text, encoding="utf-8")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from common.console import write_stdout
 from common.errors import InputError
+from common.marks import is_marked, require_replaceable
 from sweeps.engine import Engine, LocalEngine
-from sweeps.spec import RunSpec
+from sweeps.spec import FAILURE, LOG, SPEC_LOCK, RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Choice:
         cpus_per_job, gpus_per_job: resources that a Ray task requests.
         retry_failed: run again what failed before.
         report_only: run nothing.
+        force: replace tables, reports and logs that this suite did not write.
     """
 
     engine: str = "local"
@@ -38,6 +40,7 @@ class Choice:
     gpus_per_job: float = 0.0
     retry_failed: bool = False
     report_only: bool = False
+    force: bool = False
 
     def make_engine(self) -> Engine:
         """Make the engine.
@@ -66,6 +69,26 @@ def open_runs(specs: Sequence[RunSpec], choice: Choice) -> list[RunSpec]:
         return []
     wanted = ("open", "failed") if choice.retry_failed else ("open",)
     return [spec for spec in specs if spec.state() in wanted or spec.is_unsaved()]
+
+
+def require_own_folders(specs: Sequence[RunSpec], force: bool) -> None:
+    """Check, without writing, that each run has a folder of its own and replaces no file of a user.
+
+    Raises:
+        InputError: two architectures have the same folder, or a log is not one of a sweep.
+    """
+    archs: dict[Path, str] = {}
+    for spec in specs:
+        folder = spec.folder
+        if archs.setdefault(folder, spec.arch) != spec.arch:
+            raise InputError(
+                "architectures must differ in letters, digits, _ . or -, got "
+                f"{archs[folder]} and {spec.arch}"
+            )
+        if not force:
+            is_old = (folder / SPEC_LOCK).is_file() and not is_marked(folder)
+            known = (LOG, FAILURE) if is_old else ()
+            require_replaceable(folder, (LOG, FAILURE), known)
 
 
 def run_open(

@@ -10,12 +10,14 @@ from typing import Any
 
 from common.console import EXIT_UNSAVED
 from common.errors import InputError
+from common.marks import mark
 from common.sealed import read_record, write_record
 from logits_io.naming import RUN_FILE, file_name
 from logits_io.runs import broken_promises, read_run
 
 FAILURE = "failed.json"
 LOG = "log.txt"
+SPEC_LOCK = ".lock"  # in the folder of a run that was started; held while it runs
 DEFAULT_METHODS = ("adaround",)
 DEFAULT_BITS = ((2, 2), (4, 2), (2, 4), (4, 4))
 DEFAULT_SEEDS = tuple(range(1001, 1011))
@@ -101,6 +103,7 @@ class RunSpec(ABC):
             tail: last lines of the log.
         """
         content = {"argv": self.flags, "status": status, "log": list(tail)}
+        mark(self.folder, (FAILURE,))
         write_record(self.folder / FAILURE, content)
 
     def is_unsaved(self) -> bool:
@@ -197,8 +200,14 @@ class Grid:
             given = (self.correction or {}).get(name)
             values = given or (None if arch.startswith(FEW_CLASSES) else default)
             if values is not None:
-                flags += [f"--{name}", *(f"{value:g}" for value in values)]
+                flags += [f"--{name}", *map(number_text, values)]
         return flags
+
+
+def number_text(value: float) -> str:
+    """A number as a flag's value: in up to six digits where these say it exactly, else in full."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def parse_bits(text: str) -> tuple[int, int]:

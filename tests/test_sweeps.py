@@ -16,10 +16,12 @@ import pytest
 
 import run_script
 from common.errors import InputError
+from common.sealed import write_record
 from sweeps import engine
 from sweeps.engine import LocalEngine, execute
 from sweeps.report import RUN_COLUMNS
-from sweeps.results import TABLE_COLUMNS, as_markdown, spread, summary_row, table_rows
+from sweeps.results import TABLE_COLUMNS, as_csv, as_markdown, spread, summary_row, table_rows
+from sweeps.running import require_own_folders
 from sweeps.spec import DEFAULT_SEEDS, Grid, GridRun, parse_bits
 from tests.conftest import PROJECT
 
@@ -35,6 +37,7 @@ time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
 if seed == 13:
     print("error: weights must be finite")
     sys.exit(2)
+unsaved = ["the quantized model"] if (root.parents[2] / "full").exists() else []
 figure = {"top5_pct": 99.0, "agreement_pct": 95.0}
 figures = {
     "fullprecision": {**figure, "top1_pct": 90.0},
@@ -45,7 +48,9 @@ folder = root / flags["--quant_method"]
 folder.mkdir(parents=True, exist_ok=True)
 record = {"argv": sys.argv[1:], "figures": figures, "seconds": {"quantize": 1.0, "save": 0.5}}
 record["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+record["unsaved"] = unsaved
 (folder / "run.json").write_text(json.dumps(record))
+sys.exit(3 if unsaved else 0)
 """
 
 
@@ -332,6 +337,95 @@ def test_records_of_other_flags_do_not_count(fake):
     assert spec.state() == "open"
     path.write_text("[")
     assert spec.state() == "open"
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "{}", '{"argv": 1}', '{"argv": [], "figures": [], "seconds": 3}', "\ud800"]
+)
+def test_what_is_no_record_and_no_failure_is_run_again(fake, text):
+    spec = GridRun(fake, "digits_resnet", "rtn", 4, 4, 1)
+    content = text.replace("[]", json.dumps(spec.flags), 1).encode("utf-8", "surrogatepass")
+    execute(spec, {})
+    (spec.folder / "rtn" / "run.json").write_bytes(content)
+    (spec.folder / "failed.json").write_bytes(content)
+    assert spec.state() == "open"
+    assert summary_row(spec)["quantized_top1"] is None
+    execute(spec, {})
+    assert spec.state() == "finished"
+
+
+def test_a_changed_figure_is_run_again(fake):
+    spec = GridRun(fake, "digits_resnet", "rtn", 4, 4, 1)
+    execute(spec, {})
+    path = spec.folder / "rtn" / "run.json"
+    write_record(path, json.loads(path.read_text()))
+    assert spec.state() == "finished"
+    path.write_text(path.read_text().replace("75.0", "76.0"))
+    assert spec.state() == "open"
+
+
+def test_a_run_that_could_not_save_everything_is_run_again(fake):
+    flags = ["--methods", "rtn", "--bits", "4,4", "--seeds", "1", "--output_dir", str(fake)]
+    fake.mkdir()
+    (fake / "full").touch()
+    for count in (1, 2):
+        assert run_script.main(["digits_resnet", *flags]) == 1
+        assert starts(fake) == count
+    assert rows_of(fake / "sweep_summary.csv")[0]["status"] == "failed"
+    (fake / "full").unlink()
+    assert run_script.main(["digits_resnet", *flags]) == 0
+    assert rows_of(fake / "sweep_summary.csv")[0]["status"] == "finished"
+
+
+@pytest.mark.parametrize("lost", ["sweep_summary.csv", "sweep_table.md", "report.html"])
+def test_what_a_kill_left_unwritten_is_written(fake, lost):
+    assert sweep(fake) == 0
+    before = {path.name: path.read_bytes() for path in fake.iterdir() if path.is_file()}
+    (fake / lost).unlink()
+    assert sweep(fake) == 0
+    assert starts(fake) == 8
+    assert {path.name: path.read_bytes() for path in fake.iterdir() if path.is_file()} == before
+
+
+def test_tables_of_the_user_are_not_replaced(fake, capsys):
+    fake.mkdir()
+    (fake / "sweep_table.md").write_text("mine")
+    assert sweep(fake) == 2
+    assert "sweep_table.md: must be a file that this suite wrote" in capsys.readouterr().err
+    assert starts(fake) == 0
+    assert (fake / "sweep_table.md").read_text() == "mine"
+    assert sweep(fake, "--force") == 0
+    assert (fake / "sweep_table.md").read_text() != "mine"
+
+
+def test_a_log_of_the_user_is_not_replaced(fake, capsys):
+    folder = GridRun(fake, "digits_resnet", "rtn", 2, 4, 2).folder
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("mine")
+    assert sweep(fake) == 2
+    assert "log.txt: must be a file that this suite wrote" in capsys.readouterr().err
+    assert starts(fake) == 0
+    assert (folder / "log.txt").read_text() == "mine"
+
+
+def test_two_networks_with_one_folder_are_refused(fake, capsys):
+    archs = ["timm/resnet10t", "timm_resnet10t"]
+    runs = Grid(archs, ("rtn",), ((4, 4),), (1,)).runs(fake, ())
+    wanted = r"architectures must differ in letters.* got timm/resnet10t and timm_resnet10t"
+    with pytest.raises(InputError, match=wanted):
+        require_own_folders(runs, force=False)
+
+
+def test_numbers_are_passed_on_with_all_their_digits(fake):
+    values = {"alpha_list": (0.12345678, 0.2, 1.0)}
+    (run,) = Grid(["resnet18"], ("rtn",), ((4, 4),), (1,), values).runs(fake, ())
+    where = run.flags.index("--alpha_list")
+    assert run.flags[where + 1 : where + 4] == ["0.12345678", "0.2", "1"]
+
+
+def test_a_cell_that_a_spreadsheet_would_compute_is_text():
+    rows = [{"name": "=1+1", "number": -2.5}, {"name": "plain", "number": None}]
+    assert as_csv(rows, ("name", "number")) == "name,number\n'=1+1,-2.5\nplain,\n"
 
 
 def test_tables_of_unfinished_settings_are_empty():
