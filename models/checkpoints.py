@@ -22,6 +22,7 @@ WRAPPERS = ("model_state_dict", "state_dict", "state_dict_ema", "model_ema", "mo
 PREFIXES = ("module.", "_orig_mod.", "model.")
 SAFETENSORS = ".safetensors"
 STEP_COUNTER = "num_batches_tracked"
+AVERAGE_COUNTER = "n_averaged"  # beside the weights in an AveragedModel of torch
 MAX_LISTED = 5
 MAX_CLASSES = 1_000_000
 
@@ -51,7 +52,9 @@ def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is none, or a value is NaN, infinite or not an ordinary real tensor.
     """
-    return list(_peeled(_candidates(content, path, None)[0].state))[-1]
+    taken = _candidates(content, path, None)[0]
+    _log_choice(path, content, taken.key)
+    return list(_peeled(taken.state))[-1]
 
 
 def fitting_state(path: Path, names: Iterable[str], key: str | None) -> dict[str, Tensor]:
@@ -68,7 +71,8 @@ def fitting_state(path: Path, names: Iterable[str], key: str | None) -> dict[str
         InputError: as ``state_dict_of``, or ``key`` names nothing.
     """
     wanted = {name for name in names if not name.endswith(STEP_COUNTER)}
-    candidates = _candidates(_read(path), path, key)
+    content = _read(path)
+    candidates = _candidates(content, path, key)
     fitting: dict[str, dict[str, Tensor]] = {}
     for candidate in candidates:
         for state in _peeled(candidate.state):
@@ -76,15 +80,22 @@ def fitting_state(path: Path, names: Iterable[str], key: str | None) -> dict[str
                 fitting.setdefault(candidate.key, state)
     if not fitting:
         return list(_peeled(candidates[0].state))[-1]
-    taken, *others = fitting
+    taken = next(iter(fitting))
+    if key is None:
+        _log_choice(path, content, taken)
+    return fitting[taken]
+
+
+def _log_choice(path: Path, content: Any, taken: str) -> None:
+    """Log which state dict of a file is taken, if it holds others as well."""
+    others = [name for name, value in content.items() if name != taken and _is_state_dict(value)]
     if others:
         logger.info(
-            "%s: weights of %r taken; %s fit as well (--checkpoint_key)",
+            "%s: weights of %r taken; the file also holds %s (--checkpoint_key)",
             path,
             taken,
             ", ".join(map(repr, others)),
         )
-    return fitting[taken]
 
 
 def _read(path: Path) -> Any:
@@ -123,9 +134,10 @@ def _candidates(content: Any, path: Path, key: str | None) -> list[Candidate]:
 def _peeled(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The state dict, then with one prefix less at a time."""
     yield state
+    names = [key for key in state if key != AVERAGE_COUNTER]
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            yield from _peeled({key.removeprefix(prefix): value for key, value in state.items()})
+        if names and all(key.startswith(prefix) for key in names):
+            yield from _peeled({key.removeprefix(prefix): state[key] for key in names})
             return
 
 
@@ -145,18 +157,25 @@ def _checked(content: Any, path: Path) -> dict[str, Tensor]:
             f"got {_describe(content)}"
         )
     for key, value in content.items():
-        if (
-            value.layout != torch.strided
-            or value.is_quantized
-            or value.is_meta
-            or value.is_complex()
-        ):
+        numbers = _as_float32(value)
+        if numbers is None:
             raise InputError(
                 f"{path}: weights must be ordinary real tensors, got {value.type()} in {key!r}"
             )
-        if not torch.isfinite(value.float()).all():
+        if not torch.isfinite(numbers).all():
             raise InputError(f"{path}: weights must be finite, got NaN or Inf in {key!r}")
     return content
+
+
+def _as_float32(value: Tensor) -> Tensor | None:
+    """The values of a tensor in float32; None if they are not ordinary real numbers."""
+    is_dense = value.layout == torch.strided and not value.is_quantized
+    if not is_dense or value.is_meta or value.is_complex():
+        return None
+    try:
+        return value.float()
+    except NotImplementedError:  # packed numbers, of 4 bits and less
+        return None
 
 
 def _describe(content: object) -> str:

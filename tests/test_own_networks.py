@@ -241,7 +241,7 @@ def test_of_several_state_dicts_the_first_is_taken_and_a_key_picks(tmp_path, cap
     torch.save({"state_dict": first, "state_dict_ema": second}, path)
     with caplog.at_level("INFO"):
         assert load_model("cifar_resnet20", path).network.linear.bias[0] == 1
-    assert "weights of 'state_dict' taken; 'state_dict_ema' fit as well" in caplog.text
+    assert "weights of 'state_dict' taken; the file also holds 'state_dict_ema'" in caplog.text
     chosen = load_model("cifar_resnet20", path, checkpoint_key="state_dict_ema")
     assert chosen.network.linear.bias[0] == 2
     with pytest.raises(InputError, match="checkpoint_key must be in the file, got 'ema'"):
