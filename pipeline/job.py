@@ -42,7 +42,7 @@ from pipeline.options import DEFAULT_ARCH, DEFAULT_SHRINKAGE, RunOptions
 from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod, MethodSettings
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
-from quant.network.own_copy import own_copy
+from quant.network.own_copy import own_copy, unwrapped
 
 IN_PYTHON = "python"  # origin of networks that are no file and no name
 
@@ -158,14 +158,14 @@ def prepare(options: RunOptions, argv: Sequence[str] = (), network: nn.Module | 
     Args:
         argv: the command line that the options come from, for the record.
         network: a float network to use instead of the one that the options name; its name in the
-            record is ``python:`` and its class.
+            record is ``python:`` and its class, not that of a wrapper of data parallelism.
 
     Raises:
         InputError: an option, the data, the network or an output folder is unusable.
     """
     try:
         if network is not None:
-            arch = f"{IN_PYTHON}:{type(network).__name__}"
+            arch = f"{IN_PYTHON}:{type(unwrapped(network)).__name__}"
             named = dataclasses.replace(options.network, arch=arch)
             options = dataclasses.replace(options, network=named)
         return _prepare(options, make_method(options), tuple(argv), network)

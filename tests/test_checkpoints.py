@@ -15,6 +15,7 @@ from common.errors import InputError
 from experts.checkpoints import load_expert
 from models import load_model
 from models.expert import Expert
+from pipeline import CorrectionOptions, DataOptions, OutputOptions, RunOptions, prepare, run
 from quant import QuantizationManager
 
 PREFIXES = ("module.", "_orig_mod.")
@@ -168,3 +169,23 @@ def test_wrapped_networks_from_python_give_the_codes_of_the_network(name):
         plain = method.quantize_model(network, None, [images])(images)
         wrapped = method.quantize_model(WRAPPED[name](network), None, [images])(images)
     assert torch.equal(plain, wrapped)
+
+
+def test_a_whole_run_on_a_data_parallel_network_is_that_of_the_network(tmp_path):
+    network, figures = load_model("digits_resnet").network, {}
+    for name, given in (("plain", network), ("wrapped", nn.DataParallel(network))):
+        options = RunOptions(
+            data=DataOptions(dataset="digits"),
+            quant_method="rtn",
+            settings={"num_samples": 32, "init_wmode": "minmax", "init_amode": "minmax"},
+            correction=CorrectionOptions(correction=False),
+            output=OutputOptions(tmp_path / name, plots=False, logits_format=("npz",)),
+        )
+        job = prepare(options, network=given)
+        assert job.name.tag == "python_CifarResNet_w4bit_a4bit_seed1005"
+        figures[name] = run(job).results.quantized
+    assert figures["plain"] == figures["wrapped"]
+    files = [sorted((tmp_path / name / "rtn").glob("initial*/*.npz")) for name in figures]
+    assert len(files[0]) == len(files[1]) > 0
+    for one, other in zip(*files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
