@@ -1,11 +1,14 @@
 """An ImageNet-style folder: ``train/<class>/*`` and ``val/<class>/*``; ``val`` alone is enough.
 
+Images in folders below a class folder belong to the class, as for torchvision's ``ImageFolder``.
 ``val`` may also hold the images themselves, with their labels in a file.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,8 @@ from loaders.label_file import Labels, read_labels
 from loaders.transforms import Preprocess
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+
+logger = logging.getLogger(__name__)
 
 
 def load_folder(
@@ -38,7 +43,7 @@ def load_folder(
     if val_labels is None:
         val_ids, found = _by_class(root, "val", _class_names(root / "val"))
     else:
-        names = _flat_images(root / "val")
+        names = _flat_images(root)
         val_ids = [f"val/{name}" for name in names]
         found = read_labels(val_labels, names, train_classes)
     if train_classes not in (None, found.classes):
@@ -67,7 +72,7 @@ def _class_names(folder: Path) -> list[str]:
         if entry.is_dir() and not entry.name.startswith(".")
     )
     if not names:
-        images = len(_image_names(folder))
+        images = sum(_is_image(entry.name) for entry in folder.iterdir())
         hint = (
             f"{images} images and no folder (--val_labels FILE gives their labels)"
             if images
@@ -82,37 +87,32 @@ def _difference(train: list[str] | None, val: list[str]) -> str:
     return f"{', '.join(different[:5])} in only one of them"
 
 
-def _image_names(folder: Path) -> list[str]:
-    """Sorted names of the images in ``folder`` itself.
-
-    Raises:
-        InputError: a name is not UTF-8.
-    """
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if _is_image(entry.name))
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raw = os.fsencode(folder / name)
-            raise InputError(f"names of images must be UTF-8, got {raw!r}") from None
-    return names
-
-
 def _is_image(name: str) -> bool:
     stem, _, extension = name.rpartition(".")
     return stem != "" and f".{extension.lower()}" in EXTENSIONS
 
 
-def _flat_images(folder: Path) -> list[str]:
+def _require_utf8(root: Path, ids: Sequence[str]) -> None:
+    for name in ids:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = os.fsencode(root / name)
+            raise InputError(f"names of images must be UTF-8, got {raw!r}") from None
+
+
+def _flat_images(root: Path) -> list[str]:
     """Sorted names of the images in a ``val`` folder without sub-folders."""
+    folder = root / "val"
     if not folder.is_dir():
-        raise InputError(f"data_path must hold a folder val, got none in {str(folder.parent)!r}")
-    names = _image_names(folder)
+        raise InputError(f"data_path must hold a folder val, got none in {str(root)!r}")
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if _is_image(e.name) and not e.is_dir())
     if not names:
         raise InputError(
             f"{folder} must itself hold images if --val_labels is given, got no image there"
         )
+    _require_utf8(folder, names)
     return names
 
 
@@ -121,10 +121,43 @@ def _by_class(root: Path, split: str, classes: list[str]) -> tuple[list[str], La
     ids: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = _image_names(root / split / name)
+        files = _images_below(str(root / split / name))
         if not files:
             raise InputError(f"{root / split / name} must hold at least one image, got none")
         ids += [f"{split}/{name}/{file}" for file in files]
         labels += [label] * len(files)
+    _require_utf8(root, ids)
     origin = f"folders of {split}, {classes[0]} to {classes[-1]}"
     return ids, Labels(classes, np.array(labels, dtype=np.int64), origin)
+
+
+def _images_below(folder: str) -> list[str]:
+    """Paths of the images in a folder and in those below it, relative to it.
+
+    Their order is that of torchvision's ``make_dataset``.
+    """
+    return [
+        f"{below}/{name}"[len(folder) + 1 :]
+        for below, names in sorted(_walk(folder, frozenset()))
+        for name in sorted(names)
+        if _is_image(name)
+    ]
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder with the names of its files; links to folders are followed.
+
+    Args:
+        above: device and inode of the folders above, into which no link is followed.
+    """
+    status = Path(folder).stat()
+    itself = (status.st_dev, status.st_ino)
+    if itself in above:
+        logger.warning("left out %s: it links to a folder that it is in", folder)
+        return
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries]
+    yield folder, [name for name, is_folder in found if not is_folder]
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(f"{folder}/{name}", above | {itself})
