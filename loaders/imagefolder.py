@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,23 @@ from common.errors import InputError
 from loaders.dataset import Dataset
 from loaders.imageset import FileImages
 from loaders.label_file import Labels, read_labels
+from loaders.names import composed
 from loaders.transforms import Preprocess
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+
 
 logger = logging.getLogger(__name__)
 
 
 def load_folder(
-    root: Path, preprocess: Preprocess, skip_bad: bool, threads: int, val_labels: Path | None = None
+    root: Path,
+    preprocess: Preprocess,
+    skip_bad: bool,
+    threads: int,
+    val_labels: Path | None = None,
 ) -> Dataset:
-    """List the images below ``root``; the classes are the sorted sub-folders of ``val``.
+    """List the images below ``root``; the classes are the sub-folders of ``train`` and of ``val``.
 
     Args:
         val_labels: file with the labels of the images of a ``val`` without sub-folders
@@ -39,29 +45,35 @@ def load_folder(
     """
     if not root.is_dir():
         raise InputError(f"data_path must be an existing folder, got {str(root)!r}")
-    train_classes = _class_names(root / "train") if (root / "train").is_dir() else None
+    train_folders = _class_folders(root / "train") if (root / "train").is_dir() else None
     if val_labels is None:
-        val_ids, found = _by_class(root, "val", _class_names(root / "val"))
+        val_folders = _class_folders(root / "val")
+        _require_same(train_folders, val_folders)
+        classes = list(train_folders or val_folders)
+        val_ids, found = _by_class(root, "val", val_folders, classes)
     else:
         names = _flat_images(root)
         val_ids = [f"val/{name}" for name in names]
-        found = read_labels(val_labels, names, train_classes)
-    if train_classes not in (None, found.classes):
-        difference = _difference(train_classes, found.classes)
-        raise InputError(f"classes of train and val must be the same, got {difference}")
+        known = None if train_folders is None else list(train_folders)
+        found = read_labels(val_labels, names, known)
 
     def images(ids: list[str], labels: np.ndarray) -> FileImages:
         return FileImages(root, labels, ids, preprocess, skip_bad, threads)
 
     train = None
-    if train_classes is not None:
-        train_ids, train_found = _by_class(root, "train", train_classes)
+    if train_folders is not None:
+        train_ids, train_found = _by_class(root, "train", train_folders, found.classes)
         train = images(train_ids, train_found.labels)
     val = images(val_ids, found.labels)
     return Dataset("imagenet", found.classes, train, val, found.origin)
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> dict[str, str]:
+    """The folders in ``folder``, sorted as text: composed name -> name on disk.
+
+    Raises:
+        InputError: there are none, or two are the same text in composed Unicode.
+    """
     if not folder.is_dir():
         raise InputError(
             f"data_path must hold {folder.name}/<class>/ folders, got no folder {str(folder)!r}"
@@ -79,12 +91,24 @@ def _class_names(folder: Path) -> list[str]:
             else "none"
         )
         raise InputError(f"{folder} must hold a folder per class, got {hint}")
-    return names
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(composed(name), name)
+        if other != name:
+            raise InputError(
+                f"{folder}: class folders must differ in composed Unicode (NFC), got {other!a} "
+                f"and {name!a}"
+            )
+    return found
 
 
-def _difference(train: list[str] | None, val: list[str]) -> str:
-    different = sorted(set(train or []) ^ set(val))
-    return f"{', '.join(different[:5])} in only one of them"
+def _require_same(train: Mapping[str, str] | None, val: Mapping[str, str]) -> None:
+    different = sorted(set(val if train is None else train) ^ set(val))
+    if different:
+        raise InputError(
+            "classes of train and val must be the same, got "
+            f"{', '.join(different[:5])} in only one of them"
+        )
 
 
 def _is_image(name: str) -> bool:
@@ -116,15 +140,23 @@ def _flat_images(root: Path) -> list[str]:
     return names
 
 
-def _by_class(root: Path, split: str, classes: list[str]) -> tuple[list[str], Labels]:
-    """Ids and labels of the images below ``split/<class>``."""
+def _by_class(
+    root: Path, split: str, folders: Mapping[str, str], classes: list[str]
+) -> tuple[list[str], Labels]:
+    """Ids and labels of the images below ``split/<class>``.
+
+    Args:
+        folders: class -> name of its folder.
+    """
     ids: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = _images_below(str(root / split / name))
+        files = _images_below(str(root / split / folders[name]))
         if not files:
-            raise InputError(f"{root / split / name} must hold at least one image, got none")
-        ids += [f"{split}/{name}/{file}" for file in files]
+            raise InputError(
+                f"{root / split / folders[name]} must hold at least one image, got none"
+            )
+        ids += [f"{split}/{folders[name]}/{file}" for file in files]
         labels += [label] * len(files)
     _require_utf8(root, ids)
     origin = f"folders of {split}, {classes[0]} to {classes[-1]}"

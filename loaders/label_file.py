@@ -4,6 +4,8 @@ The file has one line per image: ``NAME LABEL`` or ``NAME,LABEL`` (a tab or semi
 bounding boxes after the label, as in Kaggle's file, are ignored), or only ``LABEL``, in the order
 of the sorted names. A name may lack its extension. A label is the name of a class, or its index
 from 0 among the sorted class names.
+
+Names are compared in composed Unicode.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from common.errors import InputError
+from loaders.names import composed
 
 HEADERS = {"imageid", "image_id", "image", "filename", "file", "name"}
 ILSVRC_CLASSES = 1000
@@ -53,10 +56,10 @@ def read_labels(path: Path, names: Sequence[str], classes: list[str] | None) -> 
         InputError: the file is unreadable, does not hold one label per image, or holds an unknown
             class.
     """
-    texts = _texts(path, names)
+    texts = _texts(path, [composed(name) for name in names])
     numeric = [text for text in texts if NUMBER.fullmatch(text)]
     if not numeric:
-        return _from_names(path, texts, classes)
+        return _from_names(path, [composed(text) for text in texts], classes)
     odd = next((text for text in texts if not re.fullmatch(rf"\d{{1,{MAX_DIGITS}}}", text)), None)
     if odd is not None:
         raise InputError(
@@ -120,7 +123,7 @@ def _texts(path: Path, names: Sequence[str]) -> list[str]:
         raise InputError(f"{path}: lines must all be NAME LABEL or all LABEL, got {short[0]!r}")
     labels: dict[str, str] = {}
     for row in rows:
-        key = PurePath(row[0]).name
+        key = composed(PurePath(row[0]).name)
         if key in labels:
             raise InputError(f"{path}: names must occur once, got {key!r} again")
         labels[key] = row[1]

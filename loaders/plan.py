@@ -16,6 +16,7 @@ import numpy as np
 from common.errors import InputError
 from loaders.dataset import Dataset
 from loaders.imageset import ImageSet
+from loaders.names import Positions
 
 DEFAULT_CORRECTION_SAMPLES = 10_000
 DEFAULT_VAL_FRACTION = 0.2  # taken from val if there is no train
@@ -186,13 +187,14 @@ def _listed_images(
     if wanted > len(ids):
         raise InputError(f"num_samples must be at most {len(ids)} (the list {path}), got {wanted}")
     for part in (dataset.train, dataset.val):
-        position = {name: index for index, name in enumerate(part.ids)} if part is not None else {}
-        if part is None or ids[0] not in position:
+        positions = Positions([] if part is None else part.ids)
+        if part is None or positions.get(ids[0]) is None:
             continue
-        unknown = next((name for name in ids if name not in position), None)
-        if unknown is not None:
+        found = [positions.get(name) for name in ids]
+        if None in found:
+            unknown = ids[found.index(None)]
             raise InputError(f"{path}: ids must all be of one split, got {unknown!r}")
-        chosen = np.array([position[name] for name in ids[:wanted]], dtype=np.int64)
+        chosen = np.array(found[:wanted], dtype=np.int64)
         used_val = chosen if part is dataset.val else np.empty(0, dtype=np.int64)
         return part.subset(chosen), used_val
     raise InputError(f"{path}: ids must name images of the data set, got {ids[0]!r}")

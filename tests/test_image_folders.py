@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
-from loaders import load_dataset
+from loaders import PlanRequest, load_dataset, make_plan
 from loaders.transforms import Preprocess
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 PLAIN = Preprocess((0.0,) * 3, (1.0,) * 3)
 
 
@@ -97,3 +99,33 @@ def test_a_name_below_a_class_must_be_utf8(tmp_path):
     write(tmp_path / "val" / "ant" / os.fsdecode(b"\xff") / "0.png")
     with pytest.raises(InputError, match=r"names of images must be UTF-8, got b'.*ant/\\xff/0.png"):
         loaded(tmp_path)
+
+
+# --- Unicode
+
+
+def test_classes_of_train_and_val_are_compared_in_composed_unicode(tmp_path):
+    folder_of(tmp_path, [COMPOSED, "bee"], 2, splits=("train",))
+    folder_of(tmp_path, [DECOMPOSED, "bee"], 1, splits=("val",))
+    data = loaded(tmp_path)
+    assert data.classes == ["bee", COMPOSED]
+    assert data.train.ids[2:] == [f"train/{COMPOSED}/{number}.png" for number in range(2)]
+    assert data.val.ids == ["val/bee/0.png", f"val/{DECOMPOSED}/0.png"]
+    assert len(data.val.loaded()) == 2 and data.val.labels.tolist() == [0, 1]
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path):
+    folder_of(tmp_path, [COMPOSED, DECOMPOSED, "bee"], splits=("val",))
+    with pytest.raises(InputError) as caught:
+        loaded(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'val'}: class folders must differ in composed Unicode (NFC), got "
+        r"'cafe\u0301' and 'caf\xe9'"
+    )
+
+
+def test_listed_images_are_found_in_composed_unicode(tmp_path):
+    root, path = folder_of(tmp_path / "data", [DECOMPOSED, "bee"], 3), tmp_path / "ids.json"
+    path.write_text(json.dumps([f"train/{COMPOSED}/1.png", "train/bee/0.png"]))
+    plan = make_plan(loaded(root), PlanRequest(seed=0, calibration_list=path), 8)
+    assert plan.calibration.ids == [f"train/{DECOMPOSED}/1.png", "train/bee/0.png"]

@@ -43,7 +43,7 @@ def flat(tmp_path):
 
 def labelled(flat: Path, text: str):
     file = flat.parent / "labels.txt"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return load_dataset("imagenet", flat, PLAIN, val_labels=file)
 
 
@@ -145,6 +145,17 @@ def test_numbers_that_folders_of_train_contradict_are_refused(flat):
     )
     with pytest.raises(InputError, match=re.escape(message)):
         labelled(flat, rows(LABELS))
+
+
+def test_names_are_compared_in_composed_unicode(flat):
+    for seed, name in enumerate(("cafe\u0301", "the\u0301")):
+        write(flat / "train" / name / "0.png", seed)
+    (flat / "val" / NAMES[0]).rename(flat / "val" / "e\u0301te\u0301.JPEG")
+    text = rows(["caf\u00e9"] * 5 + ["th\u00e9"]).replace(NAMES[0], "\u00e9t\u00e9.JPEG")
+    data = labelled(flat, text)
+    assert data.classes == ["caf\u00e9", "th\u00e9"]
+    assert data.val.ids[-1] == "val/e\u0301te\u0301.JPEG"
+    assert data.val.labels.tolist() == [0, 0, 0, 0, 1, 0]
 
 
 def test_a_folder_of_train_whose_name_only_looks_like_a_number_is_a_name(flat):
