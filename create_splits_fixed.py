@@ -18,15 +18,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from common.console import EXIT_OK, run_main, setup_logging, write_stdout
 from common.errors import InputError
 from common.files import require_writable
-from common.flags import FlagParser
+from common.flags import CLASS_ORDER_HELP, FlagParser
 from common.torch_setup import require_seed
-from experts.images import read_source_labels, resolve_source
-from experts.splits import SPLITS, SplitRequest, Splits, different_file, draw_splits, write_splits
+from experts.images import STATISTICS, Sources, open_sources, resolve_source
+from experts.splits import (
+    SPLITS,
+    SplitRequest,
+    Splits,
+    different_file,
+    draw_splits,
+    order_digest,
+    write_splits,
+)
 
 DEFAULT_SEED = 42
 
@@ -46,6 +52,7 @@ def build_parser() -> FlagParser:
         "(default auto)",
     )
     data("--data_root", type=Path, help="folder of CIFAR or ImageNet (default data for CIFAR)")
+    data("--class_order", metavar="ORDER", help=CLASS_ORDER_HELP)
     data("--download", action="store_true", help="download CIFAR first")
     splits = parser.add_argument_group("splits").add_argument
     splits(
@@ -71,12 +78,12 @@ def build_parser() -> FlagParser:
     return parser
 
 
-def read_labels(options: argparse.Namespace) -> tuple[str, str, np.ndarray, np.ndarray]:
-    """Name of the data set, reason for its choice, and the (N,) labels of train and test source."""
+def read_sources(options: argparse.Namespace) -> tuple[str, str, Sources]:
+    """Name of the data set, reason for its choice, and its train and test source."""
     name, path, reason = resolve_source(options)
     write_stdout(f"Dataset: {name} ({reason})")
-    labels = read_source_labels(name, path, options.download)
-    return name, reason, labels["train"], labels["test"]
+    order = options.class_order
+    return name, reason, open_sources(name, path, STATISTICS[name], options.download, None, order)
 
 
 def describe(splits: Splits, verbose: bool) -> list[str]:
@@ -110,11 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     options = build_parser().parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
-    name, reason, train, test = read_labels(options)
+    name, reason, sources = read_sources(options)
     request = SplitRequest(
-        name, require_seed(options.seed), options.imb_factor, options.max_per_class, reason
+        name,
+        require_seed(options.seed),
+        options.imb_factor,
+        options.max_per_class,
+        reason,
+        order_digest(sources.classes),
     )
-    splits = draw_splits(request, train, test)
+    test = sources.test.labels
+    splits = draw_splits(request, sources.train.labels, test)
     folder = options.output or Path("data") / f"{request.slug}_splits_fixed"
     require_writable(folder)
     changed = different_file(splits, folder)

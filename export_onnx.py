@@ -20,7 +20,7 @@ from pathlib import Path
 from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_stdout
 from common.errors import InputError
 from common.files import require_writable
-from common.flags import FlagParser
+from common.flags import CLASS_ORDER_HELP, FlagParser
 from correction import ClusterAffineCorrection
 from export import export_and_verify
 from export.check_images import check_images
@@ -28,6 +28,8 @@ from export.reporting import NOTES, ExportJob
 from export.settings import add_export_flags, export_settings
 from logits_io.naming import CORRECTION_FILE, ONNX_FILE
 from models import load_quantized
+
+OF_IMAGES = ("dataset", "data_path", "val_labels", "class_order")
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def build_parser() -> FlagParser:
         type=Path,
         help="file with the labels of a val folder without class folders",
     )
+    images("--class_order", metavar="ORDER", help=CLASS_ORDER_HELP)
     images("--noise", action="store_true", help="check on random images instead of a data set")
     images("--batch_size", type=int, default=64, help="images per forward pass (default 64)")
     files = parser.add_argument_group("files and log").add_argument
@@ -66,7 +69,7 @@ def _main(argv: Sequence[str]) -> int:
     parser = build_parser()
     options = parser.parse(argv)
     if options.noise:
-        parser.refuse(options, ("dataset", "data_path", "val_labels"), "with --noise")
+        parser.refuse(options, OF_IMAGES, "with --noise")
     if not options.with_correction:
         parser.refuse(options, ("correction",), "without --with_correction")
     if options.batch_size < 1:

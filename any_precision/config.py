@@ -41,7 +41,15 @@ VALIDATION_KEYS = {
     "bitwidth_options",
     *ALIASES,
 }
-TOP_KEYS = ("dataset", "data_root", "batch_size", "num_workers", "seed", "experiments_dir")
+TOP_KEYS = (
+    "dataset",
+    "data_root",
+    "class_order",
+    "batch_size",
+    "num_workers",
+    "seed",
+    "experiments_dir",
+)
 OPTIMIZER_KEYS = {"name", "start_lr", "weight_decay", "clip_grad"}
 SCHEDULER_KEYS = {
     "name",

@@ -48,7 +48,14 @@ def load_images(config: Config, download: bool) -> TrainingImages:
     name, path, _ = resolve_dataset(config.dataset, root)
     preprocess = LARGE if name == "imagenet" else UNIT
     threads = max(1, config.num_workers)
-    data = load_dataset(name, path, preprocess, download=download, threads=threads)
+    data = load_dataset(
+        name,
+        path,
+        preprocess,
+        download=download,
+        threads=threads,
+        class_order=config.class_order,
+    )
     if data.train is None:
         raise InputError(f"{path} must hold train/, got val/ alone")
     positions = np.arange(len(data.train))

@@ -11,7 +11,7 @@ from typing import Any
 from any_precision.config import Resolver, read_file
 from any_precision.settings import SIMPLE, VANILLA, Config, Optimizer, Validation
 from common.errors import InputError, require_known
-from common.flags import FlagParser
+from common.flags import CLASS_ORDER_HELP, FlagParser
 
 MODELS = ("ResNet",)
 FLAG_FIELDS = {  # flag -> field of the configuration
@@ -58,6 +58,7 @@ def _add_data_flags(parser: FlagParser) -> None:
         help="data set: digits, cifar10, cifar100 or imagenet (default digits)",
     )
     add("--data_root", help="folder of CIFAR or ImageNet (default data)")
+    add("--class_order", metavar="ORDER", help=CLASS_ORDER_HELP)
     add("--download", action="store_true", help="download CIFAR first")
     add("--batch_size", type=int, help="images per batch (default 64)")
 

@@ -54,6 +54,7 @@ class Config:
 
     dataset: str = "digits"
     data_root: str = "data"
+    class_order: str | None = None
     batch_size: int = 64
     num_workers: int = 0
     seed: int = 42
@@ -179,6 +180,8 @@ def checked(config: Config) -> Config:
     for name in SWITCHES:
         if not isinstance(getattr(config, name), bool):
             raise InputError(f"{name} must be True or False, got {getattr(config, name)!r}")
+    if not isinstance(config.class_order, str | None):
+        raise InputError(f"class_order must be text, got {config.class_order!r}")
     config.layer_spec()
     options = list(config.bitwidth_options)
     if config.training_method == VANILLA and len(options) != 1:

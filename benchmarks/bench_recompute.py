@@ -73,7 +73,7 @@ def ours(checkpoint: Path, images: MemoryImages, folder: Path) -> None:
     source = Source("ce_baseline", Found(checkpoint, False), "best_", False)
     opened = Images(request.choice, download=False, workers=None)
     size = images.preprocess
-    opened.sources[(size.resize, size.crop, size.interpolation)] = Sources(images, images)
+    opened.sources[(size.resize, size.crop, size.interpolation)] = Sources(images, images, [])
     compute_split(load_candidate(source, request), "test", opened, request)
 
 

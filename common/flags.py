@@ -13,6 +13,11 @@ from typing import Any, NoReturn
 
 from common.errors import InputError, require_known
 
+CLASS_ORDER_HELP = (
+    "order of the class folders, which must be that of the network's outputs: text (10 before 2; "
+    "the default, but must be given if all names are numbers and the orders differ), natural (2 "
+    "before 10), or a text file with a class name on each line"
+)
 # argparse's own pattern mistakes -1e-3 and -inf for flags.
 NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-(inf|nan)$", re.IGNORECASE)
 

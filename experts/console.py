@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from common.console import write_stdout
-from common.flags import FlagParser
+from common.flags import CLASS_ORDER_HELP, FlagParser
 
 MARKS = {"pass": "✓", "fail": "✗", "warn": "⚠", "skipped": "-"}
 ASCII_MARKS = {"pass": "[ok]", "fail": "[FAIL]", "warn": "[warn]", "skipped": "-"}
@@ -54,6 +54,7 @@ def add_data_flags(parser: FlagParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--data_root", type=Path, help="folder of CIFAR or ImageNet (default data for CIFAR)"
     )
+    group.add_argument("--class_order", metavar="ORDER", help=CLASS_ORDER_HELP)
     group.add_argument(
         "--splits_dir",
         type=Path,

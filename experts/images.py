@@ -49,9 +49,22 @@ class Choice:
     root: Path | None
     reason: str
     splits: StoredSplits
+    class_order: str | None = None
 
     def describe(self) -> str:
         return f"Dataset: {self.dataset} ({self.reason})"
+
+    def open(self, preprocess: Preprocess, download: bool, workers: int | None) -> Sources:
+        """The sources of the data set.
+
+        Raises:
+            InputError: as ``open_sources``, or its classes do not have the order of the splits.
+        """
+        sources = open_sources(
+            self.dataset, self.root, preprocess, download, workers, self.class_order
+        )
+        self.splits.require_order(sources.classes)
+        return sources
 
 
 def resolve_source(options: argparse.Namespace) -> tuple[str, Path | None, str]:
@@ -81,7 +94,7 @@ def choose(options: argparse.Namespace) -> Choice:
             f"splits-dir must hold splits of {name}, got those of {splits.dataset} in "
             f"{splits.folder}"
         )
-    return Choice(name, root, reason, splits)
+    return Choice(name, root, reason, splits, options.class_order)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ class Sources:
 
     train: ImageSet
     test: ImageSet
+    classes: list[str]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -102,12 +116,18 @@ class Sources:
 
 
 def open_sources(
-    dataset: str, root: Path | None, preprocess: Preprocess, download: bool, workers: int | None
+    dataset: str,
+    root: Path | None,
+    preprocess: Preprocess,
+    download: bool,
+    workers: int | None,
+    class_order: str | None = None,
 ) -> Sources:
     """Read or list a data set.
 
     Args:
         workers: image files decoded in parallel; None: one less than there are cores, at most 4.
+        class_order: as in ``load_dataset``.
 
     Raises:
         InputError: it is missing or damaged; the error says what to do.
@@ -117,22 +137,28 @@ def open_sources(
     threads = min(4, (os.cpu_count() or 2) - 1) if workers is None else workers
     root = None if dataset == "digits" else root
     try:
-        data = load_dataset(dataset, root, preprocess, download=download, threads=max(1, threads))
+        data = load_dataset(
+            dataset,
+            root,
+            preprocess,
+            download=download,
+            threads=max(1, threads),
+            class_order=class_order,
+        )
     except InputError as error:
         text = str(error).replace("data_path", "data-root")
         raise InputError(f"{text}; --dataset digits needs no files") from None
     if data.train is None:
         raise InputError(f"{root} must hold train/, got val/ alone")
-    return Sources(data.train, data.val)
+    return Sources(data.train, data.val, data.classes)
 
 
-def read_source_labels(
-    dataset: str, root: Path | None, download: bool = False
-) -> dict[str, np.ndarray]:
+def read_source_labels(choice: Choice) -> dict[str, np.ndarray]:
     """The (N,) labels of the sources ``train`` and ``test``.
 
     Raises:
-        InputError: the data set is missing, damaged, or without ``train``.
+        InputError: the data set is missing, damaged, or without ``train``, or its classes do not
+            have the order of the splits.
     """
-    sources = open_sources(dataset, root, STATISTICS[dataset], download, workers=None)
+    sources = choice.open(STATISTICS[choice.dataset], download=False, workers=None)
     return {"train": sources.train.labels, "test": sources.test.labels}

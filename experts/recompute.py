@@ -22,7 +22,7 @@ from common.files import sha256_file, write_json
 from common.provenance import utc_now
 from evaluation.inference import Inference, infer_logits
 from experts.checkpoints import Found, LoadedExpert, load_expert
-from experts.images import Choice, Sources, network_input, open_sources
+from experts.images import Choice, Sources, network_input
 from experts.splits import list_digest
 from loaders import ImageSet
 from loaders.transforms import Preprocess
@@ -105,9 +105,7 @@ class Images:
     def open(self, preprocess: Preprocess) -> Sources:
         key = (preprocess.resize, preprocess.crop, preprocess.interpolation)
         if key not in self.sources:
-            self.sources[key] = open_sources(
-                self.choice.dataset, self.choice.root, preprocess, self.download, self.workers
-            )
+            self.sources[key] = self.choice.open(preprocess, self.download, self.workers)
         return self.sources[key]
 
     def of(self, split: str, indices: Sequence[int], preprocess: Preprocess) -> ImageSet:

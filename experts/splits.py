@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class SplitRequest:
         imb_factor: training samples of class 0 over those of the last class.
         max_per_class: training samples of class 0.
         choice: reason for choosing this data set, for split_info.json.
+        order: ``order_digest`` of the classes.
     """
 
     dataset: str
@@ -38,6 +39,7 @@ class SplitRequest:
     imb_factor: float | None = None
     max_per_class: int | None = None
     choice: str = "as given"
+    order: str | None = None
 
     @property
     def ratio(self) -> float:
@@ -108,6 +110,13 @@ def list_digest(values: Iterable[int]) -> str:
     return hashlib.sha256(json.dumps([int(value) for value in values]).encode()).hexdigest()
 
 
+def order_digest(classes: Sequence[str]) -> str | None:
+    """SHA-256 of the names of the classes in their order; None where it is that of their text."""
+    if list(classes) == sorted(classes):
+        return None
+    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
+
+
 def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> Splits:
     """Draw all splits.
 
@@ -151,6 +160,8 @@ def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> S
         "created_utc": utc_now(),
         "tool": "create_splits_fixed.py",
     }
+    if request.order is not None:
+        info["classes_sha256"] = request.order
     return Splits(request, indices, drawn, info, dropped)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from common.errors import InputError
 from experts.class_counts import MAX_PER_CLASS
-from experts.splits import SplitRequest, list_digest
+from experts.splits import SplitRequest, list_digest, order_digest
 
 SUFFIX = "_splits_fixed"
 PUBLISHED_SIZES = {"test": 8000, "val": 1000, "tunev": 1000}  # for CIFAR without split_info.json
 WEIGHT_TOLERANCE = 1e-6
+MAX_LISTED = 3
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,20 @@ class StoredSplits:
         splits = self.info.get("splits") if self.info else None
         known = splits.get(name) if isinstance(splits, dict) else None
         return known.get(key) if isinstance(known, dict) else None
+
+    def require_order(self, classes: Sequence[str]) -> None:
+        """Check that the classes have the order that they had when the splits were made.
+
+        Raises:
+            InputError: they do not.
+        """
+        recorded = self.info.get("classes_sha256") if self.info else None
+        if order_digest(classes) != recorded:
+            order = "of their text" if recorded is None else "recorded in split_info.json"
+            raise InputError(
+                f"class_order must be that of the splits in {self.folder}, the one {order}, got "
+                f"{', '.join(classes[:MAX_LISTED])} ..."
+            )
 
     def expected_size(self, name: str) -> int | None:
         """Number of samples that a split must have; None if unknown."""

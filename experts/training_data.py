@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from experts.images import Choice, network_input, open_sources
+from experts.images import Choice, network_input
 from experts.splits import list_digest
 from experts.stored_splits import StoredSplits, check_indices
 from loaders import ImageSet
@@ -41,13 +41,13 @@ def read_training_data(
 
     Args:
         calibration: split that the temperature is fitted on.
-        workers: as in ``open_sources``.
+        workers: as in ``experts.images.open_sources``.
 
     Raises:
         InputError: the data set or its splits are unusable.
     """
     preprocess = network_input(choice.dataset, backbone)
-    sources = open_sources(choice.dataset, choice.root, preprocess, download, workers)
+    sources = choice.open(preprocess, download, workers)
     names = list(dict.fromkeys(["train", "val", calibration]))
     indices = check_indices(choice.splits, names, sources.sizes, allow_mismatch=False)
     images = {name: sources.images(name, indices[name]) for name in names}

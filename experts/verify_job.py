@@ -141,16 +141,22 @@ def read_labels(
     """The (N,) labels of both sources; None if they are not to be compared or not on disk.
 
     Raises:
-        InputError: ``--against_data yes`` is given and they cannot be read.
+        InputError: ``--against_data yes`` or ``--class_order`` is given and they cannot be read, or
+            ``--class_order`` has no effect.
     """
     if options.against_data == "no":
+        if options.class_order is not None:
+            raise InputError(
+                f"class_order must be left out with --against-data no, got {options.class_order}"
+            )
         return None
-    from experts.images import read_source_labels
+    from experts.images import Choice, read_source_labels
 
+    choice = Choice(splits.dataset, options.data_root, "", splits, options.class_order)
     try:
-        return read_source_labels(splits.dataset, options.data_root)
+        return read_source_labels(choice)
     except InputError:
-        if options.against_data == "yes":
+        if options.against_data == "yes" or options.class_order is not None:
             raise
         return None
 

@@ -66,7 +66,13 @@ def check_images(
             "--noise instead), got none"
         )
     name, path, _ = resolve_dataset(name, options.data_path)
-    dataset = load_dataset(name, path, preprocess, val_labels=options.val_labels)
+    dataset = load_dataset(
+        name,
+        path,
+        preprocess,
+        val_labels=options.val_labels,
+        class_order=options.class_order,
+    )
     chosen = dataset.val.subset(settings.choose(len(dataset.val))).loaded()
     first = next(chosen.batches(1))[0]
     return CheckImages(chosen.batches(options.batch_size), tuple(first.shape[1:]), name)

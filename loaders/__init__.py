@@ -70,6 +70,7 @@ def load_dataset(
     skip_bad: bool = False,
     threads: int = 2,
     val_labels: Path | None = None,
+    class_order: str | None = None,
 ) -> Dataset:
     """Read or list a data set.
 
@@ -80,10 +81,11 @@ def load_dataset(
         skip_bad: leave out unreadable image files instead of raising an error.
         threads: number of image files decoded in parallel.
         val_labels: file with the labels of a flat ``val`` folder (image folders).
+        class_order: ``text``, ``natural`` or a file of names (image folders).
 
     Raises:
         InputError: unknown name, an argument that the data set does not use, missing or empty
-            folder, damaged files.
+            folder, damaged files, classes whose order is unclear.
     """
     require_known("dataset", name, DATASETS)
     unused = {
@@ -91,6 +93,7 @@ def load_dataset(
         "download": download and name not in LAYOUTS,
         "skip_bad_images": skip_bad and name != "imagenet",
         "val_labels": val_labels is not None and name != "imagenet",
+        "class_order": class_order is not None and name != "imagenet",
     }
     for flag, is_unused in unused.items():
         if is_unused:
@@ -101,4 +104,4 @@ def load_dataset(
         return load_torchvision_set(name, data_path or DEFAULT_ROOT, preprocess, download)
     if data_path is None:
         raise InputError(f"data_path must be given for dataset {name}, got none")
-    return load_folder(data_path, preprocess, skip_bad, threads, val_labels)
+    return load_folder(data_path, preprocess, skip_bad, threads, val_labels, class_order)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
+from loaders.class_order import in_order
 from loaders.dataset import Dataset
 from loaders.imageset import FileImages
 from loaders.label_file import Labels, read_labels
@@ -32,16 +33,18 @@ def load_folder(
     skip_bad: bool,
     threads: int,
     val_labels: Path | None = None,
+    class_order: str | None = None,
 ) -> Dataset:
     """List the images below ``root``; the classes are the sub-folders of ``train`` and of ``val``.
 
     Args:
         val_labels: file with the labels of the images of a ``val`` without sub-folders
             (``loaders.label_file``); the classes are then those of ``train`` or of the file.
+        class_order: as in ``loaders.class_order.in_order``.
 
     Raises:
-        InputError: a folder is missing or empty, the classes of ``train`` and ``val`` differ, or
-            the labels do not fit the images.
+        InputError: a folder is missing or empty, the classes of ``train`` and ``val`` differ, their
+            order is unclear, or the labels do not fit the images.
     """
     if not root.is_dir():
         raise InputError(f"data_path must be an existing folder, got {str(root)!r}")
@@ -49,13 +52,15 @@ def load_folder(
     if val_labels is None:
         val_folders = _class_folders(root / "val")
         _require_same(train_folders, val_folders)
-        classes = list(train_folders or val_folders)
+        classes = in_order(list(train_folders or val_folders), class_order, str(root / "val"))
         val_ids, found = _by_class(root, "val", val_folders, classes)
     else:
         names = _flat_images(root)
         val_ids = [f"val/{name}" for name in names]
-        known = None if train_folders is None else list(train_folders)
-        found = read_labels(val_labels, names, known)
+        known = None
+        if train_folders is not None:
+            known = in_order(list(train_folders), class_order, str(root / "train"))
+        found = read_labels(val_labels, names, known, class_order)
 
     def images(ids: list[str], labels: np.ndarray) -> FileImages:
         return FileImages(root, labels, ids, preprocess, skip_bad, threads)

@@ -3,7 +3,7 @@
 The file has one line per image: ``NAME LABEL`` or ``NAME,LABEL`` (a tab or semicolon works as well;
 bounding boxes after the label, as in Kaggle's file, are ignored), or only ``LABEL``, in the order
 of the sorted names. A name may lack its extension. A label is the name of a class, or its index
-from 0 among the sorted class names.
+from 0 among the class names in their order.
 
 Names are compared in composed Unicode.
 """
@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from common.errors import InputError
+from loaders.class_order import in_order, names_a_file, read_names
 from loaders.names import composed
 
 HEADERS = {"imageid", "image_id", "image", "filename", "file", "name"}
@@ -35,7 +36,7 @@ class Labels:
     """Labels of images.
 
     Attributes:
-        classes: sorted names; numbers if the file holds numbers and there is no train folder.
+        classes: names in order; numbers if the file holds numbers and nothing names the classes.
         labels: (N,) int64, in the order of the images.
         origin: text that states where the classes come from.
     """
@@ -45,44 +46,68 @@ class Labels:
     origin: str
 
 
-def read_labels(path: Path, names: Sequence[str], classes: list[str] | None) -> Labels:
+@dataclass(frozen=True)
+class KnownClasses:
+    """The names of the classes in their order, and what gives them, for error texts."""
+
+    names: list[str]
+    source: str
+
+
+def read_labels(
+    path: Path, names: Sequence[str], classes: list[str] | None, class_order: str | None = None
+) -> Labels:
     """Read the labels of images.
 
     Args:
         names: file names of the images, sorted.
-        classes: classes of the train folder; None takes those in the file.
+        classes: classes of the train folder in their order; None takes those in the file of
+            ``class_order``, else those in the file of labels.
+        class_order: as in ``loaders.class_order.in_order``.
 
     Raises:
         InputError: the file is unreadable, does not hold one label per image, or holds an unknown
-            class.
+            class, or ``class_order`` has no effect.
     """
     texts = _texts(path, [composed(name) for name in names])
+    known = None if classes is None else KnownClasses(classes, "folders of train")
+    if known is None and class_order is not None and names_a_file(class_order):
+        known = KnownClasses(read_names(class_order), f"names in {Path(class_order).name}")
     numeric = [text for text in texts if NUMBER.fullmatch(text)]
     if not numeric:
-        return _from_names(path, [composed(text) for text in texts], classes)
+        return _from_names(path, [composed(text) for text in texts], known, class_order)
     odd = next((text for text in texts if not re.fullmatch(rf"\d{{1,{MAX_DIGITS}}}", text)), None)
     if odd is not None:
         raise InputError(
             f"{path}: labels must be all names or all whole numbers from 0 to "
             f"{10**MAX_DIGITS - 1}, got {odd[:40]!r}"
         )
-    return _from_numbers(path, np.array(texts, dtype=np.int64), classes)
+    if known is None and class_order is not None:
+        raise InputError(
+            f"class_order must be a file of names or left out where {path.name} holds numbers and "
+            f"there is no train folder, got {class_order}"
+        )
+    return _from_numbers(path, np.array(texts, dtype=np.int64), known)
 
 
-def _from_names(path: Path, texts: list[str], classes: list[str] | None) -> Labels:
-    known = sorted(set(texts)) if classes is None else classes
-    index = {name: position for position, name in enumerate(known)}
+def _from_names(
+    path: Path, texts: list[str], known: KnownClasses | None, class_order: str | None
+) -> Labels:
+    if known is None:
+        names = in_order(sorted(set(texts)), class_order, path.name)
+        known = KnownClasses(names, f"names in {path.name}")
+    index = {name: position for position, name in enumerate(known.names)}
     unknown = next((text for text in texts if text not in index), None)
     if unknown is not None:
         raise InputError(
-            f"{path}: labels must be folders of train, got {unknown!r}, "
-            f"which is none of the {len(known)}"
+            f"{path}: labels must be {known.source}, got {unknown!r}, "
+            f"which is none of the {len(known.names)}"
         )
-    origin = f"names in {path.name}" if classes is None else "folders of train"
-    return Labels(known, np.array([index[text] for text in texts], dtype=np.int64), origin)
+    labels = np.array([index[text] for text in texts], dtype=np.int64)
+    return Labels(known.names, labels, known.source)
 
 
-def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) -> Labels:
+def _from_numbers(path: Path, numbers: np.ndarray, known: KnownClasses | None) -> Labels:
     distinct, largest = len(np.unique(numbers)), int(numbers.max())
     if distinct == largest and int(numbers.min()) == 1:
         text = f"{path}: labels must be numbers from 0, got 1 to {largest}"
@@ -92,20 +117,21 @@ def _from_numbers(path: Path, numbers: np.ndarray, classes: list[str] | None) ->
                 "folders either: give a file with the synsets, n01440764 ..., instead)"
             )
         raise InputError(text)
-    if classes is None:
+    if known is None:
         names = [str(number) for number in range(largest + 1)]
         return Labels(names, numbers, f"numbers in {path.name}, the largest {largest}")
+    classes = known.names
     if largest >= len(classes):
         raise InputError(
-            f"{path}: labels must be below {len(classes)}, the folders of train, got {largest}"
+            f"{path}: labels must be below {len(classes)}, the {known.source}, got {largest}"
         )
     misplaced = next((n for i, n in enumerate(classes) if n.isdecimal() and int(n) != i), None)
     if misplaced is not None:
         raise InputError(
-            f"{path}: labels must be unambiguous, got numbers where folder {misplaced!r} of train "
-            f"is number {classes.index(misplaced)} in order"
+            f"{path}: labels must be unambiguous, got numbers where {misplaced!r} of the "
+            f"{known.source} is number {classes.index(misplaced)} in order"
         )
-    return Labels(classes, numbers, "folders of train")
+    return Labels(classes, numbers, known.source)
 
 
 def _texts(path: Path, names: Sequence[str]) -> list[str]:

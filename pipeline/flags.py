@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.flags import FlagParser, arch_name, positive_int
+from common.flags import CLASS_ORDER_HELP, FlagParser, arch_name, positive_int
 from export.settings import add_export_flags
 from loaders import DATASETS
 from loaders.transforms import INTERPOLATIONS
@@ -67,6 +67,7 @@ def _add_data_flags(parser: FlagParser) -> None:
         help="file with the labels of a val folder without class folders: NAME LABEL on each line, "
         "or LABEL alone in the order of the names (class names, or numbers from 0)",
     )
+    add("--class_order", metavar="ORDER", help=CLASS_ORDER_HELP)
     add("--download", action="store_true", help="download CIFAR or MNIST into --data_path first")
     add(
         "--skip_bad_images",

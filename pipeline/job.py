@@ -244,6 +244,7 @@ def _open_dataset(options: RunOptions) -> Dataset:
         skip_bad=data.skip_bad_images,
         threads=data.workers,
         val_labels=data.val_labels,
+        class_order=data.class_order,
     )
 
 

@@ -55,8 +55,8 @@ def other_method(job: Job) -> str:
 def export_command(job: Job) -> str:
     """The command that writes the model of this run as ONNX."""
     data = job.options.data
-    values = {"data_path": data.data_path, "val_labels": data.val_labels}
-    given = {name: str(path) for name, path in values.items() if path is not None}
+    values = {name: getattr(data, name) for name in ("data_path", "val_labels", "class_order")}
+    given = {name: str(value) for name, value in values.items() if value is not None}
     return _command("export_onnx.py", [str(job.folder / MODEL_FILE)], given)
 
 

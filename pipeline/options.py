@@ -106,6 +106,7 @@ class DataOptions:
     """The images.
 
     Attributes:
+        class_order: ``text``, ``natural`` or a file of names; None: text, where that is clear.
         batch_size: images per forward pass.
         workers: image files decoded in parallel.
         calibration_list: file with the ids of the calibration images; None: drawn with the seed.
@@ -114,6 +115,7 @@ class DataOptions:
     dataset: str = "auto"
     data_path: Path | None = None
     val_labels: Path | None = None
+    class_order: str | None = None
     download: bool = False
     skip_bad_images: bool = False
     batch_size: int = 64

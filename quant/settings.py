@@ -20,13 +20,13 @@ RESERVED_NAMES = frozenset(
     alpha alpha_list arch arch_args augment_calibration batch_size bitwidth_sweep bw_act bw_bank
     bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity
     bw_target_average bw_tolerance bw_weighting cache_dir calibration_list checkpoint
-    checkpoint_format checkpoint_key chunk_size compression config correction correction_samples
-    correction_source crop data_path dataset device download dry_run expect_top1 export_images
-    export_onnx force help input_size int2 interpolation list_archs list_methods list_recipes
-    load_correction log_dir logits_format mean min_agreement num_clusters num_clusters_list output
-    output_dir pca_dim pca_dim_list plots print_config quant_method quiet recipe resize resume
-    save_results shrinkage skip_bad_images std table val_labels verbose weights with_correction
-    workers
+    checkpoint_format checkpoint_key chunk_size class_order compression config correction
+    correction_samples correction_source crop data_path dataset device download dry_run
+    expect_top1 export_images export_onnx force help input_size int2 interpolation list_archs
+    list_methods list_recipes load_correction log_dir logits_format mean min_agreement
+    num_clusters num_clusters_list output output_dir pca_dim pca_dim_list plots print_config
+    quant_method quiet recipe resize resume save_results shrinkage skip_bad_images std table
+    val_labels verbose weights with_correction workers
     """.split()
 )
 

@@ -17,6 +17,8 @@ import create_splits_fixed
 import verify_logits
 from common.files import sha256_file
 from experts.splits import list_digest
+from loaders import load_dataset
+from loaders.transforms import Preprocess
 from logits_io.npz import npz_path, read_npz, side_path, write_npz
 from tests.conftest import PROJECT
 
@@ -26,9 +28,7 @@ SPLITS = ("val", "test", "tunev")
 
 @pytest.fixture(scope="module")
 def digits_labels() -> np.ndarray:
-    from experts.images import read_source_labels
-
-    return read_source_labels("digits", None)["test"]
+    return load_dataset("digits", None, Preprocess((0.0,) * 3, (1.0,) * 3)).val.labels
 
 
 @pytest.fixture

@@ -1,21 +1,25 @@
-"""Which files of a folder are images, and of which class."""
+"""Which files of a folder are images, of which class, and in which order the classes are."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import main_imagenet
 from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan
+from loaders.class_order import natural_key
 from loaders.transforms import Preprocess
 
-COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 PLAIN = Preprocess((0.0,) * 3, (1.0,) * 3)
+NUMBERS = [str(number) for number in range(1, 13)]
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
 def write(path: Path, seed: int = 0) -> None:
@@ -34,8 +38,158 @@ def folder_of(
     return root
 
 
-def loaded(root: Path):
-    return load_dataset("imagenet", root, PLAIN)
+def loaded(root: Path, order: str | None = None):
+    return load_dataset("imagenet", root, PLAIN, class_order=order)
+
+
+# --- the order of the classes
+
+
+def test_numbers_in_two_orders_are_refused_unless_an_order_is_given(tmp_path):
+    root = folder_of(tmp_path, NUMBERS)
+    with pytest.raises(InputError) as caught:
+        loaded(root)
+    assert str(caught.value) == (
+        "class_order must be given where the classes are numbers whose orders differ (text, "
+        "natural, or a file with the names in the order of the network's outputs), got none for "
+        f"{root / 'val'}: 1, 10, 11 as text, 1, 2, 3 as numbers"
+    )
+    natural, text = loaded(root, "natural"), loaded(root, "text")
+    assert natural.classes == NUMBERS
+    assert text.classes == sorted(NUMBERS)
+    for data in (natural, text):
+        for images in (data.train, data.val):
+            named = [name.split("/")[1] for name in images.ids]
+            assert [data.classes[label] for label in images.labels] == named == data.classes
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["01", "02", "10"], ["8", "9"]])
+def test_numbers_in_one_order_need_no_flag(tmp_path, names, caplog):
+    assert loaded(folder_of(tmp_path, names)).classes == names
+    assert caplog.text == ""
+
+
+def test_other_names_in_two_orders_are_warned_of(tmp_path, caplog):
+    root = folder_of(tmp_path, ["class2", "class10", "other"])
+    with caplog.at_level(logging.WARNING):
+        assert loaded(root).classes == ["class10", "class2", "other"]
+    assert caplog.messages == [
+        f"classes of {root / 'val'} are in the order of their text: class10, class2, other "
+        "(--class_order natural: class2, class10, other)"
+    ]
+    caplog.clear()
+    assert loaded(root, "text").classes == ["class10", "class2", "other"]
+    assert loaded(root, "natural").classes == ["class2", "class10", "other"]
+    assert caplog.messages == []
+
+
+def test_synsets_are_not_warned_of(tmp_path, caplog):
+    names = ["n01440764", "n01443537", "n15075141"]
+    assert loaded(folder_of(tmp_path, names)).classes == names
+    assert caplog.text == ""
+
+
+def test_natural_order():
+    names = ["b", "a10", "a9", "a", "a09", "10", "9", "a9b2", "a9b10", "0", "00", f"a{'9' * 5000}"]
+    assert sorted(names, key=natural_key) == [
+        *("0", "00", "9", "10", "a", "a09", "a9", "a9b2", "a9b10", "a10", f"a{'9' * 5000}", "b")
+    ]
+
+
+def test_a_file_gives_any_order(tmp_path):
+    root, file = folder_of(tmp_path / "data", ["ant", "bee", COMPOSED], 2), tmp_path / "order.txt"
+    file.write_text(f"\ufeffbee\r\n\n {DECOMPOSED}\nant\n", encoding="utf-8")
+    data = loaded(root, str(file))
+    assert data.classes == ["bee", COMPOSED, "ant"]
+    assert data.val.ids[:3] == ["val/bee/0.png", "val/bee/1.png", f"val/{COMPOSED}/0.png"]
+    assert data.val.labels.tolist() == data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.origin == "folders of val, bee to ant"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("ant\nbee", "must name exactly the 3 classes of {val}, got 2 names: cat not in the file"),
+        (
+            "ant\nbee\ncat\ndog",
+            "must name exactly the 3 classes of {val}, got 4 names: dog not in {val}",
+        ),
+        ("ant\nbee\ncow", "got 3 names: cow not in {val}; cat not in the file"),
+        ("ant\nbee\ncat\nant\n", "must name each class once, got 'ant' again"),
+        (" \n\n", "must name a class on each line, got an empty file"),
+    ],
+)
+def test_a_file_that_does_not_name_the_classes_is_refused(tmp_path, content, text):
+    root, file = folder_of(tmp_path / "data", ["ant", "bee", "cat"]), tmp_path / "order.txt"
+    file.write_text(content)
+    with pytest.raises(InputError, match=re.escape(text.format(val=root / "val"))) as caught:
+        loaded(root, str(file))
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_a_misspelt_order_is_no_file(tmp_path):
+    root = folder_of(tmp_path, ["ant", "bee"])
+    with pytest.raises(InputError) as caught:
+        loaded(root, "natrual")
+    assert str(caught.value).startswith(
+        "class_order must be text, natural or a readable text file of class names, got 'natrual': "
+    )
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(InputError, match="must be text, natural or a readable text file"):
+        loaded(root, str(tmp_path / "binary"))
+
+
+def test_an_order_is_refused_for_a_data_set_with_its_own():
+    with pytest.raises(InputError, match="class_order must be left out for dataset digits"):
+        load_dataset("digits", None, PLAIN, class_order="text")
+
+
+NETWORK = '''
+import torch
+from torch import nn
+
+def brightness():
+    """Class k - 1 for images of brightness k / 12."""
+    mean, head = nn.Conv2d(3, 1, 1), nn.Linear(1, 12)
+    levels = torch.arange(1, 13) / 12
+    with torch.no_grad():
+        mean.weight.fill_(1 / 3)
+        mean.bias.zero_()
+        head.weight.copy_(200 * levels[:, None])
+        head.bias.copy_(-100 * levels**2)
+    return nn.Sequential(mean, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+'''
+
+
+@pytest.fixture
+def bright(tmp_path) -> list[str]:
+    """Flags of a run on 12 folders that are numbers, with a network whose outputs are in order."""
+    for number in range(1, 13):
+        for index in range(5):
+            path = tmp_path / "data" / "val" / str(number) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), round(255 * number / 12)).save(path)
+    (tmp_path / "nets.py").write_text(NETWORK)
+    argv = ["--arch", f"{tmp_path / 'nets.py'}:brightness", "--data_path", str(tmp_path / "data")]
+    argv += ["--mean", "0", "0", "0", "--std", "1", "1", "1", "--resize", "0", "--crop", "0"]
+    return [*argv, "--quant_method", "rtn", "--no-correction", "--no-plots", "--n_bits_w", "8"]
+
+
+def test_the_order_of_numbers_decides_the_accuracy_and_must_be_given(bright, tmp_path, capsys):
+    assert main_imagenet.main([*bright, "--output_dir", str(tmp_path / "none")]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: class_order must be given where the classes are numbers")
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "order.txt").write_text("\n".join(NUMBERS))
+    accuracy = {}
+    for order in ("text", "natural", str(tmp_path / "order.txt")):
+        out = tmp_path / f"out_{Path(order).stem}"
+        assert main_imagenet.main([*bright, "--class_order", order, "--output_dir", str(out)]) == 0
+        record = json.loads((out / "rtn" / "run.json").read_text())
+        assert record["config"]["class_order"] == order
+        accuracy[Path(order).stem] = record["figures"]["fullprecision"]["top1_pct"]
+    assert accuracy["natural"] == accuracy["order"] == 100
+    assert accuracy["text"] < 20
 
 
 # --- images in folders below a class

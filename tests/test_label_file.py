@@ -41,10 +41,10 @@ def flat(tmp_path):
     return tmp_path / "images"
 
 
-def labelled(flat: Path, text: str):
+def labelled(flat: Path, text: str, **options):
     file = flat.parent / "labels.txt"
     file.write_text(text, encoding="utf-8")
-    return load_dataset("imagenet", flat, PLAIN, val_labels=file)
+    return load_dataset("imagenet", flat, PLAIN, val_labels=file, **options)
 
 
 def rows(labels: list, separator: str = " ", suffix: str = "") -> str:
@@ -141,10 +141,45 @@ def test_numbers_that_folders_of_train_contradict_are_refused(flat):
     for number in range(12):
         write(flat / "train" / str(number) / "0.png", number)
     message = (
-        "labels must be unambiguous, got numbers where folder '10' of train is number 2 in order"
+        "labels must be unambiguous, got numbers where '10' of the folders of train is number 2 in "
+        "order"
     )
     with pytest.raises(InputError, match=re.escape(message)):
+        labelled(flat, rows(LABELS), class_order="text")
+    with pytest.raises(InputError, match="class_order must be given where the classes are numbers"):
         labelled(flat, rows(LABELS))
+    assert labelled(flat, rows(LABELS), class_order="natural").val.labels.tolist() == LABELS
+
+
+def test_a_class_order_applies_to_the_names_in_the_file(flat, tmp_path, caplog):
+    names = [f"c{number}" for number in (10, 9, 2, 2, 10, 9)]
+    with caplog.at_level("WARNING"):
+        assert labelled(flat, rows(names)).classes == ["c10", "c2", "c9"]
+    assert (
+        "classes of labels.txt are in the order of their text: c10, c2, c9 (--class_order natural: "
+        "c2, c9, c10)"
+    ) in caplog.text
+    assert labelled(flat, rows(names), class_order="natural").classes == ["c2", "c9", "c10"]
+    order = tmp_path / "order.txt"
+    order.write_text("c9\nc10\nc7\nc2\n")  # more classes than this val has
+    data = labelled(flat, rows(names), class_order=str(order))
+    assert data.classes == ["c9", "c10", "c7", "c2"]
+    assert data.val.labels.tolist() == [1, 0, 3, 3, 1, 0]
+    assert labelled(flat, rows([3, 1, 0, 0, 1, 2]), class_order=str(order)).classes == data.classes
+    with pytest.raises(InputError, match=r"labels must be names in order\.txt, got 'c1', which is"):
+        labelled(flat, rows(["c1", *names[1:]]), class_order=str(order))
+    with pytest.raises(InputError, match=r"labels must be below 4, the names in order\.txt, got 4"):
+        labelled(flat, rows([4, 1, 0, 0, 1, 2]), class_order=str(order))
+
+
+@pytest.mark.parametrize("order", ["text", "natural"])
+def test_a_class_order_without_effect_on_numbers_is_refused(flat, order):
+    message = (
+        "class_order must be a file of names or left out where labels.txt holds numbers and there "
+        f"is no train folder, got {order}"
+    )
+    with pytest.raises(InputError, match=message):
+        labelled(flat, rows(LABELS), class_order=order)
 
 
 def test_names_are_compared_in_composed_unicode(flat):
