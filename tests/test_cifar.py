@@ -30,6 +30,7 @@ def run(cifar: Path, shared: Path, output: Path, *flags: str) -> dict:
     return json.loads(next(output.glob("*/run.json")).read_text())
 
 
+@pytest.mark.slow
 def test_round_to_nearest_w4a4(cifar, shared, tmp_path):
     record = run(cifar, shared, tmp_path, "--quant_method", "rtn")
     top1 = {kind: figures["top1_pct"] for kind, figures in record["figures"].items()}
@@ -46,6 +47,7 @@ def test_round_to_nearest_w4a4(cifar, shared, tmp_path):
     assert 100 * np.mean(right) == pytest.approx(top1["quantized"])
 
 
+@pytest.mark.slow
 def test_eight_bits_are_within_0_3_points_of_full_precision(cifar, shared, tmp_path):
     flags = ["--quant_method", "rtn", "--n_bits_w", "8", "--n_bits_a", "8"]
     record = run(cifar, shared, tmp_path, *flags, "--correction_samples", "1000")
