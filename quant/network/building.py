@@ -46,9 +46,9 @@ class Builder:
 
 
 def fake_of(network: fx.GraphModule, value: Tensor) -> Tensor:
-    """A tensor of the same shape that holds no values, of the same export."""
+    """A tensor of the same shape, which is fixed, that holds no values, of the same export."""
     entry = next(node for node in network.graph.nodes if node.op == "placeholder")
-    return entry.meta["val"].fake_mode.from_tensor(value)
+    return entry.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
 
 
 def constant(network: fx.GraphModule, node: Any) -> Tensor | None:
