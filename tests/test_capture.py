@@ -332,7 +332,7 @@ def test_a_network_as_people_write_it_is_quantized_as_it_is(name, tmp_path):
     """At 16 bits the quantized model equals the network; its file needs no code of the network."""
     network, images = ready(EXACT[name]()), IMAGES.clone()
     method = QuantizationManager().get_quantization_method(
-        "rtn", n_bits_w=16, n_bits_a=16, num_samples=6
+        "rtn", n_bits_w=16, n_bits_a=16, num_samples=6, init_wmode="minmax", init_amode="minmax"
     )
     quantized = method.quantize_model(network, None, [images])
     assert torch.equal(images, IMAGES), "the images of the user are left alone"
@@ -370,14 +370,15 @@ def test_a_layer_used_three_times_has_one_set_of_codes():
 
 
 def test_a_block_of_many_layers_is_cut_where_few_numbers_cross():
-    chain = chain_of(ready(DenseBlock()), W2A2, SIZE)
+    network = capture(ready(DenseBlock()), IMAGES)
+    chain = make_chain(network, W2A2)
     sizes = [len(quant_layers(unit)) for unit in chain.units]
     assert sum(sizes) == 19
     assert max(sizes) <= 12
     crossing = chain.units[0](IMAGES)
     assert crossing.shape == (6, 3 + 2 * sizes[0], SIZE * SIZE)
     assert torch.equal(crossing[:, :3].reshape(IMAGES.shape), IMAGES)
-    assert chain.unit_names == chain_of(ready(DenseBlock()), W16A16, SIZE).unit_names
+    assert chain.unit_names == make_chain(network, W16A16).unit_names
 
 
 def test_norms_fold_whatever_class_computes_them_and_only_along_the_outputs():
@@ -589,7 +590,7 @@ def test_wrappers_are_unwrapped(wrap):
 
 def test_lapq_takes_networks_whose_graph_holds_the_number_of_images():
     method = QuantizationManager().get_quantization_method(
-        "lapq", n_bits_w=4, n_bits_a=4, num_samples=6, p_steps=3, powell_maxfev=5
+        "lapq", num_samples=6, p_steps=1, powell_maxfev=5, gradient_steps=3
     )
     assert method.quantize_model(ready(Windows()), None, [IMAGES])(IMAGES).isfinite().all()
 
