@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESAMPLES = 1000
+DRAWN_AT_ONCE = 2**20  # numbers of samples
 LEVELS = (0.025, 0.975)  # of the 95 % interval
 SHARES = {"top1_pct": 100.0, "top5_pct": 100.0, "agreement_pct": 100.0}
 FLIPS = {"right_to_wrong_pct": 100.0, "wrong_to_right_pct": 100.0}
@@ -129,8 +130,12 @@ def _calibration_gaps(figures: SampleFigures) -> np.ndarray:
 def _draws(samples: int, resamples: int, random: np.random.RandomState) -> np.ndarray:
     """(B, N) float32 counts of how often each sample is drawn."""
     draws = np.empty((resamples, samples), dtype=np.float32)
-    for row in draws:
-        row[:] = np.bincount(random.randint(0, samples, samples), minlength=samples)
+    rows = max(1, DRAWN_AT_ONCE // samples)
+    for start in range(0, resamples, rows):
+        part = draws[start : start + rows]
+        drawn = random.randint(0, samples, part.shape)
+        drawn += samples * np.arange(len(part))[:, None]
+        part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)
     return draws
 
 
