@@ -18,6 +18,7 @@ import quant.base
 from common.files import locked
 from models.checkpoints import state_digest
 from models.cifar_resnet import CifarResNet
+from models.expert import Expert
 from models.lenet import LeNet
 from quant import CapturedNetwork, QuantModel, capture
 from quant.arithmetic import ranges
@@ -125,7 +126,7 @@ CAPTURED: dict[tuple, CapturedNetwork] = {}
 
 def captured_once(network: nn.Module, images: Tensor) -> CapturedNetwork:
     """``capture``, whose results for the networks that most tests use are kept."""
-    if type(network) not in (TinyResNet, CifarResNet, LeNet):
+    if type(network) not in (TinyResNet, CifarResNet, LeNet, Expert):
         return capture(network, images)
     key = (repr(network), state_digest(network), images[:8].cpu().numpy().tobytes())
     if key not in CAPTURED:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from models import get_entry
 from models.expert import Expert
 from models.zoo import list_zoo
+from quant import CapturedNetwork, capture
 from quant.arithmetic.spec import QuantSpec
 from quant.network.layers import ActivationQuantizer, QuantLayer
-from quant.network.model import activation_quantizers, quant_layers, set_state
+from quant.network.model import activation_quantizers, make_chain, quant_layers, set_state
 from quant.network.passes import prepared
 from quant.network.placement import insert_quantizers_
 from quant.network.units import cut_into_units
@@ -38,15 +39,21 @@ def torchvision_network(name: str) -> nn.Module:
     return network
 
 
-def graph_of(network: nn.Module, size: int = 8):
+@functools.cache
+def torchvision_captured(name: str) -> CapturedNetwork:
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    return capture(torchvision_network(name), images)
+
+
+def graph_of(network: nn.Module):
     """The captured graph of a network with folded norms."""
-    return prepared(captured_once(network, torch.zeros(2, 3, size, size)), fold=True)
+    return prepared(captured_once(network, torch.zeros(2, 3, 8, 8)), fold=True)
 
 
 @pytest.mark.parametrize("name", UNITS)
 def test_the_chain_equals_the_network_on_torchvision(name):
     network = torchvision_network(name)
-    chain = chain_of(network, W4A4, 96)
+    chain = make_chain(torchvision_captured(name), W4A4)
     images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, got = network(images), chain(images)
@@ -76,7 +83,7 @@ def test_cifar_resnet20_has_eleven_units_named_after_its_blocks():
 
 
 def test_the_pooling_before_the_head_belongs_to_the_head():
-    chain = chain_of(torchvision.models.resnet18(), W4A4, 32)
+    chain = make_chain(torchvision_captured("resnet18"), W4A4)
     operations = [node.name for node in chain.units[-1].graph.nodes]
     assert operations == ["x", "avgpool", "flatten", "fc", "output"]
 
@@ -132,7 +139,7 @@ def test_the_image_and_the_logits_are_not_quantized(tiny_network):
 
 
 def test_concatenated_and_shuffled_tensors_are_quantized_where_they_are_produced():
-    network = graph_of(torchvision_network("shufflenet_v2_x0_5"), 64)
+    network = prepared(torchvision_captured("shufflenet_v2_x0_5"), fold=True)
     insert_quantizers_(network, W4A4)
     producers = {
         node.args[0].name.rstrip("_0123456789")
