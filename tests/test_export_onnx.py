@@ -16,8 +16,10 @@ import export_onnx
 import main_imagenet
 from correction import ClusterAffineCorrection
 from export.verification import OnnxNetwork
+from export.writing import write_onnx
 from loaders import load_dataset
 from logits_io import LogitsAnalyzer
+from models.checkpoints import state_digest
 from models.digits import DIGITS_ENTRY
 from tests.conftest import QUICK, TAG
 
@@ -46,6 +48,24 @@ def run(tmp_path_factory, one_operator_table) -> Path:
         assert main_imagenet.main([*argv, "--export_images", "200"]) == 0
     (root / "out.txt").write_text(out.getvalue())
     return root / "rtn" / f"run_{TAG}"
+
+
+WRITTEN: dict[tuple[str, str], bytes] = {}
+
+
+@pytest.fixture
+def written_once(monkeypatch):
+    """Let torch export the same model once, for tests of what is done with its file."""
+
+    def write(model, path, image_shape, correction, **options):
+        assert correction is None
+        key = state_digest(model), repr(options)
+        if key not in WRITTEN:
+            write_onnx(model, path, image_shape, **options)
+            WRITTEN[key] = path.read_bytes()
+        path.write_bytes(WRITTEN[key])
+
+    monkeypatch.setattr("export.reporting.write_onnx", write)
 
 
 def test_the_file_gives_the_corrected_logits_of_the_run(run):
@@ -88,6 +108,7 @@ def test_a_saved_model_is_exported_later_with_the_same_integers(run, tmp_path, c
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.usefixtures("written_once")
 def test_random_images_check_a_model_without_its_data(run, tmp_path):
     model = str(run / "quantized_model.pt")
     argv = [model, "--output_dir", str(tmp_path), "--noise", "--export_images", "64"]
@@ -105,6 +126,7 @@ def test_what_the_file_must_reach_is_what_the_simulation_reaches():
     assert _limit(found, 0.5) == 0.5
 
 
+@pytest.mark.usefixtures("written_once")
 def test_a_model_of_image_files_is_exported_later(run, tmp_path):
     from PIL import Image
 
@@ -122,6 +144,7 @@ def test_a_model_of_image_files_is_exported_later(run, tmp_path):
     assert (report["checked_on"], report["images"]) == ("imagenet", 10)
 
 
+@pytest.mark.usefixtures("written_once")
 def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "export.verification.OnnxNetwork.forward", lambda self, images: -images.flatten(1)[:, :10]
@@ -204,6 +227,7 @@ def _first_scale(content: dict) -> torch.Tensor:
     return next(v for k, v in content["state_dict"].items() if k.endswith(".scale"))
 
 
+@pytest.mark.usefixtures("written_once")
 def test_an_older_file_of_the_folder_does_not_outlive_its_model(tmp_path):
     argv = [*QUICK, "--output_dir", str(tmp_path), "--no-plots"]
     assert main_imagenet.main([*argv, "--export_onnx", "--export_images", "20"]) == 0
@@ -231,6 +255,7 @@ def test_a_float_model_is_exported_too(tmp_path):
     assert main_imagenet.main([*argv, "--n_bits_w", "32", "--n_bits_a", "32"]) == 0
 
 
+@pytest.mark.usefixtures("written_once")
 def test_a_flat_folder_can_be_checked_on(run, tmp_path):
     from PIL import Image
 
