@@ -473,16 +473,16 @@ import dataclasses, sys
 sys.modules["torchvision"] = sys.modules["yaml"] = None
 import train_any_precision as t
 
-load, folder, config = t.load_images, *sys.argv[1:]
+load, (folder, config, *few) = t.load_images, sys.argv[1:]
 
 def load_few(*arguments):
     images = load(*arguments)
     names = ("train", "val", "test")
-    few = {name: getattr(images, name).subset(range(64)) for name in names}
-    return dataclasses.replace(images, **few)
+    parts = {name: getattr(images, name).subset(range(64)) for name in names}
+    return dataclasses.replace(images, **parts)
 
 t.load_images = load_few
-common = ["--gpu", "-1", "--epochs", "1", "--experiments_dir", folder]
+common = ["--gpu", "-1", "--epochs", "1", "--experiments_dir", folder, *few]
 assert t.main([*common, "--yaml_path", "nothing.yaml"]) == 2
 sys.exit(t.main([*common, "--run_name", "r", "--yaml_path", config]))
 """
@@ -491,7 +491,7 @@ sys.exit(t.main([*common, "--run_name", "r", "--yaml_path", config]))
 def test_nothing_needs_torchvision_or_pyyaml(tmp_path):
     (tmp_path / "c.json").write_text('{"batch_size": 32}')
     arguments = [str(tmp_path), str(tmp_path / "c.json")]
-    command = [sys.executable, "-c", WITHOUT_PACKAGES, *arguments]
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, *arguments, *COUNT]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "r" / "config.json").read_text())["batch_size"] == 32
