@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from loaders.digits import read_digits
 from loaders.imageset import FileImages, MemoryImages
 from loaders.plan import parse_source, read_id_list
 from loaders.transforms import Preprocess, augment_small
-from tests.conftest import PROJECT, write_cifar10
+from tests.conftest import write_cifar10
 
 PLAIN = Preprocess(mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -67,17 +65,6 @@ def test_digits_are_those_of_scikit_learn():
     images, labels = read_digits()
     assert np.array_equal(images, load_digits().images)
     assert np.array_equal(labels, load_digits().target)
-
-
-def test_digits_need_no_torchvision_no_scikit_learn_and_no_data():
-    code = (
-        "import sys; from loaders import load_dataset; from models.digits import DIGITS_ENTRY;"
-        "load_dataset('digits', None, DIGITS_ENTRY.preprocess);"
-        "print([name for name in ('torchvision', 'sklearn') if name in sys.modules])"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 def test_a_folder_is_listed_in_order_and_decoded_exactly(folder):

@@ -361,24 +361,28 @@ def test_a_run_can_be_repeated_from_its_configuration(finished, tmp_path):
 
 
 def test_the_saved_model_gives_the_saved_logits_in_a_new_process(finished):
+    """Before it loads the model, it reads the digits without torchvision and scikit-learn."""
     root, _ = finished
     code = f"""
-import numpy as np, torch
+import sys
 from loaders import load_dataset
+from models.digits import DIGITS_ENTRY
+data = load_dataset("digits", None, DIGITS_ENTRY.preprocess)
+print([name for name in ("torchvision", "sklearn") if name in sys.modules])
+import numpy as np, torch
 from evaluation.inference import infer_logits
 from logits_io import LogitsAnalyzer
-from models import get_entry, load_quantized
+from models import load_quantized
 torch.set_num_threads(1)
 model, metadata = load_quantized({str(root / f"run_{TAG}" / "quantized_model.pt")!r})
-data = load_dataset("digits", None, get_entry(metadata["arch"]).preprocess)
 result = infer_logits({{"q": model}}, data.val.batches(64), torch.device("cpu"))
 saved = LogitsAnalyzer({str(root)!r}).load("initial_logits_{TAG}").logits["quantized"]
 equal = np.array_equal(result.logits["q"], saved)
-print(equal, metadata["method"], metadata["settings"]["n_bits_w"])
+print(equal, metadata["arch"], metadata["method"], metadata["settings"]["n_bits_w"])
 """
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
-    assert result.stdout.strip() == "True rtn 4", result.stderr
+    assert result.stdout.strip() == "[]\nTrue digits_resnet rtn 4", result.stderr
 
 
 def test_adaround_runs_end_to_end(tmp_path, capsys):
