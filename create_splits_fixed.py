@@ -12,13 +12,15 @@ folder holds other splits (--force replaces them).
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.console import EXIT_OK, run_main, setup_logging, write_stdout
+from common.console import EXIT_OK, setup_logging, write_stdout
 from common.errors import InputError
 from common.files import require_writable
 from common.flags import CLASS_ORDER_HELP, FlagParser

@@ -21,6 +21,8 @@ saved, 130 interrupted.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +33,6 @@ from common.console import (
     EXIT_OK,
     EXIT_UNSAVED,
     collected_warnings,
-    run_main,
     setup_logging,
     write_stdout,
 )

@@ -13,11 +13,13 @@ split failed, 2 wrong usage, or something needed is missing and nothing was comp
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import shlex
 import sys
 from collections.abc import Sequence
 
-from common.console import run_main, setup_logging
+from common.console import setup_logging
 from common.errors import require_known
 from experts.checkpoints import PREFIXES
 from experts.recompute_command import run_command

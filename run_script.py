@@ -13,11 +13,13 @@ Exit status: 0 done, 1 a run failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging
+from common.console import EXIT_FAILED, EXIT_OK, setup_logging
 from common.errors import InputError
 from sweeps.flags import build_parser
 from sweeps.gpfq import ANALYSES, points_of, run_analysis

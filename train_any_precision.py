@@ -12,6 +12,8 @@ usage or unusable input, 130 interrupted (--resume continues).
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from any_precision.flags import build_parser, check_flags, resolve
 from any_precision.run_folder import RunFolder
 from any_precision.session import Session, choose_device, layer_table, run_path
 from any_precision.training import Trainer, build_network, read_checkpoint, require_same
-from common.console import EXIT_OK, log_to_file, run_main, setup_logging, write_stdout
+from common.console import EXIT_OK, log_to_file, setup_logging, write_stdout
 from common.files import require_writable
 from common.torch_setup import seed_all
 

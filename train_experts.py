@@ -11,11 +11,13 @@ started.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import logging
 import sys
 from collections.abc import Sequence
 
-from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging
+from common.console import EXIT_FAILED, EXIT_OK, setup_logging
 from common.files import require_writable
 from experts.console import console_of
 from experts.images import choose

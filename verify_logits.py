@@ -15,11 +15,13 @@ all passed, 1 a check failed, 2 there is nothing to check.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.console import EXIT_FAILED, EXIT_OK, run_main, setup_logging, write_stdout
+from common.console import EXIT_FAILED, EXIT_OK, setup_logging, write_stdout
 from experts.verify_flags import build_parser
 from experts.verify_job import verify_experts
 from logits_io.checks import find_logits_folders, verify_folder

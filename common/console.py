@@ -6,12 +6,12 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import InputError, RunError
+from common.errors import RunError
 
 T = TypeVar("T")
 
@@ -19,7 +19,6 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNSAVED = 3
-EXIT_INTERRUPTED = 130
 
 UNUSABLE_PATH = {
     errno.ENOENT,
@@ -34,29 +33,6 @@ UNUSABLE_PATH = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-def run_main(body: Callable[[], int], after_interrupt: str = "") -> int:
-    """Run a script's body; turn a foreseen error or Ctrl-C into one line and an exit status.
-
-    Args:
-        after_interrupt: what Ctrl-C's line says of continuing.
-    """
-    try:
-        return body()
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_USAGE
-    except RunError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_FAILED
-    except OSError as error:
-        sys.stderr.write(f"error: files and folders must be usable, got {error}\n")
-        return EXIT_USAGE if error.errno in UNUSABLE_PATH else EXIT_FAILED
-    except KeyboardInterrupt:
-        hint = f"; {after_interrupt}" if after_interrupt else ""
-        sys.stderr.write(f"interrupted; files already finished stay valid{hint}\n")
-        return EXIT_INTERRUPTED
 
 
 def write_stdout(text: str) -> None:

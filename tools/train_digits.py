@@ -6,6 +6,8 @@ python -m tools.train_digits
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import logging
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common.console import EXIT_OK, run_main, setup_logging
+from common.console import EXIT_OK, setup_logging
 from common.files import atomic_file
 from common.torch_setup import seed_all
 from evaluation.inference import infer_logits

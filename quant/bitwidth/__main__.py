@@ -5,11 +5,13 @@ python -m quant.bitwidth --from outputs/rtn/bitwidth_sweep_X/bitwidth_configs.cs
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.console import EXIT_OK, run_main, write_stdout
+from common.console import EXIT_OK, write_stdout
 from common.errors import InputError
 from common.flags import FlagParser
 from plots.axes import save_figure
