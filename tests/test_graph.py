@@ -32,17 +32,14 @@ UNUSED = {"googlenet": 6, "inception_v3": 3}  # layers of auxiliary heads, for t
 W4A4 = QuantSpec(4, 4)
 
 
-def torchvision_network(name: str) -> nn.Module:
+@functools.cache
+def torchvision_captured(name: str) -> tuple[nn.Module, CapturedNetwork]:
+    """A network of torchvision and its capture; tests must not change them."""
     torch.manual_seed(0)
     network = get_entry(name).build(100).eval()
     settle_norms(network)
-    return network
-
-
-@functools.cache
-def torchvision_captured(name: str) -> CapturedNetwork:
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    return capture(torchvision_network(name), images)
+    return network, capture(network, images)
 
 
 def graph_of(network: nn.Module):
@@ -52,8 +49,8 @@ def graph_of(network: nn.Module):
 
 @pytest.mark.parametrize("name", UNITS)
 def test_the_chain_equals_the_network_on_torchvision(name):
-    network = torchvision_network(name)
-    chain = make_chain(torchvision_captured(name), W4A4)
+    network, captured = torchvision_captured(name)
+    chain = make_chain(captured, W4A4)
     images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, got = network(images), chain(images)
@@ -83,7 +80,7 @@ def test_cifar_resnet20_has_eleven_units_named_after_its_blocks():
 
 
 def test_the_pooling_before_the_head_belongs_to_the_head():
-    chain = make_chain(torchvision_captured("resnet18"), W4A4)
+    chain = make_chain(torchvision_captured("resnet18")[1], W4A4)
     operations = [node.name for node in chain.units[-1].graph.nodes]
     assert operations == ["x", "avgpool", "flatten", "fc", "output"]
 
@@ -139,7 +136,7 @@ def test_the_image_and_the_logits_are_not_quantized(tiny_network):
 
 
 def test_concatenated_and_shuffled_tensors_are_quantized_where_they_are_produced():
-    network = prepared(torchvision_captured("shufflenet_v2_x0_5"), fold=True)
+    network = prepared(torchvision_captured("shufflenet_v2_x0_5")[1], fold=True)
     insert_quantizers_(network, W4A4)
     producers = {
         node.args[0].name.rstrip("_0123456789")
