@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -143,10 +145,14 @@ class LocalEngine:
         with self.lock:
             self.stopped = True
             running = [process for process in self.processes if process.poll() is None]
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        try:
+            for process in running:
+                process.send_signal(signal.SIGINT)
+            end = time.monotonic() + GRACE
+            for process in running:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
+        finally:  # a second interruption gives them no more time
+            for process in running:
+                if process.poll() is None:
+                    process.kill()

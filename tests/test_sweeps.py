@@ -300,32 +300,76 @@ def test_an_interruption_ends_the_runs_and_calls_none_failed(fake, monkeypatch):
     assert all(process.poll() is not None for process in local.processes)
 
 
-def test_a_killed_sweep_is_finished_by_the_same_command(fake):
-    """SIGKILL in the middle: runs under way end by themselves and are not run again."""
+def sweep_process(fake: Path, seeds: str, seconds: float) -> subprocess.Popen:
+    """A sweep in a process of its own, whose runs take the given time."""
     code = (
         f"import sys; sys.path.insert(0, {str(PROJECT)!r}); import run_script; "
         f"from sweeps import engine; from pathlib import Path; "
-        f"engine.MAIN_SCRIPT = Path({str(engine.MAIN_SCRIPT)!r}); sys.exit(run_script.main("
-        "['digits_resnet', '--methods', 'rtn', '--bits', '4,4', '--seeds', "
-        "'1', '2', '3', '4', '5', '6', "
-        f"'--output_dir', {str(fake)!r}]))"
+        f"engine.MAIN_SCRIPT = Path({str(engine.MAIN_SCRIPT)!r}); "
+        f"sys.exit(run_script.main({[*own_flags(fake, seeds)]!r}))"
     )
-    environment = {**os.environ, "FAKE_SECONDS": "0.7"}
-    process = subprocess.Popen(
+    environment = {**os.environ, "FAKE_SECONDS": str(seconds)}
+    return subprocess.Popen(
         [sys.executable, "-c", code],
         env=environment,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
+
+
+def own_flags(fake: Path, seeds: str) -> list[str]:
+    flags = ["--methods", "rtn", "--bits", "4,4", "--seeds", *seeds, "--output_dir", str(fake)]
+    return ["digits_resnet", *flags]
+
+
+def wait_for_starts(fake: Path, count: int) -> None:
     deadline = time.monotonic() + 60
-    while starts(fake) < 3 and time.monotonic() < deadline:
+    while starts(fake) < count and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()
-    process.wait()
-    flags = ["--methods", "rtn", "--bits", "4,4", "--seeds", *"123456", "--output_dir", str(fake)]
-    assert run_script.main(["digits_resnet", *flags]) == 0
+
+
+def test_a_killed_sweep_is_finished_by_the_same_command(fake):
+    """SIGKILL in the middle: runs under way end by themselves and are not run again."""
+    with sweep_process(fake, "123456", 0.7) as process:
+        wait_for_starts(fake, 3)
+        process.kill()
+    assert run_script.main(own_flags(fake, "123456")) == 0
     assert starts(fake) == 6
     assert {row["status"] for row in rows_of(fake / "sweep_summary.csv")} == {"finished"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_that_is_asked_to_end_leaves_no_run(fake, number):
+    with sweep_process(fake, "123", 60) as process:
+        wait_for_starts(fake, 2)
+        process.send_signal(number)
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        assert process.wait(30) == 128 + number
+    assert [line for line in lines if " INFO " not in line] == [
+        "interrupted; files already finished stay valid"
+    ]
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not [command for command in commands if str(fake).encode() in command]
+    assert not list(fake.rglob("failed.json"))
+
+
+def test_two_sweeps_at_once_share_the_runs(fake):
+    with sweep_process(fake, "1234", 0.2) as first, sweep_process(fake, "1234", 0.2) as second:
+        pass
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert starts(fake) == 4
+    assert {row["status"] for row in rows_of(fake / "sweep_summary.csv")} == {"finished"}
+    names = {path.name for path in fake.iterdir() if path.is_file()}
+    assert names == {
+        ".written.json",
+        "report.html",
+        "sweep_summary.csv",
+        "sweep_table.csv",
+        "sweep_table.md",
+    }
 
 
 def test_records_of_other_flags_do_not_count(fake):

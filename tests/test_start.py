@@ -1,0 +1,116 @@
+"""Scripts end in one line and a plain exit status, from their first instruction on."""
+
+from __future__ import annotations
+
+from common.start import Interrupted, run_main
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common import start
+from common.errors import InputError
+from tests.conftest import PROJECT
+
+
+def is_caught(process: subprocess.Popen, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = re.search(r"SigCgt:\s*([0-9a-f]+)", status)
+    return mask is not None and bool(int(mask[1], 16) >> number - 1 & 1)
+
+
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [
+        ("main_imagenet.py", signal.SIGINT),
+        ("train_any_precision.py", signal.SIGTERM),
+        ("run_script.py", signal.SIGHUP),
+    ],
+)
+def test_a_signal_during_the_imports_ends_in_one_line(script, number):
+    process = subprocess.Popen(
+        [sys.executable, script],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not is_caught(process, signal.SIGTERM) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (128 + number, "")
+    assert err.count("\n") == 1
+    assert err.startswith("interrupted; ")
+
+
+@pytest.mark.parametrize("number", start.SIGNALS)
+def test_a_signal_in_the_body_is_an_exit_status(number, capsys):
+    former = [signal.getsignal(other) for other in start.SIGNALS]
+
+    def body() -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        return 0
+
+    assert run_main(body, "it can go on") == 128 + number
+    line = "interrupted; files already finished stay valid; it can go on\n"
+    assert capsys.readouterr().err == line
+    assert [signal.getsignal(other) for other in start.SIGNALS] == former
+
+
+def test_an_error_that_a_signal_led_to_is_the_signal(capsys):
+    def body() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Interrupted:
+            raise InputError("of a library") from None
+        return 0
+
+    assert run_main(body) == 130
+    assert capsys.readouterr().err == "interrupted; files already finished stay valid\n"
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_main(lambda: os.kill(os.getpid(), signal.SIGHUP) or 0) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_other_programs_keep_their_handlers():
+    code = (
+        "import signal, sys; before = [signal.getsignal(n) for n in (2, 15, 1)], sys.stderr\n"
+        "import common.start\n"
+        "assert before == ([signal.getsignal(n) for n in (2, 15, 1)], sys.stderr)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_a_reader_of_stderr_that_is_gone_stops_nothing():
+    code = "import sys; from common.start import *; from common.start import _PatientStream as P\n"
+    code += "sys.stderr = P(sys.stderr)\nfor _ in range(9): print('x' * 99999, file=sys.stderr)\n"
+    code += "sys.stderr.flush(); print(sys.stderr.encoding)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.stdout is not None
+        assert process.stdout.read() == "utf-8\n"
+    assert process.returncode == 0
