@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -141,19 +142,19 @@ def test_folders_of_an_earlier_version_are_taken_for_the_suite_s(root):
 def test_a_run_waits_for_the_same_run(root):
     job = job_in(root)
     command = [sys.executable, "main_imagenet.py", *FLAGS, "--output_dir", str(root.parent)]
-    with locked(lock_of(job.folder)):
-        process = subprocess.Popen(
-            command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "another process writes" in line:
-                break
-        else:
-            raise AssertionError("the second run did not wait")
-        before = {name: text for name, text in content_of(root).items() if ".lock" not in name}
-    process.stderr.read()
-    assert process.wait() == 0
+    flags = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        with locked(lock_of(job.folder)):
+            process = stack.enter_context(subprocess.Popen(command, cwd=PROJECT, **flags))
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "another process writes" in line:
+                    break
+            else:
+                raise AssertionError("the second run did not wait")
+            before = {name: text for name, text in content_of(root).items() if ".lock" not in name}
+        process.stderr.read()
+    assert process.returncode == 0
     after = content_of(root)
     assert not [name for name in before if name not in after and "tfevents" not in name]
     logits = [name for name in before if "logits_" in name and name.endswith(".csv")]
