@@ -7,14 +7,14 @@ replaced nor deleted, unless the user asks for it with ``--force``.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import is_temporary, require_folder_or_new, sha256_file, write_json
+from common.files import is_temporary, require_folder_or_new, sha256_file
+from common.sealed import read_record, write_record
 
 MARK = ".written.json"
 FORCED = "(--force replaces it)"
@@ -42,8 +42,13 @@ def mark_whole(folder: Path) -> None:
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether the folder has a list."""
-    return (folder / MARK).is_file()
+    """Whether the folder has a list that can be believed."""
+    return _read(folder) is not None
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether the folder has a list that cannot be believed."""
+    return (folder / MARK).is_file() and not is_marked(folder)
 
 
 def own_files(folder: Path, known: Collection[str] = ()) -> list[Path]:
@@ -130,13 +135,15 @@ def _is_own(path: Path, listed: Mapping[str, str | None]) -> bool:
 
 
 def _listed(folder: Path) -> dict[str, str | None]:
-    """Name -> digest or None; empty if the list is missing or damaged."""
-    try:
-        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        return dict(content["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """Name -> digest or None; empty if there is no list, or none that can be believed."""
+    return _read(folder) or {}
+
+
+def _read(folder: Path) -> dict[str, str | None] | None:
+    content = read_record(folder / MARK, says_so=False)
+    files = None if content is None else content.get("files")
+    return files if isinstance(files, dict) else None
 
 
 def _write(folder: Path, files: Mapping[str, str | None]) -> None:
-    write_json(folder / MARK, {"files": dict(sorted(files.items()))})
+    write_record(folder / MARK, {"files": dict(sorted(files.items()))})

@@ -105,24 +105,28 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_json(path, {**plain, SEAL: seal_of(plain)})
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, says_so: bool = True) -> dict[str, Any] | None:
     """Read a record of ``write_record``, without its seal.
 
     None if there is no file, or none that can be believed. Records of earlier versions, which have
     no seal, are returned as they are.
+
+    Args:
+        says_so: log a warning where a file is not believed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content, problem = json.loads(path.read_text(encoding="utf-8")), ""
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        distrust(path, str(error).splitlines()[0])
-        return None
-    if not isinstance(content, dict):
-        distrust(path, f"must be an object, got {type(content).__name__}")
-        return None
-    seal = content.pop(SEAL, None)
-    if seal is not None and seal != seal_of(content):
-        distrust(path, "its digest does not hold")
-        return None
-    return content
+        content, problem = None, str(error).splitlines()[0]
+    if not problem and not isinstance(content, dict):
+        problem = f"it must be an object, got {type(content).__name__}"
+    if not problem:
+        seal = content.pop(SEAL, None)
+        if seal is None or seal == seal_of(content):
+            return content
+        problem = "its digest does not hold"
+    if says_so:
+        distrust(path, problem)
+    return None

@@ -18,6 +18,7 @@ from common.files import lock_of, locked
 from common.marks import (
     FORCED,
     clear,
+    is_damaged,
     is_marked,
     mark,
     replace_link,
@@ -49,6 +50,7 @@ SUMMARY_IMAGES = (
     "cluster_map.png",
 )
 RECORD_KEYS = {"argv", "config", "figures"}  # in every run.json
+RECORD_BEGINNING = b'{\n  "argv": '
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +77,34 @@ def require_own_folders(job: Job) -> None:
             require_logits_folder(folder)
     if job.options.force:
         return
-    record = job.root / RUN_FILE
-    if record.is_symlink() or (record.exists() and not _is_record(record)):
-        raise InputError(f"{record}: must be the record of a run, got another file {FORCED}")
+    _require_own_record(job.root)
     folder, is_old = job.folder, _is_of_earlier_version(job.folder)
     require_replaceable(folder, (*RUN_FILES, *EXPORT_FILES), RUN_FILES if is_old else ())
     for part in (folder / STATE_FOLDER, folder / TENSORBOARD_FOLDER):
         replaced = () if part.name == STATE_FOLDER and job.options.resume else None
-        require_replaceable(part, replaced, _old_names(part) if is_old else ())
+        require_replaceable(part, replaced, _known(part, is_old))
     summary = job.root / job.name.summary_folder
-    require_replaceable(summary, None, _old_names(summary) if is_old else ())
+    require_replaceable(summary, None, _known(summary, is_old))
+
+
+def _require_own_record(root: Path) -> None:
+    """Check that the record below a root is one of a run, or what damage has left of one.
+
+    Raises:
+        InputError: it is another file.
+    """
+    path = root / RUN_FILE
+    if not os.path.lexists(path):
+        return
+    text = b"" if path.is_symlink() or not path.is_file() else path.read_bytes()
+    try:
+        content: Any = json.loads(text)
+        is_own = isinstance(content, dict) and content.keys() >= RECORD_KEYS
+    except (ValueError, RecursionError):
+        traces = [f'"{key}":'.encode() in text for key in RECORD_KEYS]
+        is_own = is_marked(root) and (any(traces) or RECORD_BEGINNING.startswith(text))
+    if path.is_symlink() or not is_own:
+        raise InputError(f"{path}: must be the record of a run, got another file {FORCED}")
 
 
 def open_folder(job: Job) -> None:
@@ -100,13 +120,14 @@ def open_folder(job: Job) -> None:
     for path in (job.root / RUN_FILE, *(job.folder / name for name in (RUN_FILE, *EXPORT_FILES))):
         path.unlink(missing_ok=True)
     exported = EXPORT_FILES if job.options.export is not None else ()
+    mark(job.root, (RUN_FILE,))
     mark(job.folder, (*RUN_FILES, *exported))
     replaced = [] if job.options.resume else [STATE_FOLDER]
     if job.options.output.log_dir is None:
         replaced.append(TENSORBOARD_FOLDER)
     for folder in (job.folder / name for name in replaced):
         replace_link(folder)
-        clear(folder, _old_names(folder) if is_old else (), job.options.force)
+        clear(folder, _known(folder, is_old), job.options.force)
 
 
 def _logits_folders(job: Job) -> list[Path]:
@@ -117,16 +138,8 @@ def _logits_folders(job: Job) -> list[Path]:
     return [path for path in (job.root / name.initial_folder, *results) if os.path.lexists(path)]
 
 
-def _is_record(path: Path) -> bool:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.keys() >= RECORD_KEYS
-
-
 def _is_of_earlier_version(folder: Path) -> bool:
-    """Whether a version of the suite that listed no files wrote the folder of a run."""
+    """Whether the folder of a run is one of a version that listed no files, or lost its list."""
     if is_marked(folder) or folder.is_symlink():
         return False
     try:
@@ -134,6 +147,11 @@ def _is_of_earlier_version(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return "\nquant_method: " in config and "\noutput_dir: " in config
+
+
+def _known(folder: Path, is_old: bool) -> list[str]:
+    """Names to take for the suite's own without a list: of an earlier version, or damaged."""
+    return _old_names(folder) if is_old or is_damaged(folder) else []
 
 
 def _old_names(folder: Path) -> list[str]:

@@ -139,6 +139,28 @@ def test_folders_of_an_earlier_version_are_taken_for_the_suite_s(root):
         require_own_folders(job_in(root))
 
 
+@pytest.mark.parametrize("place", [".", RUN, f"{RUN}/state", f"{RUN}/tensorboard", SUMMARY])
+def test_a_damaged_list_stops_no_run(root, place):
+    path = root / place / ".written.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    job = job_in(root)
+    require_own_folders(job)
+    open_folder(job)
+    (root / SUMMARY / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"mine\.txt: must be a file that this suite wrote"):
+        require_own_folders(job)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 500, -3])
+def test_a_damaged_record_of_the_last_run_is_replaced(root, kept):
+    path = root / "run.json"
+    path.write_bytes(path.read_bytes()[:kept])
+    require_own_folders(job_in(root))
+    path.write_bytes(b"[" * 50_000)
+    with pytest.raises(InputError, match=r"run\.json: must be the record of a run, got another"):
+        require_own_folders(job_in(root))
+
+
 def test_a_run_waits_for_the_same_run(root):
     job = job_in(root)
     command = [sys.executable, "main_imagenet.py", *FLAGS, "--output_dir", str(root.parent)]

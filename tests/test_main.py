@@ -72,7 +72,14 @@ def test_a_run_writes_the_folders_given(finished):
         for a, k, d in (("0.5", 4, 2), ("0.5", 4, 5), ("1.0", 1, 1), ("1.0", 4, 2), ("1.0", 4, 5))
     ]
     assert names == sorted(
-        [f"initial_logits_{TAG}", f"logits_summary_{TAG}", f"run_{TAG}", "run.json", *results]
+        [
+            ".written.json",
+            f"initial_logits_{TAG}",
+            f"logits_summary_{TAG}",
+            f"run_{TAG}",
+            "run.json",
+            *results,
+        ]
     )
     inside = sorted(path.name for path in (root / f"run_{TAG}").iterdir())
     assert inside == [

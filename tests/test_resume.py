@@ -119,14 +119,14 @@ def test_a_unit_that_cannot_be_believed_is_made_anew(
 
 
 def test_a_unit_of_an_earlier_version_is_taken(tiny_network, tiny_images, tmp_path, caplog):
-    states = UnitStates(tmp_path / "state", {})
+    states = UnitStates(tmp_path / "state", {"seed": 1})
     states.open(resume=False)
     quantized(tiny_network, tiny_images, states)
     for path in states.folder.glob("unit_*.pt"):
         content = torch.load(path)
         del content["made_from"]
         torch.save(content, path)
-    (states.folder / "settings.json").write_text("{}")
+    (states.folder / "settings.json").write_text('{"seed": 1}')
     (states.folder / ".written.json").unlink()
     states.require_same_settings()
     states.open(resume=True)
@@ -138,7 +138,7 @@ def test_a_unit_of_an_earlier_version_is_taken(tiny_network, tiny_images, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", '{"seed": 2, "sha256_of_this_record": "0"}', "[" * 9999]
+    "text", ["{", "[1]", "{}", '{"seed": 2, "sha256_of_this_record": "0"}', "[" * 9999]
 )
 def test_damaged_settings_are_not_believed(tiny_network, tiny_images, tmp_path, text, caplog):
     states = UnitStates(tmp_path / "state", {"seed": 1})

@@ -71,6 +71,9 @@ class UnitStates:
         """
         path = self.folder / SETTINGS_FILE
         stored = read_record(path)
+        if stored is not None and self.settings and not stored.keys() & self.settings.keys():
+            distrust(path, "it holds no settings")
+            stored = None
         if stored is None:
             path.unlink(missing_ok=True)
         if stored is None or not (any(self.folder.glob("unit_*.pt")) or self._losses.exists()):
