@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from any_precision.settings import JOINT, RANDOM, Config, Optimizer, Validation, checked
+from common.configs import parse_yaml
 from common.errors import InputError, closest_names, require_known
-from common.flags import parse_yaml
 from quant.bitwidth.assignments import require_options
 
 ALIASES = {"number_of_configs": "num_bitwidths"}

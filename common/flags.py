@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common.configs import read_config
 from common.errors import InputError, require_known
 
 CLASS_ORDER_HELP = (
@@ -116,17 +117,8 @@ class FlagParser(argparse.ArgumentParser):
         return finder.parse_known_args(arguments)[0].config
 
     def _from_file(self, path: Path) -> list[str]:
-        """The flags in a YAML file as command-line arguments, so that the same checks apply."""
-        try:
-            content = parse_yaml(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, RecursionError) as error:
-            first = str(error).splitlines()[0]
-            raise InputError(f"config must be a readable YAML file, got {path}: {first}") from None
-        if not isinstance(content, dict):
-            raise InputError(
-                f"config must map flags to values, got a {type(content).__name__} in {path}"
-            )
-        return self.arguments(content, str(path))
+        """The flags in a file as command-line arguments, so that the same checks apply."""
+        return self.arguments(read_config(path, "config"), str(path))
 
     def arguments(self, content: Mapping[Any, Any], source: str) -> list[str]:
         """Flags and their values as command-line arguments.
@@ -159,23 +151,6 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse a YAML text.
-
-    Raises:
-        InputError: PyYAML is missing.
-        ValueError: the text is not valid YAML.
-    """
-    try:
-        import yaml
-    except ImportError:
-        raise InputError("YAML needs PyYAML (pip install PyYAML), got none installed") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
 
 
 def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from common.configs import parse_yaml
 from common.errors import InputError, require_known
 from loaders.transforms import Preprocess
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
@@ -41,16 +42,14 @@ def read_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: one has another form, or a key comes twice.
     """
-    import yaml  # an optional package of train_any_precision.py, which imports this module
-
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier() or key in found:
             raise InputError(f"arch_args must be KEY=VALUE, each key once, got {pair!r}")
         try:
-            found[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
+            found[key] = parse_yaml(text)
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"arch_args must have YAML values, got {pair!r}: {reason}") from None
     return found

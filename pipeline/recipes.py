@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.configs import read_config
 from common.errors import InputError, require_known
-from common.flags import parse_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 FLOAT_TOLERANCE = 1.0  # points of Top-1
@@ -83,7 +84,15 @@ def load_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        InputError: there is none; the error names the closest one.
+        InputError: there is none (the error names the closest one), or its file lacks a key or has
+            an unknown one.
     """
     path = FOLDER / f"{require_known('recipe', name, list_recipes())}.yaml"
-    return Recipe(name, **parse_yaml(path.read_text(encoding="utf-8")))
+    content = read_config(path, "recipe")
+    known = {field.name: field for field in dataclasses.fields(Recipe) if field.name != "name"}
+    for key in content:
+        require_known(f"key of {path}", str(key), known)
+    for key, field in known.items():
+        if key not in content and field.default is dataclasses.MISSING:
+            raise InputError(f"{path}: must have the key {key}, got {', '.join(content)}")
+    return Recipe(name, **content)

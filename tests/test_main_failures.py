@@ -182,9 +182,10 @@ def test_bad_config_files(tmp_path, capsys):
         ("seed: 2026-99-99", f"config must be a readable YAML file, got {path}"),
         ("a: " + "[" * 5000, f"config must be a readable YAML file, got {path}"),
         ("alpha_list: [1, --seed, 3]", "alpha_list in the config must be a list of values, got"),
-        ("- a", f"config must map flags to values, got a list in {path}"),
+        ("- a", f"config must map keys to values, got a list in {path}"),
         ("a: [", f"config must be a readable YAML file, got {path}"),
         ("channel_wise: 3", "channel_wise in the config must be true or false, got 3"),
+        ("seed: 1\nn_bits_w: 4\nseed: 2", "key 'seed' must be given once, got it in line 3"),
     ):
         path.write_text(content)
         assert text in refused(["--config", str(path)], tmp_path, capsys)

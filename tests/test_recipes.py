@@ -7,6 +7,7 @@ import json
 import pytest
 
 import main_imagenet
+from common.configs import parse_yaml
 from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan
 from models import brecq
@@ -59,7 +60,7 @@ def test_a_recipe_is_what_its_name_says_and_its_flags_are_taken(name, capsys):
     assert 10 < recipe.top1 < recipe.float_top1 < 80
     assert "github.com" in recipe.source and "arXiv" in recipe.settings
     assert main_imagenet.main(["--recipe", name, "--print_config"]) == 0
-    config = recipes.parse_yaml(capsys.readouterr().out)
+    config = parse_yaml(capsys.readouterr().out)
     assert recipe.changed({**config, "arch": brecq.their_arch(config["arch"])}) == []
     assert (config["iters_w"], config["num_samples"]) == (20000, 1024)
 
@@ -119,6 +120,22 @@ def test_a_float_network_that_is_not_the_recipe_s_stops_the_run(folder, tmp_path
     assert run(tmp_path, "--recipe", "other", "--force") == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda text: text + "setting: none\n", "got 'setting'; closest: settings"),
+        (lambda text: text.replace("top1: 98.0\n", ""), "must have the key top1, got source"),
+        (lambda text: text + "  arch: lenet\n", "key 'arch' must be given once"),
+        (lambda text: text + "  n_bit_w: 3\n", "got 'n_bit_w'; closest: n_bits_w"),
+    ],
+)
+def test_a_recipe_with_unknown_or_repeated_keys_is_refused(change, text, folder, tmp_path, capsys):
+    (folder / "own.yaml").write_text(change(DIGITS.format(float_top1=99.0)))
+    assert run(tmp_path, "--recipe", "own", "--dry_run") == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("top1", "accepted"), [(70.06, True), (72.06, True), (70.05, False)])
 def test_one_point_is_allowed(top1, accepted):
     if accepted:
@@ -141,7 +158,7 @@ def test_a_switch_of_the_recipe_can_be_switched_off(folder, tmp_path, capsys):
     for arguments in (["--config", str(tmp_path / "c.yaml")], ["--no-augment_calibration"]):
         argv = ["--recipe", "augmented", *arguments, "--print_config"]
         assert main_imagenet.main(argv) == 0
-        assert recipes.parse_yaml(capsys.readouterr().out)["augment_calibration"] is False
+        assert parse_yaml(capsys.readouterr().out)["augment_calibration"] is False
 
 
 def test_another_architecture_than_the_recipe_s_is_said(folder, tmp_path, capsys):
@@ -153,7 +170,7 @@ def test_another_architecture_than_the_recipe_s_is_said(folder, tmp_path, capsys
 def test_a_configuration_file_wins_over_the_recipe_that_it_names(folder, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("recipe: digits\nn_bits_a: 6\n")
     assert main_imagenet.main(["--config", str(tmp_path / "c.yaml"), "--print_config"]) == 0
-    config = recipes.parse_yaml(capsys.readouterr().out)
+    config = parse_yaml(capsys.readouterr().out)
     assert (config["n_bits_w"], config["n_bits_a"], config["quant_method"]) == (4, 6, "rtn")
 
 
