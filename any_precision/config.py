@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from any_precision.settings import JOINT, RANDOM, Config, Optimizer, Validation, checked
-from common.configs import parse_yaml
-from common.errors import InputError, closest_names, require_known
+from common.configs import read_config
+from common.errors import InputError, require_known
 from quant.bitwidth.assignments import require_options
 
 ALIASES = {"number_of_configs": "num_bitwidths"}
@@ -50,6 +49,8 @@ TOP_KEYS = (
     "seed",
     "experiments_dir",
 )
+KNOWN_KEYS = (*TOP_KEYS, "quantization", "ResNet", RANDOM, "vehicle_classification")
+JOINT_KEYS = ("joint_quantization_batch_size",)
 OPTIMIZER_KEYS = {"name", "start_lr", "weight_decay", "clip_grad"}
 SCHEDULER_KEYS = {
     "name",
@@ -61,7 +62,7 @@ SCHEDULER_KEYS = {
     "gamma",
 }
 MODEL_KEYS = {"model_variant", "dropout_ratio", "optimizer", "lr_scheduler", "fc_dim"}
-BUILT_IN_METHODS: Mapping[str, dict[str, Any]] = {
+BUILT_IN: Mapping[str, dict[str, Any]] = {
     "any_precision": {"bitwidth_options": [2, 4, 8], "switchable_bn": "own"},
     "dorefa": {"bitwidth_options": [4, 8]},
     "pact": {"bitwidth_options": [4, 8], "activation_quantization": "pact"},
@@ -77,37 +78,16 @@ def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file.
 
     Raises:
-        InputError: the file is missing, damaged or holds no mapping, or PyYAML is missing.
+        InputError: the file is unusable (see ``read_config``), or PyYAML is missing.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            content = json.loads(text)
-        else:
-            content = parse_yaml(text)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"yaml_path must be a readable YAML or JSON file, got {path}: {reason}"
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must map keys to values, got a {type(content).__name__}")
-    return content
+    return read_config(path, "yaml_path")
 
 
 class Resolver:
-    """Reads a configuration; collects a warning for each unknown key, or raises if ``strict``."""
+    """Reads a configuration; unknown keys are refused, and what is replaced gives a warning."""
 
-    def __init__(self, strict: bool):
-        self.strict = strict
+    def __init__(self) -> None:
         self.warnings: list[str] = []
-
-    def _unknown(self, where: str, keys: Iterable[str], known: Iterable[str]) -> None:
-        for key in sorted(set(map(str, keys)) - set(known)):
-            text = f"{where}: unknown key {key!r}, did you mean {closest_names(key, known)[0]!r}?"
-            if self.strict:
-                raise InputError(text)
-            self.warnings.append(text)
 
     def resolve(self, content: Mapping[str, Any], flags: Mapping[str, Any], method: str) -> Config:
         """The configuration of a run.
@@ -118,31 +98,27 @@ class Resolver:
             method: name of a section below ``quantization``, or of a built-in method.
 
         Raises:
-            InputError: a value is unusable, or two contradict each other.
+            InputError: a key is unknown, a value is unusable, or two contradict each other.
         """
         if "vehicle_classification" in content and "dataset" not in content:
             raise InputError("dataset must be given, got sensor data; set dataset: digits")
+        _refuse_unknown("the configuration", content, KNOWN_KEYS)
         quantization = _section(content, "quantization")
-        methods = {name: value for name, value in quantization.items() if _is_method(value)}
-        known = {"enable", JOINT, RANDOM, "Conv", *methods, *BUILT_IN_METHODS}
-        self._unknown("quantization", quantization, known)
-        names = {*methods, *BUILT_IN_METHODS}
-        require_known("quantization_method", method, names)
+        methods = _methods(quantization)
+        require_known("quantization_method", method, methods)
         found: dict[str, Any] = {key: content[key] for key in TOP_KEYS if key in content}
         found["method"] = method
         if "enable" in quantization:
             found["enable"] = quantization["enable"]
         joint = _section(quantization, JOINT)
-        found |= {k: v for k, v in joint.items() if k == "joint_quantization_batch_size"}
-        found |= self._method(
-            method, {**BUILT_IN_METHODS.get(method, {}), **methods.get(method, {})}
-        )
-        found |= self._model(_section(content, "ResNet"))
-        found["validation"] = self._validation(content, quantization)
+        _refuse_unknown(JOINT, joint, JOINT_KEYS)
+        found |= joint
+        found |= self._method(methods[method])
+        found |= _model(_section(content, "ResNet"))
+        found["validation"] = _validation(content, quantization)
         return checked(_apply(found, flags))
 
-    def _method(self, name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-        self._unknown(f"quantization.{name}", section, METHOD_KEYS)
+    def _method(self, section: Mapping[str, Any]) -> dict[str, Any]:
         if section.get("Conv", "QuanConv") != "QuanConv":
             raise InputError(
                 f"Conv must be QuanConv, got {section['Conv']!r}, which is not supported"
@@ -150,7 +126,7 @@ class Resolver:
         found = {
             key: value
             for key, value in section.items()
-            if key in METHOD_KEYS - {"Conv", "sat_weight_normalization"}
+            if key not in ("Conv", "sat_weight_normalization")
         }
         if section.get("sat_weight_normalization"):
             found["weight_scale"] = "sat"
@@ -163,39 +139,58 @@ class Resolver:
             found["weight_quantization"] = "lsq"
         return found
 
-    def _model(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        self._unknown("ResNet", section, MODEL_KEYS)
-        optimizer, scheduler = _section(section, "optimizer"), _section(section, "lr_scheduler")
-        self._unknown("optimizer", optimizer, OPTIMIZER_KEYS)
-        self._unknown("lr_scheduler", scheduler, SCHEDULER_KEYS)
-        renamed = {"name": "schedule", "train_epochs": "epochs"}
-        found = {k: v for k, v in section.items() if k in ("model_variant", "dropout_ratio")}
-        values = {k: v for k, v in optimizer.items() if k in OPTIMIZER_KEYS}
-        values |= {renamed.get(k, k): v for k, v in scheduler.items() if k in SCHEDULER_KEYS}
-        found["optimizer"] = values
-        return found
 
-    def _validation(
-        self, content: Mapping[str, Any], quantization: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        places = [part for part in (content, quantization) if RANDOM in part]
-        sections = [self._renamed(_section(part, RANDOM)) for part in places]
-        if len(sections) == 2 and sections[0] != sections[1]:
+def _methods(quantization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The built-in methods, changed by their sections, and those of the user.
+
+    Raises:
+        InputError: a key is unknown.
+    """
+    own = [key for key, value in quantization.items() if _is_method(value)]
+    _refuse_unknown(
+        "quantization", quantization, ("enable", JOINT, RANDOM, "Conv", *BUILT_IN, *own)
+    )
+    sections = {name: _section(quantization, name) for name in (*BUILT_IN, *own)}
+    for name, section in sections.items():
+        _refuse_unknown(f"quantization.{name}", section, METHOD_KEYS)
+    return {name: {**BUILT_IN.get(name, {}), **section} for name, section in sections.items()}
+
+
+def _model(section: Mapping[str, Any]) -> dict[str, Any]:
+    optimizer, scheduler = _section(section, "optimizer"), _section(section, "lr_scheduler")
+    _refuse_unknown("ResNet", section, MODEL_KEYS)
+    _refuse_unknown("ResNet.optimizer", optimizer, OPTIMIZER_KEYS)
+    _refuse_unknown("ResNet.lr_scheduler", scheduler, SCHEDULER_KEYS)
+    renamed = {"name": "schedule", "train_epochs": "epochs"}
+    found = {k: v for k, v in section.items() if k in ("model_variant", "dropout_ratio")}
+    found["optimizer"] = {**optimizer, **{renamed.get(k, k): v for k, v in scheduler.items()}}
+    return found
+
+
+def _validation(content: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:
+    places = [part for part in (content, quantization) if RANDOM in part]
+    sections = [_renamed(_section(part, RANDOM)) for part in places]
+    if len(sections) == 2 and sections[0] != sections[1]:
+        raise InputError(
+            f"{RANDOM} must be given once, got different values at the top and under quantization"
+        )
+    return sections[0] if sections else {}
+
+
+def _renamed(section: Mapping[str, Any]) -> dict[str, Any]:
+    _refuse_unknown(RANDOM, section, VALIDATION_KEYS)
+    found = {k: v for k, v in section.items() if k not in ALIASES}
+    for alias, name in ALIASES.items():
+        if alias in section and found.setdefault(name, section[alias]) != section[alias]:
             raise InputError(
-                f"{RANDOM} must be given once, got different values at the top and under "
-                "quantization"
+                f"{name} and {alias} must be the same, got {found[name]} and {section[alias]}"
             )
-        return sections[0] if sections else {}
+    return found
 
-    def _renamed(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        self._unknown(RANDOM, section, VALIDATION_KEYS)
-        found = {k: v for k, v in section.items() if k in VALIDATION_KEYS and k not in ALIASES}
-        for alias, name in ALIASES.items():
-            if alias in section and found.setdefault(name, section[alias]) != section[alias]:
-                raise InputError(
-                    f"{name} and {alias} must be the same, got {found[name]} and {section[alias]}"
-                )
-        return found
+
+def _refuse_unknown(where: str, section: Mapping[Any, Any], known: Collection[str]) -> None:
+    for key in section:
+        require_known(f"key in {where}", str(key), known)
 
 
 def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -200,7 +200,7 @@ def _add_run_flags(parser: FlagParser) -> None:
         type=Path,
         help="configuration file, YAML or JSON; flags override it (default: built in, for digits)",
     )
-    add("--strict_config", action="store_true", help="refuse unknown keys in this file")
+    add("--strict_config", action="store_true", help=argparse.SUPPRESS)  # what is always done now
     add("--gpu", type=int, default=0, help="index of the GPU; -1: the CPU (default 0)")
     add("--device", help="device instead of --gpu: cpu, cuda or cuda:i")
     add("--threads", type=int, help="CPU threads (default: as torch chooses)")
@@ -236,7 +236,7 @@ def resolve(options: argparse.Namespace) -> Config:
     """
     require_known("model", options.model, MODELS)
     content = read_file(options.yaml_path) if options.yaml_path else {}
-    resolver = Resolver(options.strict_config)
+    resolver = Resolver()
     config = resolver.resolve(content, given_flags(options), options.quantization_method)
     for text in resolver.warnings:
         logger.warning(text)

@@ -19,7 +19,7 @@ import train_any_precision
 from any_precision import training
 from any_precision.config import Resolver
 from any_precision.run_folder import HISTORY_COLUMNS, HISTORY_FILE, RunFolder
-from any_precision.settings import Config, Optimizer, from_dict
+from any_precision.settings import RANDOM, Config, Optimizer, from_dict
 from common.errors import InputError
 from loaders import ImageSet
 from tests.conftest import PROJECT
@@ -264,8 +264,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, capsys):
     assert "loss must be finite" in summary["error"]
 
 
-def resolved(content, flags=None, method="any_precision", strict=False):
-    resolver = Resolver(strict)
+def resolved(content, flags=None, method="any_precision"):
+    resolver = Resolver()
     return resolver.resolve(content, flags or {}, method), resolver.warnings
 
 
@@ -340,20 +340,68 @@ def test_bad_configurations_are_named(content, text):
         resolved(content)
 
 
-def test_unknown_keys_are_told_or_refused():
-    content = {
-        "quantization": {"any_precision": {"bitwidth_options": [4], "bitwidht_allocation": 1}}
-    }
-    _, warnings = resolved(content)
-    assert re.search(
-        r"unknown key 'bitwidht_allocation', did you mean 'bitwidth_options'\?", warnings[0]
-    )
-    with pytest.raises(InputError, match="did you mean"):
-        resolved(content, strict=True)
-    with pytest.raises(
-        InputError, match=r"quantization_method must be a known name, got 'x'.*dorefa"
-    ):
+UNKNOWN = [
+    ({"quantisation": {}}, "the configuration", "quantisation", "quantization"),
+    ({"learning_rate": 3}, "the configuration", "learning_rate", None),
+    ({"quantization": {"random_bitwidhts": {}}}, "quantization", "random_bitwidhts", RANDOM),
+    ({"quantization": {"pcat": {"weight_scale": "sat"}}}, "quantization", "pcat", "pact"),
+    (
+        {"quantization": {"pact": {"bitwidth_option": [4]}}},
+        "quantization.pact",
+        "bitwidth_option",
+        "bitwidth_options",
+    ),
+    (
+        {"quantization": {"mine": {"bitwidth_options": [4], "bitwidht_allocation": 1}}},
+        "quantization.mine",
+        "bitwidht_allocation",
+        "bitwidth_options",
+    ),
+    (
+        {"quantization": {"joint_quantization": {"batch_size": 2}}},
+        "joint_quantization",
+        "batch_size",
+        "joint_quantization_batch_size",
+    ),
+    ({RANDOM: {"num_bitwidth": 3}}, RANDOM, "num_bitwidth", "num_bitwidths"),
+    ({"ResNet": {"dropout": 0.5}}, "ResNet", "dropout", "dropout_ratio"),
+    ({"ResNet": {"optimizer": {"lr": 0.1}}}, "ResNet.optimizer", "lr", "start_lr"),
+    ({"ResNet": {"lr_scheduler": {"epochs": 2}}}, "ResNet.lr_scheduler", "epochs", "train_epochs"),
+    ({3: 4}, "the configuration", "3", None),
+]
+
+
+@pytest.mark.parametrize(("content", "where", "key", "closest"), UNKNOWN)
+def test_unknown_keys_are_refused_everywhere(content, where, key, closest):
+    """Those of methods that are not chosen included."""
+    text = f"key in {where} must be a known name, got '{key}'; closest: {closest or ''}"
+    with pytest.raises(InputError, match=re.escape(text)):
+        resolved(content)
+
+
+def test_a_section_changes_a_built_in_method():
+    config, _ = resolved({"quantization": {"pact": {"weight_scale": "sat"}}}, method="pact")
+    assert (config.weight_scale, config.activation_quantization) == ("sat", "pact")
+    assert config.bitwidth_options == (4, 8)
+    with pytest.raises(InputError, match=r"quantization_method must be a known name, got 'x'.*dor"):
         resolved({}, method="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("c.yaml", "batch_size: 8\nbatch_size: 9\n", "key 'batch_size' must be given once"),
+        ("c.json", '{"seed": 1, "seed": 2}', "key 'seed' must be given once, got it again"),
+        ("c.yaml", "bach_size: 8\n", "got 'bach_size'; closest: batch_size"),
+        ("c.yaml", "- 8\n", "yaml_path must map keys to values, got a list in"),
+    ],
+)
+def test_bad_configuration_files_end_in_one_line(name, content, text, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    for flags in ([], ["--strict_config"]):
+        assert main(["--yaml_path", str(tmp_path / name), "--dry_run", "--gpu", "-1", *flags]) == 2
+        error = capsys.readouterr().err
+        assert text in error and error.count("\n") == 1
 
 
 def test_yaml_needs_pyyaml_and_json_nothing(tmp_path, monkeypatch, capsys):
