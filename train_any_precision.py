@@ -7,7 +7,7 @@
 
 In every training pass each layer has bits drawn at random; validation draws its own. Flags override
 the file of --yaml_path, and the file overrides the defaults. Exit status: 0 done, 1 failed, 2 wrong
-usage or unusable input, 130 interrupted (--resume continues).
+usage or unusable input, 130 interrupted (--resume RUN continues).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from common.start import run_main
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from any_precision.data import load_images
-from any_precision.flags import build_parser, check_flags, resolve
+from any_precision.flags import build_parser, check_flags
+from any_precision.opening import configuration, open_run, run_path
+from any_precision.ownership import run_lock
 from any_precision.run_folder import RunFolder
-from any_precision.session import Session, choose_device, layer_table, run_path
-from any_precision.training import Trainer, build_network, read_checkpoint, require_same
+from any_precision.session import Session, choose_device, layer_table
+from any_precision.training import Trainer, build_network
 from common.console import EXIT_OK, log_to_file, setup_logging, write_stdout
-from common.files import require_writable
 from common.torch_setup import seed_all
 
 
@@ -40,15 +40,7 @@ def _main(argv: Sequence[str]) -> int:
     options = parser.parse(argv)
     setup_logging(options.verbose, plain=True)
     check_flags(parser, options)
-    content = None
-    if options.eval_only is not None or options.resume is not None:
-        content, stored = read_checkpoint(options.eval_only or options.resume)
-    if content is not None and options.eval_only is not None:
-        config = replace(stored, data_root=options.data_root or stored.data_root)
-    else:
-        config = resolve(options)
-    if options.resume is not None and content is not None:
-        require_same(config, stored, options.resume)
+    config = configuration(options)
     device = choose_device(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -61,13 +53,11 @@ def _main(argv: Sequence[str]) -> int:
             write_stdout(line)
         return EXIT_OK
     folder = run_path(options, config)
-    require_writable(folder)
-    run = RunFolder(
-        folder, options.tensorboard, content["epoch"] if options.resume and content else 0
-    )
-    trainer = Trainer(config, network, images, device, run)
-    with log_to_file(run.log, append=options.resume is not None):
-        return Session(options, trainer, argv).finish(content)
+    with run_lock(folder):
+        trainer = Trainer(config, network, images, device, RunFolder(folder))
+        open_run(options, trainer)
+        with log_to_file(trainer.run.log, append=options.resume is not None):
+            return Session(options, trainer, argv).finish()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,10 @@ class Resolver:
             for key, value in section.items()
             if key not in ("Conv", "sat_weight_normalization")
         }
-        if section.get("sat_weight_normalization"):
+        sat = section.get("sat_weight_normalization", False)
+        if not isinstance(sat, bool):
+            raise InputError(f"sat_weight_normalization must be True or False, got {sat!r}")
+        if sat:
             found["weight_scale"] = "sat"
         if isinstance(found.get("switchable_bn"), bool):  # YAML's on and off
             found["switchable_bn"] = "own" if found["switchable_bn"] else "off"
@@ -218,10 +221,8 @@ def _apply(found: dict[str, Any], flags: Mapping[str, Any]) -> Config:
     except TypeError as error:
         raise InputError(f"milestones and bitwidth_options must be lists, got: {error}") from None
     if subset is not None:
-        if not set(subset) <= set(found["bitwidth_options"]):
-            raise InputError(
-                f"{RANDOM}.bitwidth_options must be among {list(found['bitwidth_options'])}, got "
-                f"{subset}"
-            )
+        known = found["bitwidth_options"]
+        if not isinstance(subset, list) or any(bits not in known for bits in subset):
+            raise InputError(f"{RANDOM}.bitwidth_options must be among {list(known)}, got {subset}")
         validation["bitwidth_options"] = tuple(sorted(subset))
     return Config(**found, validation=Validation(**validation), optimizer=Optimizer(**optimizer))

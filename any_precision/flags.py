@@ -205,7 +205,16 @@ def _add_run_flags(parser: FlagParser) -> None:
     add("--device", help="device instead of --gpu: cpu, cuda or cuda:i")
     add("--threads", type=int, help="CPU threads (default: as torch chooses)")
     add("--seed", type=int, help="seed of all random numbers (default 42)")
-    add("--resume", type=Path, help="last_epoch.pth of an interrupted run to continue")
+    add(
+        "--resume",
+        type=Path,
+        help="folder of an interrupted run to continue, or models/last_epoch.pth in it",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="replace a run of this name, and files of yours where the run writes its own",
+    )
     add("--eval_only", type=Path, help="checkpoint to test; nothing is trained")
     add(
         "--dry_run",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
 from common.files import atomic_file, write_json
+from common.marks import mark
 from quant.bitwidth.validation import ValidationResult
 
 HISTORY_COLUMNS = (
@@ -56,77 +56,61 @@ HISTORY_FILE, CONFIGS_FILE, SUMMARY_FILE = (
     "bitwidth_configs.csv",
     "summary.json",
 )
+TABLES = (HISTORY_FILE, CONFIGS_FILE)
 BEST_FILE, LAST_FILE = "best_model.pth", "last_epoch.pth"
+CONFIG_FILE, CONFIG_YAML_FILE, LOG_FILE = "config.json", "config.yaml", "train_quantization.log"
 
 logger = logging.getLogger(__name__)
-
-
-def new_run_folder(root: Path, name: str | None, model: str) -> Path:
-    """The path of a new run's folder, which is not created; the default name holds the time.
-
-    Raises:
-        InputError: the name is taken, or is no name of a folder.
-    """
-    if name is not None:
-        if not name or Path(name).name != name or name.startswith("."):
-            raise InputError(f"run_name must be the name of a folder, got {name!r}")
-        if (root / name).exists():
-            raise InputError(f"run_name must be new below {root}, got {name!r}, which exists")
-        return root / name
-    stem = f"{datetime.now():%Y%m%d_%H%M%S}_{model}"
-    folder, number = root / stem, 0
-    while folder.exists():
-        number += 1
-        folder = root / f"{stem}_{number}"
-    return folder
 
 
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: the folder, created if missing.
-        tensorboard: write TensorBoard files, with a warning if it cannot be imported.
-        first_step: earlier events from this step on are replaced (for a resumed run).
+        path: the folder; nothing is written before ``open``.
+
+    Attributes:
+        tables: file -> its whole text, which checkpoints hold too.
     """
 
-    def __init__(self, path: Path, tensorboard: bool, first_step: int = 0):
+    def __init__(self, path: Path):
         self.path = path
-        for name in ("logs", "models", "plots"):
-            (path / name).mkdir(parents=True, exist_ok=True)
-        self.writer = _writer(path / "tensorboard", first_step) if tensorboard else None
+        self.tables: dict[str, str] = {}
+        self.writer: Any = None
+
+    def open(self, tensorboard: bool, first_step: int = 0) -> None:
+        """Write the tables as they are, in place of what is there, and start TensorBoard.
+
+        Args:
+            tensorboard: write TensorBoard files, with a warning if it cannot be imported.
+            first_step: earlier events from this step on are replaced (for a resumed run).
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        for file in TABLES:
+            if file in self.tables:
+                _write_text(self.path / file, self.tables[file])
+            else:
+                (self.path / file).unlink(missing_ok=True)
+        self.writer = _writer(self.path / "tensorboard", first_step) if tensorboard else None
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
 
     @property
     def log(self) -> Path:
-        return self.path / "logs" / "train_quantization.log"
+        return self.path / "logs" / LOG_FILE
 
     def append(self, file: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Add rows to a table, a CSV file; None becomes an empty field."""
-        path = self.path / file
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as handle:
-            table = csv.DictWriter(handle, columns, lineterminator="\n")
-            if is_new:
-                table.writeheader()
-            table.writerows(rows)
-
-    def cut(self, epochs: int) -> None:
-        """Remove the rows after ``epochs`` epochs, which a resumed run writes again."""
-        for file in (HISTORY_FILE, CONFIGS_FILE):
-            path = self.path / file
-            if not path.exists():
-                continue
-            with path.open(newline="", encoding="utf-8") as handle:
-                reader = csv.DictReader(handle)
-                kept = [row for row in reader if _is_whole(row) and int(row["epoch"]) <= epochs]
-                columns = list(reader.fieldnames or ())
-            with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as out:
-                table = csv.DictWriter(out, columns, lineterminator="\n")
-                table.writeheader()
-                table.writerows(kept)
+        buffer = io.StringIO()
+        table = csv.DictWriter(buffer, columns, lineterminator="\n")
+        if file not in self.tables:
+            table.writeheader()
+        table.writerows(rows)
+        self.tables[file] = self.tables.get(file, "") + buffer.getvalue()
+        _write_text(self.path / file, self.tables[file])
 
     def scalars(self, values: Mapping[str, float | None], step: int) -> None:
         """Write the values that are not None."""
@@ -139,6 +123,7 @@ class RunFolder:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         path = self.path / "plots" / name
+        mark(path.parent, [name])
         with atomic_file(path) as part:
             figure.savefig(part, format="png", metadata={"Software": None})
         if self.writer is not None and step is not None:
@@ -164,9 +149,9 @@ class RunFolder:
             self.writer.close()
 
 
-def _is_whole(row: Mapping[str, str | None]) -> bool:
-    """Whether a row is complete; the last one may not be after a crash."""
-    return None not in row.values() and str(row["epoch"]).isdigit()
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _writer(folder: Path, first_step: int) -> Any:
@@ -175,7 +160,14 @@ def _writer(folder: Path, first_step: int) -> Any:
     except ImportError:
         logger.warning("tensorboard is not installed: no TensorBoard files are written")
         return None
-    return SummaryWriter(str(folder), purge_step=first_step or None)
+    before = _names(folder)
+    writer = SummaryWriter(str(folder), purge_step=first_step or None)
+    mark(folder, _names(folder) - before)
+    return writer
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def configuration_rows(

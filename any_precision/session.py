@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from any_precision.run_folder import BEST_FILE, new_run_folder
+from any_precision.checkpoints import read_checkpoint
+from any_precision.run_folder import BEST_FILE, CONFIG_FILE, CONFIG_YAML_FILE
 from any_precision.settings import Config
-from any_precision.training import Trainer, read_checkpoint
+from any_precision.training import Trainer
 from common.console import EXIT_OK, write_stdout
-from common.errors import RunError
-from common.files import write_json
+from common.errors import InputError, RunError
+from common.files import atomic_file, write_json
 from common.provenance import utc_now, versions
 from common.torch_setup import pick_device
 from models.checkpoints import state_digest
@@ -47,23 +48,15 @@ def layer_table(network: torch.nn.Module) -> list[str]:
     ]
 
 
-def run_path(options: argparse.Namespace, config: Config) -> Path:
-    """The folder of the run: that of the checkpoint to resume, or a new one."""
-    if options.resume is not None:
-        return options.resume.resolve().parent.parent
-    root = Path(options.experiments_dir or config.experiments_dir)
-    suffix = "_eval" if options.eval_only is not None else ""
-    return new_run_folder(root, options.run_name, f"{options.model}_{config.model_variant}{suffix}")
-
-
 def write_config(folder: Path, config: Config) -> None:
     """Write the configuration as JSON and, if PyYAML is installed, as YAML."""
-    write_json(folder / "config.json", config.as_dict())
+    write_json(folder / CONFIG_FILE, config.as_dict())
     try:
         import yaml
     except ImportError:
         return
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()), encoding="utf-8")
+    with atomic_file(folder / CONFIG_YAML_FILE) as part:
+        part.write_text(yaml.safe_dump(config.as_dict()), encoding="utf-8")
 
 
 class Session:
@@ -83,26 +76,22 @@ class Session:
         }
         write_config(self.run.path, config)
 
-    def finish(self, content: dict[str, Any] | None) -> int:
-        """Train, or test a checkpoint; returns the exit status.
-
-        Args:
-            content: the checkpoint to test or resume from; None: train from the start.
+    def finish(self) -> int:
+        """Train the epochs that are not done, or test a checkpoint; returns the exit status.
 
         Raises:
             RunError: training or writing fails.
         """
         try:
-            if self.options.eval_only is not None and content is not None:
-                self.trainer.load(content, str(self.options.eval_only), resume=False)
-                self._test(content["epoch"])
+            if self.options.eval_only is not None:
+                self._test(self.trainer.done)
             else:
-                self._train(content)
+                self._train()
             self.summary["status"] = "completed"
         except KeyboardInterrupt:
             self.summary["status"] = "interrupted"
             raise
-        except (RunError, OSError) as error:
+        except (RunError, InputError, OSError) as error:
             self.summary["error"] = str(error)
             raise RunError(str(error)) from error
         finally:
@@ -110,10 +99,7 @@ class Session:
         write_stdout(self._last_line())
         return EXIT_OK
 
-    def _train(self, content: dict[str, Any] | None) -> None:
-        if content is not None:
-            self.trainer.load(content, str(self.options.resume), resume=True)
-            self.run.cut(self.trainer.done)
+    def _train(self) -> None:
         if self.options.test_mode == "every_epoch":
             logger.warning(
                 "test_mode every_epoch tests before training is done: report results of final only"
@@ -121,7 +107,7 @@ class Session:
         self.trainer.epochs(self._test_epoch if self.options.test_mode == "every_epoch" else None)
         if self.options.test_mode == "final":
             best, _ = read_checkpoint(self.run.model(BEST_FILE))
-            self.trainer.load(best, BEST_FILE, resume=False)
+            self.trainer.load_weights(best, BEST_FILE)
             self._test(best["epoch"])
 
     def _test_epoch(self, epoch: int) -> None:
@@ -144,7 +130,7 @@ class Session:
             "epochs": trainer.done,
             "best_acc": trainer.best_acc if trainer.best_epoch else None,
             "best_epoch": trainer.best_epoch or None,
-            "validation": trainer.last_result and trainer.last_result.as_dict(),
+            "validation": trainer.validation,
             "weights_digest": state_digest(trainer.network),
             "seconds": round(time.perf_counter() - self.start, 2),
         }

@@ -106,7 +106,7 @@ def from_dict(content: Mapping[str, Any]) -> Config:
         optimizer["milestones"] = tuple(optimizer["milestones"])
         plain["bitwidth_options"] = tuple(plain["bitwidth_options"])
         return Config(**plain, validation=validation, optimizer=Optimizer(**optimizer))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"config must be that of a run, got: {error!r}") from None
 
 
@@ -159,6 +159,7 @@ WHOLE = {
     "step_size",
 }
 SWITCHES = ("enable", "switchable_clipping")
+TEXTS = ("dataset", "data_root", "class_order", "experiments_dir", "method", "model_variant")
 
 
 def checked(config: Config) -> Config:
@@ -177,11 +178,7 @@ def checked(config: Config) -> Config:
     _check_ranges(config.optimizer, OPTIMIZER_RANGES)
     if config.optimizer.clip_grad is not None:
         _check_ranges(config.optimizer, {"clip_grad": (1e-12, 1e12)})
-    for name in SWITCHES:
-        if not isinstance(getattr(config, name), bool):
-            raise InputError(f"{name} must be True or False, got {getattr(config, name)!r}")
-    if not isinstance(config.class_order, str | None):
-        raise InputError(f"class_order must be text, got {config.class_order!r}")
+    _check_kinds(config)
     config.layer_spec()
     options = list(config.bitwidth_options)
     if config.training_method == VANILLA and len(options) != 1:
@@ -191,6 +188,21 @@ def checked(config: Config) -> Config:
             f"training_method must be {JOINT} with distillation, got {config.training_method}"
         )
     return config
+
+
+def _check_kinds(config: Config) -> None:
+    switches = {name: getattr(config, name) for name in SWITCHES}
+    switches["fixed_val_configs"] = config.validation.fixed_val_configs
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} must be True or False, got {value!r}")
+    for name in TEXTS:
+        value = getattr(config, name)
+        if not isinstance(value, str) and not (name == "class_order" and value is None):
+            raise InputError(f"{name} must be text, got {value!r}")
+    for epoch in config.optimizer.milestones:
+        if not isinstance(epoch, int) or isinstance(epoch, bool):
+            raise InputError(f"milestones must be whole numbers, got {epoch!r}")
 
 
 def _check_ranges(part: Any, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -28,9 +29,9 @@ from any_precision.run_folder import (
     RunFolder,
     configuration_rows,
 )
-from any_precision.settings import JOINT, RANDOM, Config, from_dict, without_where
+from any_precision.settings import JOINT, RANDOM, Config
 from common.errors import InputError, RunError
-from common.files import read_torch_file, write_torch_file
+from common.files import write_torch_file
 from loaders import ImageSet
 from models.checkpoints import load_strictly
 from plots.bitwidth import plot_bitwidth_vs_accuracy
@@ -155,7 +156,7 @@ class Trainer:
         self.layers = quantized_layers(network) if config.enable else []
         self.tracks = config.enable and config.validation_function == RANDOM
         self.best_acc, self.best_epoch, self.done = -1.0, 0, 0
-        self.last_result: ValidationResult | None = None
+        self.validation: dict[str, Any] | None = None  # of the last epoch, for the summary
         self.anchor_costs = self._anchor_costs()
 
     def _anchor_costs(self) -> dict[int, dict[str, Any]]:
@@ -170,7 +171,7 @@ class Trainer:
         """Train and validate the epochs that are not done yet.
 
         Args:
-            on_epoch: called with the number of each finished epoch, from 1.
+            on_epoch: called with the number of each epoch, from 1, before its checkpoint.
 
         Raises:
             RunError: the loss is not finite.
@@ -190,7 +191,6 @@ class Trainer:
             self.done = epoch + 1
             if row["val_acc"] > self.best_acc:
                 self.best_acc, self.best_epoch = row["val_acc"], epoch + 1
-                self._save(BEST_FILE, row)
             self.run.scalars(
                 {
                     "Loss/train": loss,
@@ -203,7 +203,9 @@ class Trainer:
             )
             row["seconds"] = round(time.perf_counter() - start, 3)
             self.run.append(HISTORY_FILE, [row], HISTORY_COLUMNS)
-            self._save(LAST_FILE, row)
+            if on_epoch is not None:
+                on_epoch(epoch + 1)
+            self._save(row)
             logger.info(
                 "Epoch %d/%d: train loss %.4f, train acc %.4f, val acc %.4f, %.1f s",
                 epoch + 1,
@@ -213,8 +215,6 @@ class Trainer:
                 row["val_acc"],
                 row["seconds"],
             )
-            if on_epoch is not None:
-                on_epoch(epoch + 1)
 
     def _train(self, epoch: int) -> tuple[float, float]:
         """Train for one epoch; returns mean loss and accuracy over passes and samples."""
@@ -298,7 +298,7 @@ class Trainer:
         anchors = settings.anchors == "always" or (settings.anchors == "plot" and plots)
         rng = stream(self.config.seed, VALIDATION, 0 if settings.fixed_val_configs else epoch)
         result = self._random_bitwidths(self.images.val, settings.num_bitwidths, rng, anchors)
-        self.last_result = result
+        self.validation = json.loads(json.dumps(result.as_dict()))
         rows = configuration_rows(result, epoch + 1, "val", self.anchor_costs, len(self.layers))
         self.run.append(CONFIGS_FILE, rows, CONFIG_COLUMNS)
         self._show(result.statistics, epoch)
@@ -380,7 +380,11 @@ class Trainer:
         found = result.statistics
         return TestResult(found.accuracy.mean, found.loss.mean, result)
 
-    def _save(self, name: str, row: Mapping[str, Any]) -> None:
+    def _save(self, row: Mapping[str, Any]) -> None:
+        """Write the checkpoint of this epoch, and the same as the best one if it is.
+
+        The best one comes second: after a kill between them it can be written again.
+        """
         content = {
             "epoch": self.done,
             "model_state_dict": self.network.state_dict(),
@@ -395,26 +399,46 @@ class Trainer:
             "bitwidth_options": list(self.config.bitwidth_options),
             "layer_names": [name for name, _ in self.layers],
             "bitwidth_assignment": get_configuration(self.network),
+            "validation": self.validation,
+            "tables": dict(self.run.tables),
         }
-        write_torch_file(self.run.model(name), content)
+        write_torch_file(self.run.model(LAST_FILE), content)
+        if self.best_epoch == self.done:
+            write_torch_file(self.run.model(BEST_FILE), content)
 
-    def load(self, content: Mapping[str, Any], source: str, resume: bool) -> None:
-        """Load a checkpoint: weights and bits and, to resume, everything else.
+    def load_weights(self, content: Mapping[str, Any], source: str) -> None:
+        """Load the weights and bits of a checkpoint.
 
         Raises:
-            RunError: the weights or the bits do not fit.
+            RunError: they do not fit.
         """
         try:
             load_strictly(self.network, content["model_state_dict"], source)
             set_configuration(self.network, list(content["bitwidth_assignment"].values()))
-        except (InputError, ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(str(error)) from None
-        self.done = content["epoch"]
-        if resume:
+
+    def restore(self, content: Mapping[str, Any], source: str) -> None:
+        """Go on behind the epoch of a checkpoint that ``require_resumable`` has checked.
+
+        Raises:
+            RunError: the weights or the bits do not fit.
+            InputError: the state of the optimizer does not.
+        """
+        self.load_weights(content, source)
+        try:
             self.optimizer.load_state_dict(content["optimizer_state_dict"])
             self.scheduler.load_state_dict(content["scheduler_state_dict"])
             torch.set_rng_state(content["rng_state"])
-            self.best_acc, self.best_epoch = content["best"]
+        except Exception as error:  # noqa: BLE001  (torch checks no state of an optimizer)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{source}: must hold the state of the run's optimizer, got: {reason}"
+            ) from None
+        self.done = content["epoch"]
+        self.best_acc, self.best_epoch = content["best"]
+        self.validation = content.get("validation")
+        self.run.tables = dict(content["tables"])
 
 
 def _history_row(found: Statistics) -> dict[str, Any]:
@@ -432,29 +456,3 @@ def _history_row(found: Statistics) -> dict[str, Any]:
         "corr_spearman": found.spearman,
         "knee": found.knee.bitwidth if found.knee else None,
     }
-
-
-def read_checkpoint(path: Any) -> tuple[dict[str, Any], Config]:
-    """Read a checkpoint of a run and its configuration.
-
-    Raises:
-        InputError: it is unusable, or another kind of file.
-    """
-    content = read_torch_file(path)
-    if not isinstance(content, dict) or "bitwidth_assignment" not in content:
-        raise InputError(
-            f"{path}: must be a checkpoint of train_any_precision.py, got another file"
-        )
-    return content, from_dict(content["config"])
-
-
-def require_same(mine: Config, stored: Config, path: Any) -> None:
-    """Check that a run is resumed with its own configuration, folders aside.
-
-    Raises:
-        InputError: a value differs.
-    """
-    a, b = without_where(mine).as_dict(), without_where(stored).as_dict()
-    for key, value in a.items():
-        if value != b[key]:
-            raise InputError(f"{path}: {key} must be {b[key]} to resume, got {value}")
