@@ -7,7 +7,6 @@ float32; fits accumulate in float64.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_file
+from common.unfolding import read_arrays
 from correction.checks import MAX_LOGIT, check_alpha, check_logits, check_pair, check_shrinkage
 from correction.lines import Lines, Moments, apply_lines
 from correction.partition import Partition, Projection, fit_partition
@@ -214,9 +214,7 @@ class ClusterAffineCorrection:
             InputError: missing, damaged, not such a file, or of another number of classes.
         """
         try:
-            content = io.BytesIO(Path(path).read_bytes())
-            with np.load(content, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            arrays = read_arrays(Path(path))
             settings = json.loads(arrays["settings"].tobytes())
             if settings.pop("format") != FORMAT:
                 raise ValueError("another format")

@@ -228,7 +228,8 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     if request.skip_existing and (stored := _matching_side(path, wanted)) is not None:
         name = candidate.source.name
         if request.csv:
-            _export_csv(candidate, split, read_npz(path), wanted, request)
+            stored_arrays = read_npz(path, len(indices), request.num_classes)
+            _export_csv(candidate, split, stored_arrays, wanted, request)
         return Written(name, split, len(indices), stored["accuracy"], path, kept=True)
     batches = images.of(split, indices, candidate.preprocess)
     result, used = run_in_batches(candidate.network, batches, request)

@@ -212,7 +212,8 @@ def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> No
         raise InputError(f"{folder}: must hold {len(array)} samples, got {starts[-1]}")
 
     def read(record: FileRecord, start: int) -> None:
-        part = decode(folder / record.file, array.dtype.type)
+        values = record.rows * array.shape[1]
+        part = decode(folder / record.file, array.dtype.type, values)
         if part.shape != (record.rows, array.shape[1]) or record.first_row != start:
             raise InputError(
                 f"{folder / record.file}: must hold {(record.rows, array.shape[1])} values, "

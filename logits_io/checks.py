@@ -142,7 +142,8 @@ def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> I
     intact = hashlib.sha256(content).hexdigest() == record.sha256
     wanted = 1 if record.kind == TARGETS else int(metadata["classes"])
     try:
-        array = decode(path, np.int64 if record.kind == TARGETS else np.float32)
+        dtype = np.int64 if record.kind == TARGETS else np.float32
+        array = decode(path, dtype, record.rows * wanted)
     except InputError as error:
         yield f"{error}{_place_in_text(path, wanted)}"
         return

@@ -11,14 +11,18 @@ import hashlib
 import importlib.util
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.errors import InputError
 from common.files import sha256_file
+from common.unfolding import plausible_bytes, read_arrays, require_plausible
 
 FORMATS = ("csv", "parquet", "npz")
 COMPRESSIONS = ("none", "gzip", "zstd")
+BLOCK = 1 << 20
+VALUE_BYTES, TEXT_BYTES = 8, 32  # of a value at most, in an array and in a text
 COLUMN = "values"  # name of the Parquet column and of the npz array
 GZIP_LEVEL, ZSTD_LEVEL = 1, 3
 CSV_ENDINGS = {"none": ".csv", "gzip": ".csv.gz", "zstd": ".csv.zst"}
@@ -129,19 +133,22 @@ def _parquet(table: np.ndarray, compression: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def decode(path: Path, dtype: type = np.float32) -> np.ndarray:
+def decode(path: Path, dtype: type = np.float32, values: int = 0) -> np.ndarray:
     """Read a file of ``encode`` as an (N, columns) array; its ending decides on the format.
+
+    Args:
+        values: number of values that is expected; files with far more are not unfolded.
 
     Raises:
         InputError: the file is missing or damaged, or holds something else than numbers.
     """
     try:
         if path.name.endswith(".parquet"):
-            return _read_parquet(path).astype(dtype, copy=False)
+            return _read_parquet(path, values).astype(dtype, copy=False)
         if path.name.endswith(".npz"):
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                return stored[COLUMN].astype(dtype, copy=False)
-        return _parse(path.read_bytes() if path.suffix == ".csv" else read_text(path), dtype)
+            return read_arrays(path, VALUE_BYTES * values)[COLUMN].astype(dtype, copy=False)
+        text = path.read_bytes() if path.suffix == ".csv" else read_text(path, values)
+        return _parse(text, dtype)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         kind = path.name.split(".", 1)[-1]
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -167,20 +174,48 @@ def _parse(text: bytes, dtype: type) -> np.ndarray:
     return table.to_numpy().astype(dtype, copy=False)
 
 
-def read_text(path: Path) -> bytes:
-    """Decompress the text of a compressed CSV file."""
+def read_text(path: Path, values: int = 0) -> bytes:
+    """Decompress the text of a compressed CSV file.
+
+    Args:
+        values: number of values that is expected.
+
+    Raises:
+        ValueError: the text is far larger.
+    """
+    content = path.read_bytes()
+    expected = TEXT_BYTES * values
+    limit = plausible_bytes(len(content), expected)
     if path.name.endswith(".gz"):
-        return gzip.decompress(path.read_bytes())
-    import pyarrow
+        with gzip.open(io.BytesIO(content)) as handle:
+            text = _read_most(handle, limit)
+    else:
+        import pyarrow
 
-    with pyarrow.input_stream(io.BytesIO(path.read_bytes()), compression="zstd") as stream:
-        return stream.read()
+        with pyarrow.input_stream(io.BytesIO(content), compression="zstd") as stream:
+            text = _read_most(stream, limit)
+    require_plausible(len(text), len(content), expected)
+    return text
 
 
-def _read_parquet(path: Path) -> np.ndarray:
+def _read_most(stream: Any, limit: int) -> bytes:
+    """Read until a stream's end, or more than ``limit`` bytes."""
+    pieces: list[bytes] = []
+    size = 0
+    while size <= limit and (piece := stream.read(BLOCK)):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def _read_parquet(path: Path, values: int) -> np.ndarray:
     import pyarrow
     from pyarrow import parquet
 
-    column = parquet.read_table(pyarrow.BufferReader(path.read_bytes()))[COLUMN].combine_chunks()
-    width = column.type.list_size
+    content = path.read_bytes()
+    with parquet.ParquetFile(pyarrow.BufferReader(content)) as file:
+        width = file.schema_arrow.field(COLUMN).type.list_size
+        described = file.metadata.num_rows * width * VALUE_BYTES
+        require_plausible(described, len(content), VALUE_BYTES * values)
+        column = file.read()[COLUMN].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

@@ -10,8 +10,10 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_file, sha256_file
+from common.unfolding import read_arrays
 
 SIDE_FORMAT_VERSION = 1
+BYTES = 8  # of a value, at most
 
 
 def npz_path(root: Path, expert: str, split: str) -> Path:
@@ -36,20 +38,20 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> str:
     return sha256_file(path)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path, samples: int = 0, classes: int = 0) -> dict[str, np.ndarray]:
     """Read all arrays of a file without unpickling.
 
+    Args:
+        samples, classes: those that are expected. Far larger arrays are not unfolded.
+
     Raises:
-        InputError: the file is missing or damaged, or would have to be unpickled.
+        InputError: the file is missing or damaged, would have to be unpickled, or unfolds to an
+            implausible size.
     """
     if not path.is_file():
         raise InputError(f"{path} must exist, got no such file")
     try:
-        with path.open("rb") as handle:
-            stored = np.load(handle, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            return {name: stored[name] for name in stored.files}
+        return read_arrays(path, samples * (classes + 3) * BYTES)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: must be a whole npz file of arrays, got: {reason}") from None
