@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.cells import plain_cell
 from common.files import atomic_file, write_json
 from common.marks import mark
 from quant.bitwidth.validation import ValidationResult
@@ -108,7 +109,7 @@ class RunFolder:
         table = csv.DictWriter(buffer, columns, lineterminator="\n")
         if file not in self.tables:
             table.writeheader()
-        table.writerows(rows)
+        table.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)
         self.tables[file] = self.tables.get(file, "") + buffer.getvalue()
         _write_text(self.path / file, self.tables[file])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cells import plain_cell
 from common.files import atomic_file
 from experts.console import Console
 from experts.metrics import GROUPS
@@ -177,7 +178,8 @@ def as_table(verification: Verification) -> pd.DataFrame:
 
     rows = []
     for file in verification.files:
-        row: dict[str, Any] = {"expert": file.expert, "split": file.split, "path": str(file.path)}
+        names = {"expert": file.expert, "split": file.split, "path": str(file.path)}
+        row: dict[str, Any] = {key: plain_cell(name) for key, name in names.items()}
         row |= {name: getattr(file.figures, name, None) for name in SCALARS}
         row["failures"] = sum(check.status == FAIL for check in file.checks)
         rows.append(row)

@@ -1,10 +1,12 @@
-"""CSV tables of plain values, with a header."""
+"""CSV tables of plain values, with a header; no cell is a formula (``common.cells``)."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
+from common.cells import cell_text, plain_cell
 from common.errors import InputError
 
 SEAL = "sha256_of_this_file"
@@ -36,7 +38,12 @@ def seal_holds(path: Path) -> bool:
 def _as_csv(records: list[dict]) -> bytes:
     import pandas as pd
 
-    return pd.DataFrame(records).to_csv(index=False, lineterminator="\n").encode()
+    plain = [{_cell(key): _cell(value) for key, value in record.items()} for record in records]
+    return pd.DataFrame(plain).to_csv(index=False, lineterminator="\n").encode()
+
+
+def _cell(value: Any) -> Any:
+    return plain_cell(value) if isinstance(value, str) else value
 
 
 def read_records(path: Path) -> list[dict]:
@@ -51,6 +58,6 @@ def read_records(path: Path) -> list[dict]:
         records = pd.read_csv(path).to_dict("records")
         if not records:
             raise ValueError("no row")
-        return records
+        return [{cell_text(k): cell_text(cell) for k, cell in row.items()} for row in records]
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: must be a CSV table with a header, got: {error}") from None

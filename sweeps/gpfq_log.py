@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.cells import cell_text, plain_cell
 from common.errors import InputError
 from common.files import atomic_file
 
@@ -88,7 +89,7 @@ def read_log(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
-        rows = list(reader)
+        rows = [{name: cell_text(cell) for name, cell in row.items()} for row in reader]
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise InputError(f"{path}: must have the columns of this log, got {reader.fieldnames}")
     return rows
@@ -100,4 +101,4 @@ def append_row(path: Path, row: Row) -> None:
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: plain_cell(row[name]) for name in COLUMNS} for row in rows)

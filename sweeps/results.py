@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cells import plain_cell
 from common.files import atomic_file
 from sweeps.spec import GridRun
 
@@ -28,7 +29,6 @@ SUMMARY_COLUMNS = (
     "seconds",
     "error",
 )
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that spreadsheets compute
 AGREEMENTS = {"quantized": "agreement", "corrected": "corrected_agreement"}
 TABLE_COLUMNS = ("arch", "method", "W/A", "n", "full precision", "quantized", "corrected", "gain")
 
@@ -103,16 +103,8 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_plain_cell(row[name]) for name in columns])
+        writer.writerow([plain_cell(row[name]) for name in columns])
     return buffer.getvalue()
-
-
-def _plain_cell(value: Any) -> Any:
-    """A value as a CSV cell: empty for None; a text that spreadsheets would compute is quoted."""
-    if value is None:
-        return ""
-    is_formula = isinstance(value, str) and value.startswith(FORMULA)
-    return f"'{value}" if is_formula else value
 
 
 def flat_table(table: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:

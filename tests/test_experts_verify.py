@@ -17,6 +17,8 @@ import create_splits_fixed
 import verify_logits
 from common.files import sha256_file
 from experts.splits import list_digest
+from experts.verification import FileResult
+from experts.verification_report import Verification, as_table
 from loaders import load_dataset
 from loaders.transforms import Preprocess
 from logits_io.npz import npz_path, read_npz, side_path, write_npz
@@ -420,6 +422,8 @@ def test_groups_and_reports(case, capsys):
     assert float(rows[0]["accuracy"]) == report["files"][0]["metrics"]["accuracy"]
     assert rows[0]["medium"] == ""
     assert figure.read_bytes().startswith(b"\x89PNG")
+    rows = as_table(Verification([FileResult("=x", "-y", Path("@z"))], [], {}, False))
+    assert rows.iloc[0][["expert", "split", "path"]].tolist() == ["'=x", "'-y", "'@z"]
     assert sha256_file(figure) == sha256_file(figure)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.cells import cell_text, plain_cell
 from common.errors import InputError
 from common.files import atomic_file, write_json
 from quant.bitwidth.assignments import WEIGHTINGS
@@ -132,11 +133,11 @@ def write_sweep(
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as CSV; None becomes an empty field."""
+    """Write rows as CSV; None becomes an empty field, and no cell is a formula."""
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as handle:
         table = csv.DictWriter(handle, columns, lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -150,7 +151,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             rows = list(csv.DictReader(handle))
         texts = ("kind", "bits", "config")
         return [
-            {key: row[key] if key in texts else _number(row[key]) for key in COLUMNS}
+            {key: cell_text(row[key]) if key in texts else _number(row[key]) for key in COLUMNS}
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
