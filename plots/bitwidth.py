@@ -135,11 +135,17 @@ def _draw_one_bin(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin]) 
         axes.axhspan(mean - spread, mean + spread, color="red", alpha=0.15, label="±1 std")
 
 
+def _with_spread(values: np.ndarray, digits: int) -> str:
+    """Mean and standard deviation as text; one value has no deviation."""
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
+
+
 def _draw_box(axes: Any, pairs: list[tuple[float, float]], bins: list[Bin], dropped: int) -> None:
     x, y = np.array(pairs).T
     lines = [
-        f"Mean Acc: {y.mean():.4f} ± {y.std():.4f}",
-        f"Mean BW: {x.mean():.2f} ± {x.std():.2f}",
+        f"Mean Acc: {_with_spread(y, 4)}",
+        f"Mean BW: {_with_spread(x, 2)}",
     ]
     pearson, _, count = correlations(x.tolist(), y.tolist())
     if pearson is not None:

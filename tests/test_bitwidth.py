@@ -35,7 +35,7 @@ from quant.bitwidth.assignments import (
     set_configuration,
     stream,
 )
-from quant.bitwidth.statistics import bin_centre, correlations
+from quant.bitwidth.statistics import bin_centre, correlations, statistics_lines, summarise
 from quant.bitwidth.validation import Plan, validate
 
 OPTIONS = (2, 4, 8)
@@ -364,6 +364,15 @@ def test_interpretation_follows_its_rules():
 WORKED = ([4.0, 4.04, 6, 6, 8, 8], [0.80, 0.82, 0.90, 0.88, 0.91, 0.93])
 
 
+def test_one_configuration_of_a_bin_has_no_deviation():
+    found = summarise([4, 4, 8], [0.5, 0.7, 0.9], [1.0] * 3, [], 0.1, 0.01)
+    lines = [line.strip() for line in statistics_lines(found, "", verbose=True)]
+    assert lines[-2:] == [
+        "Bitwidth 4.0: Acc=0.6000±0.1000 (n=2)",
+        "Bitwidth 8.0: Acc=0.9000 (n=1)",
+    ]
+
+
 def test_the_worked_example_of_the_figure():
     figure = plot_bitwidth_vs_accuracy(
         *WORKED,
@@ -393,7 +402,7 @@ def test_the_worked_example_of_the_figure():
     [
         ([], [], None, set()),
         ([math.nan], [0.5], None, set()),
-        ([4], [0.6], "Mean Acc: 0.6000 ± 0.0000", {"Mean: 0.6000"}),
+        ([4], [0.6], "Mean Acc: 0.6000\nMean BW: 4.00", {"Mean: 0.6000"}),
         ([4, 4, 4], [0.5, 0.6, 0.7], "Mean BW: 4.00 ± 0.00", {"Mean: 0.6000", "±1 std"}),
         ([4, math.inf, 5], [0.5, 0.6, 0.7], "dropped: 1", {"Individual configs", "Mean accuracy"}),
         ([4, 5, 6], [0.5, 0.6, 0.7], "1 config per bin", {"Individual configs", "Mean accuracy"}),

@@ -297,7 +297,8 @@ def statistics_lines(found: Statistics, heading: str, verbose: bool = False) -> 
         )
     if verbose:
         lines += [
-            f"    Bitwidth {b.bitwidth:.1f}: Acc={b.mean_acc:.4f}±{b.std_acc:.4f} (n={b.count})"
+            f"    Bitwidth {b.bitwidth:.1f}: Acc={b.mean_acc:.4f}"
+            f"{f'±{b.std_acc:.4f}' if b.count > 1 else ''} (n={b.count})"
             for b in found.bins
         ]
     return lines
