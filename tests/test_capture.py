@@ -471,7 +471,18 @@ class Branching(Trunk):
 
 class Noisy(Trunk):
     def forward(self, x):
-        return super().forward(F.dropout(x, 0.5, training=True))
+        return super().forward(x + torch.rand_like(x))
+
+
+class Dropping(Trunk):
+    """Its dropout does not know whether the network is in evaluation."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x):
+        return super().forward(self.drop(x))
 
 
 class OthersOfTheBatch(Trunk):
@@ -543,7 +554,16 @@ def poisoned() -> nn.Module:
 REFUSED = {
     "fixed number of images": (FixedBatch, "torch.export"),
     "control flow on values": (Branching, "captured by torch.export, got Branching"),
-    "random numbers": (Noisy, "random operation dropout"),
+    "random numbers": (Noisy, r"random operation rand_like in module ''$"),
+    "dropout": (
+        lambda: Dropping(F.dropout),
+        "random operation dropout in module ''",
+    ),
+    "dropout of maps": (lambda: Dropping(F.dropout2d), "random operation feature_dropout in"),
+    "dropout that trains": (
+        lambda: Dropping(lambda x: torch.native_dropout(x, 0.5, None)[0]),
+        r"random operation native_dropout in module '' \(F.dropout needs training=self.training\)$",
+    ),
     "other images": (OthersOfTheBatch, "logits of each image alone, got logits that differ by"),
     "autocast": (InHalf, "compute in float32, got bfloat16 in module"),
     "recurrence": (Memory, "got operation lstm in module 'steps'"),

@@ -211,7 +211,8 @@ def _simplify_(network: fx.GraphModule) -> None:
 
 
 def _is_active_dropout(node: fx.Node) -> bool:
-    return "dropout" in operation(node) and bool(node.args[2]) and bool(node.args[1])
+    """Whether a dropout drops values in evaluation too; of ``native_dropout``, None trains."""
+    return "dropout" in operation(node) and node.args[2] is not False and bool(node.args[1])
 
 
 def _refuse_unsupported(network: fx.GraphModule) -> None:
@@ -230,8 +231,13 @@ def _refuse_unsupported(network: fx.GraphModule) -> None:
         if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
             raise InputError(
                 "network must compute the same logits for the same images, got the random "
-                f"operation {operation(node)} in module {owner(node)!r}"
+                f"operation {operation(node)} in module {owner(node)!r}{_remedy(node)}"
             )
+
+
+def _remedy(node: fx.Node) -> str:
+    of_dropout = "dropout" in operation(node)
+    return " (F.dropout needs training=self.training)" if of_dropout else ""
 
 
 def _reason(error: BaseException, model: nn.Module) -> str:
