@@ -21,6 +21,7 @@ from common.console import EXIT_FAILED, EXIT_OK, setup_logging
 from common.files import require_writable
 from experts.console import console_of
 from experts.images import choose
+from experts.own_checkpoints import require_own_checkpoints
 from experts.schedules import EXPERTS, TWO_STAGES, expert_names
 from experts.training import train_all
 from experts.training_data import read_training_data
@@ -52,6 +53,7 @@ def _main(argv: Sequence[str]) -> int:
     console.line(choice.describe())
     asked = training_options(options, choice, console)
     require_writable(asked.folder)
+    require_own_checkpoints(names, asked)
     data = read_training_data(
         choice, asked.backbone, options.calib_split, options.download, options.num_workers
     )

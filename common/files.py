@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -18,6 +19,8 @@ from common.errors import InputError
 
 PART, OLD = ".part", ".old"  # endings of temporary names
 NAME_LENGTH = 60  # letters of a name that its temporary names repeat
+
+logger = logging.getLogger(__name__)
 
 
 def read_torch_file(path: Path, remedy: str = "") -> Any:
@@ -247,6 +250,20 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
         with suppress(OSError):
             path.unlink()
         os.close(handle)
+
+
+@contextmanager
+def written_alone(path: Path) -> Iterator[None]:
+    """Keep other processes from writing ``path`` while the block runs; wait for one that does.
+
+    The wait is logged in one line.
+    """
+
+    def tell() -> None:
+        logger.warning("another process writes %s: waiting until it ends", path)
+
+    with locked(lock_of(path), tell):
+        yield
 
 
 def _is_open_file(path: Path, handle: int) -> bool:

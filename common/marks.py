@@ -8,16 +8,17 @@ replaced nor deleted, unless the user asks for it with ``--force``.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import is_temporary, require_folder_or_new, sha256_file
+from common.files import is_temporary, lock_of, locked, require_folder_or_new, sha256_file
 from common.sealed import read_record, write_record
 
 MARK = ".written.json"
 FORCED = "(--force replaces it)"
+OURS = "a file that this suite wrote and nobody changed, or be moved away"
 
 
 def mark(folder: Path, names: Collection[str]) -> None:
@@ -39,6 +40,37 @@ def mark_whole(folder: Path) -> None:
     """
     names = sorted(path.name for path in folder.iterdir() if path.name != MARK)
     _write(folder, {name: sha256_file(folder / name) for name in names})
+
+
+@contextmanager
+def listed(path: Path) -> Iterator[None]:
+    """List the file ``path`` with its digest once the block has written it.
+
+    While the block runs the list holds its name alone, so that a kill leaves no file of the suite
+    that the list does not know. Several processes may write files of one folder in this way.
+
+    Raises:
+        OSError: the list cannot be written.
+    """
+    former = _relist(path, {path.name: None})
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _relist(path, former)
+        raise
+    _relist(path, {path.name: sha256_file(path)})
+
+
+def _relist(path: Path, entry: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Replace the entry of a file in its folder's list; returns the former one, empty if none."""
+    folder, name = path.parent, path.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(lock_of(folder / MARK)):
+        files = _listed(folder)
+        former = {name: files.pop(name)} if name in files else {}
+        _write(folder, {**files, **entry})
+    return former
 
 
 def is_marked(folder: Path) -> bool:
@@ -88,10 +120,67 @@ def require_replaceable(
         raise InputError(f"{error} {FORCED}") from None
     for path in foreign_files(folder, known):
         if names is None or path.name in names:
-            raise InputError(
-                f"{path}: must be a file that this suite wrote and nobody changed, or be moved "
-                f"away, got another file {FORCED}"
-            )
+            raise InputError(f"{path}: must be {OURS}, got another file {FORCED}")
+
+
+def require_own_file(
+    path: Path,
+    force: bool = False,
+    is_known: Callable[[Path], bool] | None = None,
+    what: str = OURS,
+) -> None:
+    """Check that a file can be written or deleted without touching one of the user.
+
+    Args:
+        force: let a file of the user or a link be replaced, but never a folder.
+        is_known: whether the content of a file that its folder's list does not name proves that the
+            suite wrote it.
+        what: what the file must be, for the error text.
+
+    Raises:
+        InputError: the file is the user's, a link or a folder.
+    """
+    if path.is_dir() and not path.is_symlink():
+        raise InputError(f"{path}: must be {what}, got a folder")
+    if force or not (path.is_symlink() or path.exists()):
+        return
+    if path.is_symlink():
+        raise InputError(f"{path}: must be {what}, got a symbolic link {FORCED}")
+    if not _is_own_now(path, is_known):
+        raise InputError(f"{path}: must be {what}, got another file {FORCED}")
+
+
+def require_own_folder(folder: Path, force: bool = False) -> None:
+    """Check that files can be written into a folder, which is no link.
+
+    Args:
+        force: let a link, but not a file, stand in its place; ``replace_link`` removes it.
+
+    Raises:
+        InputError: it is a link or a file.
+    """
+    try:
+        require_folder_or_new(folder)
+    except InputError as error:
+        if not folder.is_symlink():
+            raise
+        if not force:
+            raise InputError(f"{error} {FORCED}") from None
+
+
+def _is_own_now(path: Path, is_known: Callable[[Path], bool] | None) -> bool:
+    """Whether the suite wrote a file, even if it is replaced and listed again meanwhile."""
+    files = _listed(path.parent)
+    while path.name in files:
+        try:
+            if _is_own(path, files):
+                return True
+        except FileNotFoundError:  # another process of the suite has just deleted it
+            return True
+        before, files = files, _listed(path.parent)
+        if files.get(path.name) == before[path.name]:
+            return False
+    return is_known is not None and is_known(path)
 
 
 def clear(folder: Path, known: Collection[str] = (), everything: bool = False) -> None:

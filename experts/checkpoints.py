@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.files import read_torch_file, sha256_file, write_torch_file
+from common.marks import listed
 from common.provenance import utc_now
 from models.checkpoints import state_dict_of
 from models.expert import (
@@ -48,7 +49,6 @@ def save_expert(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
     Raises:
         OSError: the disk is full or not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "format": EXPERT_FORMAT,
         "format_version": EXPERT_VERSION,
@@ -58,7 +58,8 @@ def save_expert(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         "torch_version": str(torch.__version__),
         "created_utc": utc_now(),
     }
-    write_torch_file(path, content)
+    with listed(path):
+        write_torch_file(path, content)
 
 
 @dataclass(frozen=True)

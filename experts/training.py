@@ -23,7 +23,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from common.errors import InputError, RunError
-from common.files import read_torch_file, write_torch_file
+from common.files import read_torch_file, write_torch_file, written_alone
+from common.marks import listed, replace_link
 from common.torch_setup import seed_all
 from evaluation.inference import infer_logits
 from experts.calibration import calibrate
@@ -98,6 +99,11 @@ def train_expert(name: str, data: TrainingData, options: TrainingOptions) -> Non
         RunError: the loss is not finite.
         OSError: a checkpoint cannot be written.
     """
+    with written_alone(options.folder / name):
+        _train_alone(name, data, options)
+
+
+def _train_alone(name: str, data: TrainingData, options: TrainingOptions) -> None:
     if finished(options, name) and not options.force:
         _report_kept(name, data, options)
         return
@@ -116,8 +122,16 @@ def train_expert(name: str, data: TrainingData, options: TrainingOptions) -> Non
 
 
 def _report_kept(name: str, data: TrainingData, options: TrainingOptions) -> None:
+    """Say that an expert is kept, after loading its checkpoints.
+
+    Raises:
+        InputError: one is damaged.
+    """
     path = checkpoint_path(options.folder, BEST, name)
     stored = load_expert(path, data.splits.num_classes, options.backbone).metadata
+    if options.calibrate:
+        calibrated = checkpoint_path(options.folder, CALIBRATED, name)
+        load_expert(calibrated, data.splits.num_classes, options.backbone)
     options.report(f"{name}: kept {path} (--force trains it again)")
     if stored.get("splits_sha256") != dict(data.digests):
         logger.warning("%s was trained on other splits", path)
@@ -346,7 +360,8 @@ class _Training:
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
         }
-        write_torch_file(self.last, content)
+        with listed(self.last):
+            write_torch_file(self.last, content)
 
     def _read_last(self) -> dict[str, Any]:
         """Read the checkpoint of an interrupted run.
@@ -434,6 +449,8 @@ def train_all(
     names: Sequence[str], data: TrainingData, options: TrainingOptions, traceback: bool = False
 ) -> list[str]:
     """Train experts one after the other; failures are logged, and their names returned."""
+    if options.force:
+        replace_link(options.folder)
     failed = []
     for name in names:
         options.report(f"EXPERT: {name.upper()}")

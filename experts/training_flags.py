@@ -120,7 +120,12 @@ def _add_run_flags(parser: FlagParser) -> None:
         action="store_true",
         help="resume an interrupted training after its last finished epoch",
     )
-    add("--force", action="store_true", help="train again experts that are already trained")
+    add(
+        "--force",
+        action="store_true",
+        help="train again experts that are already trained, and replace checkpoints of the same "
+        "names that this suite did not write",
+    )
     add(
         "--keep_last",
         action="store_true",

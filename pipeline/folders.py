@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import lock_of, locked
+from common.files import written_alone
 from common.marks import (
     FORCED,
     clear,
@@ -52,18 +50,10 @@ SUMMARY_IMAGES = (
 RECORD_KEYS = {"argv", "config", "figures"}  # in every run.json
 RECORD_BEGINNING = b'{\n  "argv": '
 
-logger = logging.getLogger(__name__)
 
-
-@contextmanager
-def run_lock(job: Job) -> Iterator[None]:
+def run_lock(job: Job) -> AbstractContextManager[None]:
     """Keep another process from writing the same run; wait for one that does."""
-
-    def tell() -> None:
-        logger.warning("another process writes %s: waiting until it ends", job.folder)
-
-    with locked(lock_of(job.folder), tell):
-        yield
+    return written_alone(job.folder)
 
 
 def require_own_folders(job: Job) -> None:
