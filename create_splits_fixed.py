@@ -22,16 +22,18 @@ from pathlib import Path
 
 from common.console import EXIT_OK, setup_logging, write_stdout
 from common.errors import InputError
-from common.files import require_writable
+from common.files import require_writable, written_alone
 from common.flags import CLASS_ORDER_HELP, FlagParser
+from common.marks import replace_link, require_own_file, require_own_folder
 from common.torch_setup import require_seed
 from experts.images import STATISTICS, Sources, open_sources, resolve_source
 from experts.splits import (
     SPLITS,
     SplitRequest,
     Splits,
-    different_file,
+    different_files,
     draw_splits,
+    missing_files,
     order_digest,
     write_splits,
 )
@@ -75,7 +77,7 @@ def build_parser() -> FlagParser:
         type=Path,
         help="folder of the index files (default data/{dataset}_lt_if{imb_factor}_splits_fixed)",
     )
-    output("--force", action="store_true", help="replace other splits in this folder")
+    output("--force", action="store_true", help="replace other files of the same names")
     output("--verbose", action="store_true", help="print the sizes of all classes")
     return parser
 
@@ -132,22 +134,37 @@ def _main(argv: Sequence[str]) -> int:
     splits = draw_splits(request, sources.train.labels, test)
     folder = options.output or Path("data") / f"{request.slug}_splits_fixed"
     require_writable(folder)
-    changed = different_file(splits, folder)
+    require_own_folder(folder, options.force)
     for line in describe(splits, options.verbose):
         write_stdout(line)
     splits.require_sound(test)
     write_stdout("disjoint: yes, balanced: yes")
-    if changed is None and all((folder / name).is_file() for name in splits.files()):
-        write_stdout(f"already up to date: {folder}")
-        return EXIT_OK
-    if changed is not None and not options.force:
+    with written_alone(folder):
+        save(splits, folder, options.force)
+    return EXIT_OK
+
+
+def save(splits: Splits, folder: Path, force: bool) -> None:
+    """Write the files that are missing or, with ``force``, other than these splits.
+
+    Raises:
+        InputError: a file holds something else and ``force`` is not set.
+    """
+    if force:
+        replace_link(folder)
+    changed = different_files(splits, folder)
+    if changed and not force:
         raise InputError(
-            f"{folder / changed} must hold these splits, got others; logits computed for those "
+            f"{folder / changed[0]} must hold these splits, got others; logits computed for those "
             "would no longer match (--force replaces them)"
         )
-    for path in write_splits(splits, folder):
+    for name in changed:
+        require_own_file(folder / name, force)
+    wanted = [*changed, *missing_files(splits, folder)]
+    for path in write_splits(splits, folder, wanted):
         write_stdout(f"written: {path}")
-    return EXIT_OK
+    if not wanted:
+        write_stdout(f"already up to date: {folder}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import InputError
 from common.files import atomic_file, write_json
 
 if TYPE_CHECKING:
@@ -93,6 +94,21 @@ def seal_of(record: Mapping[str, Any]) -> str:
     values = {key: value for key, value in record.items() if key != SEAL}
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unsealed(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A record that was read from ``path``, without its seal; it need not have one.
+
+    Raises:
+        InputError: its seal does not hold.
+    """
+    content = dict(record)
+    own = seal_of(content)
+    if content.pop(SEAL, own) != own:
+        raise InputError(
+            f"{path}: must be as it was written, got other content (its digest does not hold)"
+        )
+    return content
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,16 @@ import numpy as np
 from common.errors import RunError
 from common.files import write_json
 from common.provenance import utc_now
+from common.sealed import unsealed, write_record
 from experts.class_counts import draw_train, exponential_counts, split_pool
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val", "tunev")
 DEFAULT_RATIOS = {"digits": 10.0}  # other data sets: 100
 # Keys of split_info.json that may differ between equal splits.
-CHANGING_KEYS = ("created_utc", "tool", "dataset_choice")
+CHANGING_KEYS = ("created_utc", "tool", "dataset_choice", "contents_sha256")
+INFO_FILE = "split_info.json"
+COUNTS_FILE, WEIGHTS_FILE = "train_class_counts.json", "class_weights.json"
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,22 @@ class Splits:
         found: dict[str, Any] = {
             f"{name}_indices.json": indices for name, indices in self.indices.items()
         }
-        found["train_class_counts.json"] = self.counts
-        found["class_weights.json"] = [count / total for count in self.counts]
-        found["split_info.json"] = self.info
-        return found
+        numbers = {
+            COUNTS_FILE: self.counts,
+            WEIGHTS_FILE: [count / total for count in self.counts],
+        }
+        digests = {name: content_digest(values) for name, values in numbers.items()}
+        return {**found, **numbers, INFO_FILE: {**self.info, "contents_sha256": digests}}
 
 
 def list_digest(values: Iterable[int]) -> str:
     """SHA-256 of a list of integers, as stored in split_info.json and the side files of logits."""
-    return hashlib.sha256(json.dumps([int(value) for value in values]).encode()).hexdigest()
+    return content_digest([int(value) for value in values])
+
+
+def content_digest(content: Any) -> str:
+    """SHA-256 of the JSON text of a value."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def order_digest(classes: Sequence[str]) -> str | None:
@@ -165,18 +176,26 @@ def draw_splits(request: SplitRequest, train: np.ndarray, test: np.ndarray) -> S
     return Splits(request, indices, drawn, info, dropped)
 
 
-def different_file(splits: Splits, folder: Path) -> str | None:
-    """Name of the first existing file in ``folder`` that differs from ``splits``; None if none."""
-    for name, content in splits.files().items():
-        if not (folder / name).exists():
-            continue
-        try:
-            stored = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return name
-        if _lasting(stored) != _lasting(content):
-            return name
-    return None
+def different_files(splits: Splits, folder: Path) -> list[str]:
+    """Names of the existing files in ``folder`` that differ from ``splits``."""
+    there = [name for name in splits.files() if os.path.lexists(folder / name)]
+    return [name for name in there if not _is_same(folder / name, splits.files()[name])]
+
+
+def missing_files(splits: Splits, folder: Path) -> list[str]:
+    """Names of the files of ``splits`` that are not in ``folder``."""
+    return [name for name in splits.files() if not os.path.lexists(folder / name)]
+
+
+def _is_same(path: Path, content: Any) -> bool:
+    """Whether a file holds a content, besides what may differ, and its own digest holds."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(stored, dict):
+            stored = unsealed(stored, path)
+    except (OSError, ValueError, RecursionError):  # an InputError is a ValueError
+        return False
+    return bool(_lasting(stored) == _lasting(content))
 
 
 def _lasting(content: Any) -> Any:
@@ -185,15 +204,19 @@ def _lasting(content: Any) -> Any:
     return {key: value for key, value in content.items() if key not in CHANGING_KEYS}
 
 
-def write_splits(splits: Splits, folder: Path) -> list[Path]:
-    """Write every file, split_info.json last; a file gets its name only when it is complete.
+def write_splits(splits: Splits, folder: Path, names: Iterable[str]) -> list[Path]:
+    """Write some files of splits; a file gets its name only when it is complete.
+
+    Args:
+        names: names of the files; split_info.json is written last.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, content in splits.files().items():
-        write_json(folder / name, content)
-        paths.append(folder / name)
+    files, chosen = splits.files(), set(names)
+    paths = [folder / name for name in files if name in chosen]
+    for path in paths:
+        write = write_record if path.name == INFO_FILE else write_json
+        write(path, files[path.name])
     return paths

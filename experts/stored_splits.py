@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.sealed import unsealed
 from experts.class_counts import MAX_PER_CLASS
-from experts.splits import SplitRequest, list_digest, order_digest
+from experts.splits import (
+    COUNTS_FILE,
+    INFO_FILE,
+    WEIGHTS_FILE,
+    SplitRequest,
+    content_digest,
+    list_digest,
+    order_digest,
+)
 
 SUFFIX = "_splits_fixed"
 PUBLISHED_SIZES = {"test": 8000, "val": 1000, "tunev": 1000}  # for CIFAR without split_info.json
@@ -111,26 +120,54 @@ def read_splits(folder: Path, dataset: str) -> StoredSplits:
         raise InputError(
             f"splits must be in {folder}, got no such folder; make them: {making(dataset)}"
         )
-    info = _read_json(folder / "split_info.json") if (folder / "split_info.json").exists() else None
-    if info is not None and not _names_itself(info):
-        raise InputError(f"{folder / 'split_info.json'}: must name dataset and slug, got others")
+    info = _read_info(folder / INFO_FILE)
     slug = str(info["slug"]) if info else folder.name.removesuffix(SUFFIX)
     known = str(info["dataset"]) if info else slug.partition("_lt_")[0]
-    weights = read_weights(folder / "class_weights.json")
-    counts = _numbers(folder / "train_class_counts.json", int)
+    weights = read_weights(folder / WEIGHTS_FILE)
+    counts = _numbers(folder / COUNTS_FILE, int)
     if len(counts) != len(weights) or not 1 <= min(counts) <= max(counts) <= MAX_PER_CLASS:
         raise InputError(
-            f"{folder / 'train_class_counts.json'}: must hold {len(weights)} positive counts, got "
+            f"{folder / COUNTS_FILE}: must hold {len(weights)} positive counts, got "
             f"{len(counts)} from {min(counts):.3g} to {max(counts):.3g}"
         )
     total = sum(counts)
     for label, (weight, count) in enumerate(zip(weights, counts, strict=True)):
         if abs(weight - count / total) > WEIGHT_TOLERANCE:
             raise InputError(
-                f"{folder / 'class_weights.json'}: weights must be the shares of "
-                f"train_class_counts.json, got {weight:g} of class {label} ({count / total:g})"
+                f"{folder / WEIGHTS_FILE}: weights must be the shares of "
+                f"{COUNTS_FILE}, got {weight:g} of class {label} ({count / total:g})"
             )
+    _require_recorded(folder, info, {WEIGHTS_FILE: weights, COUNTS_FILE: counts})
     return StoredSplits(folder, known, slug, info, counts, weights)
+
+
+def _read_info(path: Path) -> dict[str, Any] | None:
+    """The content of split_info.json; None if there is none, as in published folders.
+
+    Raises:
+        InputError: it does not name its data set, or its own digest does not hold.
+    """
+    if not path.exists():
+        return None
+    info = _read_json(path)
+    if not _names_itself(info):
+        raise InputError(f"{path}: must name dataset and slug, got others")
+    return unsealed(info, path)
+
+
+def _require_recorded(
+    folder: Path, info: Mapping[str, Any] | None, found: Mapping[str, list]
+) -> None:
+    """Check contents of files against their digests in split_info.json, where it has them.
+
+    Raises:
+        InputError: one differs.
+    """
+    digests = (info or {}).get("contents_sha256")
+    for name, values in found.items():
+        recorded = digests.get(name) if isinstance(digests, dict) else None
+        if recorded is not None and recorded != content_digest(values):
+            raise InputError(f"{folder / name}: must be what {INFO_FILE} describes, got others")
 
 
 def _names_itself(info: Any) -> bool:

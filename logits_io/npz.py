@@ -10,6 +10,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_file, sha256_file
+from common.sealed import unsealed
 from common.unfolding import read_arrays
 
 SIDE_FORMAT_VERSION = 1
@@ -58,10 +59,10 @@ def read_npz(path: Path, samples: int = 0, classes: int = 0) -> dict[str, np.nda
 
 
 def read_side(path: Path) -> dict[str, Any] | None:
-    """Read the JSON file next to an npz file; None if there is none.
+    """Read the JSON file next to an npz file, without its own digest; None if there is none.
 
     Raises:
-        InputError: it does not hold a JSON object.
+        InputError: it does not hold a JSON object, or its own digest does not hold.
     """
     side = side_path(path)
     if not side.exists():
@@ -70,6 +71,6 @@ def read_side(path: Path) -> dict[str, Any] | None:
         content = json.loads(side.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")
-        return content
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{side}: must be a JSON object, got: {error}") from None
+    return unsealed(content, side)
