@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from common.errors import InputError, RunError
-from common.files import sha256_file, write_json
+from common.files import sha256_file, written_alone
+from common.marks import listed
 from common.provenance import utc_now
+from common.sealed import write_record
 from evaluation.inference import Inference, infer_logits
 from experts.checkpoints import Found, LoadedExpert, load_expert
 from experts.images import Choice, Sources, network_input
@@ -248,8 +250,11 @@ def compute_split(candidate: Candidate, split: str, images: Images, request: Req
     }
     accuracy = float((predictions == result.targets).mean())
     side = {**wanted, **_circumstances(candidate, request), "n": len(indices)}
-    side |= {"batch_size_used": used, "accuracy": accuracy, "npz_sha256": write_npz(path, arrays)}
-    write_json(side_path(path), side)
+    with listed(path):
+        digest = write_npz(path, arrays)
+    side |= {"batch_size_used": used, "accuracy": accuracy, "npz_sha256": digest}
+    with listed(side_path(path)):
+        write_record(side_path(path), side)
     if csv:  # an existing CSV folder would be stale
         _export_csv(candidate, split, arrays, wanted, request)
     _compare_with_training(candidate, split, accuracy, wanted["indices_sha256"])
@@ -393,7 +398,7 @@ def require_same_slug(names: Sequence[str], request: Request) -> None:
             if stored is not None and stored.get("slug") != slug:
                 raise InputError(
                     f"{path}: must be of {slug} to be replaced, got {stored.get('slug')}; choose "
-                    "another --output-dir"
+                    "another --output-dir, or --force"
                 )
 
 
@@ -416,7 +421,6 @@ def compute_all(
     """
     foreseen = (InputError, RunError, OSError)
     for source in sources:
-        split: str | None = None
         try:
             candidate = load_candidate(source, request)
             on_loaded(candidate)
@@ -425,10 +429,11 @@ def compute_all(
             if fail_fast:
                 return
             continue
-        for split in request.indices:
-            try:
-                on_written(compute_split(candidate, split, images, request))
-            except foreseen as error:
-                on_failed(source.name, split, error)
-                if fail_fast:
-                    return
+        with written_alone(request.output_dir / source.name):
+            for split in request.indices:
+                try:
+                    on_written(compute_split(candidate, split, images, request))
+                except foreseen as error:
+                    on_failed(source.name, split, error)
+                    if fail_fast:
+                        return

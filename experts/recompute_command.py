@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from common.console import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from common.errors import InputError
+from common.marks import replace_link
 from common.torch_setup import require_seed, seed_all
 from experts.console import console_of
 from experts.images import choose
+from experts.own_logits import require_own_logits
 from experts.recompute import Images, Request, Source, compute_all, require_same_slug
 from experts.recompute_job import (
     asked_experts,
@@ -39,11 +41,13 @@ def run_command(options: argparse.Namespace, command: str) -> int:
     names = asked_experts(options, choice.splits.slug)
     quantized = quantized_sources(options.quantized, names)
     request, images = prepare(options, choice, command)
+    everyone = [*names, *(source.name for source in quantized)]
+    require_own_logits(request.output_dir, everyone, list(request.indices), options.force)
     if options.train_experts and not options.dry_run:
         train_those_missing(options, choice, names, console)
     sources = find_sources(options, names, choice.splits.slug) + quantized
-    require_same_slug([source.name for source in sources], request)
-    everyone = [*names, *(source.name for source in quantized)]
+    if not options.force:
+        require_same_slug([source.name for source in sources], request)
     header(console, options, request, everyone)
     missing = len(everyone) - len(sources)
     if options.dry_run:
@@ -51,6 +55,8 @@ def run_command(options: argparse.Namespace, command: str) -> int:
         return EXIT_USAGE if missing else EXIT_OK
     if not sources:
         raise InputError("at least one checkpoint must exist, got none; nothing was computed")
+    for name in everyone if options.force else ():
+        replace_link(request.output_dir / name)
     report = Report(console, options.verbose)
     if not (missing and options.fail_fast):
         _compute(sources, images, request, report, options.fail_fast)

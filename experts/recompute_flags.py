@@ -127,6 +127,12 @@ def _add_output_flags(parser: FlagParser) -> None:
     )
     add("--csv", action="store_true", help="write the logits as a folder of CSV files, too")
     add("--skip_existing", action="store_true", help="keep logits that are up to date")
+    add(
+        "--force",
+        action="store_true",
+        help="replace files of the same names that this suite did not write, checkpoints of "
+        "--train_experts too",
+    )
 
 
 def _add_run_flags(parser: FlagParser) -> None:

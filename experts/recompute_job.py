@@ -14,6 +14,7 @@ from common.torch_setup import pick_device
 from experts.checkpoints import CALIBRATED, Found, find_checkpoint
 from experts.console import Console
 from experts.images import Choice, default_backbone, network_input
+from experts.own_checkpoints import require_own_checkpoints
 from experts.recompute import Images, Request, Source, quantized_name
 from experts.schedules import EXPERTS, TWO_STAGES, Overrides, expert_names
 from experts.stored_splits import check_indices
@@ -121,8 +122,10 @@ def train_those_missing(
         seed=options.seed,
         first=overrides.first(choice.dataset),
         second=overrides.second(choice.dataset),
+        force=options.force,
         report=console.line,
     )
+    require_own_checkpoints(missing, training)
     data = read_training_data(
         choice, backbone, download=options.download, workers=options.num_workers
     )

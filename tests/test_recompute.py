@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import main_imagenet
+from common.marks import MARK
+from common.sealed import SEAL, write_record
 from evaluation.inference import infer_logits
 from experts import recompute
 from experts.checkpoints import load_expert
 from logits_io import LogitsAnalyzer
-from logits_io.npz import read_npz
+from logits_io.npz import npz_path, read_npz, read_side
 from models import load_quantized
 from tests.conftest import FEW, RANGES
 from tests.experts_lab import SLUG
@@ -240,6 +242,7 @@ def test_other_training_splits_are_a_warning(lab, tmp_path, capsys):
     mine = lab.copy(tmp_path / "lab")
     info = json.loads((mine.splits / "split_info.json").read_text())
     info["splits"]["train"]["indices_sha256"] = "0"
+    del info[SEAL]
     (mine.splits / "split_info.json").write_text(json.dumps(info))
     assert mine.recompute(tmp_path / "o", "--experts", "ce", "--splits", "val") == 0
     assert "was trained on another train split" in capsys.readouterr().err
@@ -419,7 +422,8 @@ def test_logits_of_another_data_set_are_not_replaced(lab, tmp_path, capsys):
     flags = ["--experts", "ce", "--splits", "val", "--quiet"]
     assert lab.recompute(tmp_path, *flags) == 0
     path = tmp_path / "ce_baseline" / "val_logits.meta.json"
-    path.write_text(path.read_text().replace(SLUG, "cifar10_lt_if100"))
+    write_record(path, {**read_side(npz_path(tmp_path, "ce_baseline", "val")), "slug": "x_lt_if9"})
+    (tmp_path / "ce_baseline" / MARK).unlink()
     before = (tmp_path / "ce_baseline" / "val_logits.npz").read_bytes()
     assert lab.recompute(tmp_path, *flags) == 2
     assert "choose another --output-dir" in capsys.readouterr().err
@@ -433,7 +437,9 @@ def test_what_is_up_to_date_is_kept(lab, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
     with (tmp_path / "ce_baseline" / "val_logits.npz").open("ab") as handle:
         handle.write(b"x")
-    assert lab.recompute(tmp_path, *flags) == 0
+    assert lab.recompute(tmp_path, *flags) == 2
+    assert "val_logits.npz: must be a file that this suite wrote" in capsys.readouterr().err
+    assert lab.recompute(tmp_path, *flags, "--force") == 0
     assert capsys.readouterr().out.count("(up to date)") == 2
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
     assert {path.name for path in before if before[path] != after[path]} == {"val_logits.npz"}
