@@ -132,7 +132,7 @@ def require_own_file(
     """Check that a file can be written or deleted without touching one of the user.
 
     Args:
-        force: let a file of the user or a link be replaced, but never a folder.
+        force: let a file of the user or a link be replaced, but never a folder or device.
         is_known: whether the content of a file that its folder's list does not name proves that the
             suite wrote it.
         what: what the file must be, for the error text.
@@ -140,8 +140,9 @@ def require_own_file(
     Raises:
         InputError: the file is the user's, a link or a folder.
     """
-    if path.is_dir() and not path.is_symlink():
-        raise InputError(f"{path}: must be {what}, got a folder")
+    if path.exists() and not path.is_file() and not path.is_symlink():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise InputError(f"{path}: must be {what}, got {kind}")
     if force or not (path.is_symlink() or path.exists()):
         return
     if path.is_symlink():

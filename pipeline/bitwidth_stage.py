@@ -51,6 +51,8 @@ from quant.bitwidth.report import (
     FIGURE_FILE,
     RANDOM,
     REFERENCE,
+    SENSITIVITY_FILE,
+    open_sweep_folder,
     sweep_statistics,
     write_sweep,
     write_table,
@@ -198,12 +200,10 @@ class _Sweep:
         for line in statistics_lines(statistics.statistics, HEADING) + statistics.interpretation:
             logger.info("%s", line)
         about: dict[str, Any] = {"settings": self._describe(), "layers": self._layer_table()}
-        self.job.folder.mkdir(parents=True, exist_ok=True)
+        open_sweep_folder(self.job.folder)
         if settings.sensitivity or settings.target_average:
             sensitivity = self._sensitivity()
-            write_table(
-                self.job.folder / "bitwidth_sensitivity.csv", sensitivity, SENSITIVITY_COLUMNS
-            )
+            write_table(self.job.folder / SENSITIVITY_FILE, sensitivity, SENSITIVITY_COLUMNS)
             if settings.target_average:
                 about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
         save_figure(self.job.folder / FIGURE_FILE, sweep_figure(statistics, self.job.title))

@@ -22,23 +22,22 @@ from common.marks import (
     replace_link,
     require_replaceable,
 )
+from export.own_files import EXPORT_FILES
 from logits_io.naming import (
     CALIBRATION_FILE,
     CONFIG_FILE,
     CORRECTION_FILE,
-    EXPORT_REPORT_FILE,
     LOG_FILE,
     MODEL_FILE,
-    ONNX_FILE,
     RUN_FILE,
     STATE_FOLDER,
     TENSORBOARD_FOLDER,
 )
 from logits_io.writer import require_logits_folder
 from pipeline.job import Job
+from quant.bitwidth.report import require_own_sweep
 from quant.network.states import is_state_file
 
-EXPORT_FILES = (ONNX_FILE, EXPORT_REPORT_FILE)
 RUN_FILES = (RUN_FILE, CONFIG_FILE, CALIBRATION_FILE, LOG_FILE, MODEL_FILE, CORRECTION_FILE)
 SUMMARY_IMAGES = (
     "per_class_change.png",
@@ -75,6 +74,8 @@ def require_own_folders(job: Job) -> None:
         require_replaceable(part, replaced, _known(part, is_old))
     summary = job.root / job.name.summary_folder
     require_replaceable(summary, None, _known(summary, is_old))
+    if job.sweep_folder is not None:
+        require_own_sweep(job.sweep_folder)
 
 
 def _require_own_record(root: Path) -> None:

@@ -85,6 +85,14 @@ class Job:
         """The run's own folder: model, configuration, log."""
         return self.root / self.name.run_folder
 
+    @property
+    def sweep_folder(self) -> Path | None:
+        """The folder of the evaluation at random bits per layer; None if there is none."""
+        settings = self.options.bitwidth
+        if settings is None:
+            return None
+        return self.root / (settings.out or self.name.sweep_folder(self.method.name))
+
     def files(self) -> list[Path]:
         """The files that a finished run may have left, besides logits and its record."""
         names = (MODEL_FILE, CORRECTION_FILE, CONFIG_FILE, CALIBRATION_FILE, ONNX_FILE)

@@ -386,9 +386,9 @@ def _save_result(
 def sweep_bits(context: Context, quantized: QuantModel) -> None:
     """Evaluate random bits per layer on a copy of the quantized model, if requested."""
     job, settings = context.job, context.job.options.bitwidth
-    if settings is None:
+    folder = job.sweep_folder
+    if settings is None or folder is None:
         return
-    folder = settings.out or job.name.sweep_folder(job.method.name)
     sweep = SweepJob(
         settings=settings,
         method=job.method,
@@ -399,12 +399,12 @@ def sweep_bits(context: Context, quantized: QuantModel) -> None:
         dataset=job.dataset.name,
         device=job.device,
         batch_size=job.options.data.batch_size,
-        folder=job.root / folder,
+        folder=folder,
         title=f"{job.name.arch} {job.method.name}",
     )
-    with context.clock("bitwidth sweep"), context.saves.attempt(folder):
+    with context.clock("bitwidth sweep"), context.saves.attempt(folder.name):
         run_sweep(sweep)
-        context.written.append(folder)
+        context.written.append(folder.name)
 
 
 def export(context: Context, quantized: QuantModel, corrections: Corrections) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from common.errors import InputError
+from common.marks import MARK
 from main_imagenet import main
 from pipeline.bitwidth_stage import _Prefix
 from quant import QuantizationManager
@@ -294,6 +296,37 @@ def test_a_table_is_drawn_anew(swept, tmp_path, capsys):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert replot(["--from", str(tmp_path / "bad.csv")]) == 2
     assert replot(["--from", str(table), "--tolerance", "2"]) == 2
+
+
+def test_files_of_the_user_in_the_folder_of_a_sweep_stay(tmp_path, capsys):
+    folder = tmp_path / "rtn" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "bitwidth_summary.json").write_text("{}")
+    flags = [*QUICK, "--output_dir", str(tmp_path), *SWEEP, "--bw_out", "mine"]
+    wanted = "bitwidth_summary.json: must be a file that this suite wrote and nobody changed"
+    for dry in (["--dry_run"], []):
+        assert main([*flags, *dry]) == 2
+        assert wanted in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "rtn").iterdir()] == ["mine"]
+    assert (folder / "bitwidth_summary.json").read_text() == "{}"
+    (tmp_path / "rtn" / "link").symlink_to(folder)
+    assert main([*flags[:-1], "link"]) == 2
+    assert "link: must be a folder or new, got a symbolic link (--f" in capsys.readouterr().err
+
+
+def test_a_table_is_drawn_over_files_of_a_sweep_alone(swept, tmp_path, capsys):
+    shutil.copytree(swept / FOLDER, tmp_path / "old")
+    table = tmp_path / "old" / "bitwidth_configs.csv"
+    assert replot(["--from", str(table)]) == 0
+    (tmp_path / "old" / MARK).unlink()  # as in a folder of an earlier version
+    assert replot(["--from", str(table)]) == 0
+    figure = tmp_path / "bitwidth_vs_accuracy.png"
+    figure.write_text("mine")
+    assert replot(["--from", str(table), "--out", str(tmp_path)]) == 2
+    wanted = f"error: {figure}: must be a file that this suite wrote"
+    assert capsys.readouterr().err.startswith(wanted)
+    assert figure.read_text() == "mine"
+    assert replot(["--from", str(table), "--out", str(tmp_path), "--force"]) == 0
 
 
 @pytest.mark.parametrize(

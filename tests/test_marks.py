@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
 from common.errors import InputError
+from common.files import sha256_file
 from common.marks import (
     MARK,
     clear,
     foreign_files,
     is_marked,
+    listed,
     mark,
     mark_whole,
     own_files,
     replace_link,
+    require_own_file,
+    require_own_folder,
     require_replaceable,
 )
+from tools import train_digits
 
 
 def names(paths):
@@ -111,3 +119,73 @@ def test_a_list_grows_and_keeps_its_digests(folder):
     (folder / "third").touch()
     (folder / "whole").write_text("other")
     assert names(own_files(folder)) == ["growing", "third"]
+
+
+def entries(folder):
+    return json.loads((folder / MARK).read_text())["files"]
+
+
+def test_a_file_is_listed_by_name_while_it_is_written_and_then_with_its_digest(tmp_path):
+    path = tmp_path / "new" / "file"
+    with listed(path):
+        assert entries(path.parent) == {"file": None}
+        path.write_text("one")
+    assert entries(path.parent) == {"file": sha256_file(path)}
+    with pytest.raises(ZeroDivisionError), listed(path):
+        raise ZeroDivisionError
+    assert entries(path.parent) == {"file": sha256_file(path)}
+    assert names(path.parent.iterdir()) == [MARK, "file"]
+
+
+def test_a_file_that_a_failure_left_unwritten_is_not_listed(tmp_path):
+    with pytest.raises(ZeroDivisionError), listed(tmp_path / "file"):
+        raise ZeroDivisionError
+    assert entries(tmp_path) == {}
+
+
+def test_a_file_must_be_new_listed_or_known_by_its_content(tmp_path):
+    path = tmp_path / "file"
+    require_own_file(path)
+    path.write_text("mine")
+    with pytest.raises(InputError, match=r"file: must be a file that this .* got another file \(-"):
+        require_own_file(path, is_known=lambda path: path.read_text() == "ours")
+    require_own_file(path, is_known=lambda path: path.read_text() == "mine")
+    require_own_file(path, force=True)
+    with listed(path):
+        path.write_text("ours")
+    require_own_file(path)
+    path.write_text("mine")
+    with pytest.raises(InputError, match="got another file"):
+        require_own_file(path, is_known=lambda path: True)
+
+
+def test_links_folders_and_pipes_are_no_files_of_the_suite(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"link: must be red, got a symbolic link \(--force"):
+        require_own_file(tmp_path / "link", what="red")
+    require_own_file(tmp_path / "link", force=True)
+    with pytest.raises(InputError, match=r"must be red, got a folder$"):
+        require_own_file(tmp_path, force=True, what="red")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"must be red, got a device or pipe$"):
+        require_own_file(tmp_path / "pipe", force=True, what="red")
+
+
+def test_a_link_in_place_of_a_folder_may_be_forced_and_a_file_not(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"got a symbolic link \(--force replaces it\)"):
+        require_own_folder(tmp_path / "link")
+    require_own_folder(tmp_path / "link", force=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"must be a folder or new, got a file$"):
+        require_own_folder(tmp_path / "file", force=True)
+
+
+def test_the_digits_network_is_trained_over_its_own_weights_alone(tmp_path, capsys):
+    assert train_digits.is_weights(train_digits.DIGITS_WEIGHTS)
+    path = tmp_path / "w.pt"
+    path.write_text("mine")
+    assert train_digits.main(["--output", str(path)]) == 2
+    wanted = "must be new or a file of weights of this network, got another file (--force replaces"
+    assert f"error: {path}: {wanted}" in capsys.readouterr().err
+    assert path.read_text() == "mine"

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from common.console import EXIT_OK, setup_logging
-from common.files import atomic_file
+from common.errors import InputError
+from common.files import atomic_file, read_torch_file, require_writable
+from common.marks import require_own_file
 from common.torch_setup import seed_all
 from evaluation.inference import infer_logits
 from evaluation.metrics import topk_accuracy
@@ -54,7 +56,20 @@ def build_parser() -> argparse.ArgumentParser:
         default=DIGITS_WEIGHTS,
         help="file of the weights (default models/weights/digits_resnet.pt)",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file that holds no weights of this network"
+    )
     return parser
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file holds weights of this network, as this script writes them."""
+    try:
+        content = read_torch_file(path)
+        network = DIGITS_ENTRY.build(DIGITS_ENTRY.num_classes)
+        return bool(content["state_dict"].keys() == network.state_dict().keys())
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     setup_logging()
+    require_writable(options.output.parent)
+    what = "new or a file of weights of this network"
+    require_own_file(options.output, options.force, is_weights, what)
     digits = load_dataset("digits", None, DIGITS_ENTRY.preprocess)
     network = train(digits.train, options.epochs, options.seed)
     result = infer_logits({"network": network}, digits.val.batches(100), torch.device("cpu"))

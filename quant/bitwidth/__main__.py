@@ -20,7 +20,9 @@ from quant.bitwidth.assignments import WEIGHTINGS
 from quant.bitwidth.report import (
     FIGURE_FILE,
     known_about,
+    open_sweep_folder,
     read_table,
+    require_own_sweep,
     sweep_statistics,
     write_sweep,
 )
@@ -52,16 +54,23 @@ def _main(argv: Sequence[str]) -> int:
         help="largest drop of accuracy at the knee, as a fraction",
     )
     parser.add_argument("--title", help="title of the plot (default: that of the summary)")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace files of the same names that this suite did not write",
+    )
     options = parser.parse(argv)
     if not 0 <= options.tolerance <= 1:
         raise InputError(f"tolerance must be from 0 to 1, got {options.tolerance}")
     rows = read_table(options.table)
     folder = options.out or options.table.parent
+    require_own_sweep(folder, options.force)
     about = known_about(options.table.parent)
     known = str(about.pop("title", options.table.parent.name))
     title = options.title or known
     result = sweep_statistics(rows, options.weighting, options.tolerance)
     try:
+        open_sweep_folder(folder)
         save_figure(folder / FIGURE_FILE, sweep_figure(result, title))
         write_sweep(folder, rows, result, about, title)
     except OSError as error:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from common.cells import cell_text, plain_cell
 from common.errors import InputError
 from common.files import atomic_file, write_json
+from common.marks import is_marked, mark, replace_link, require_replaceable
 from quant.bitwidth.assignments import WEIGHTINGS
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
@@ -43,6 +45,8 @@ TABLE_FILE, FIGURE_FILE, SUMMARY_FILE = (
     "bitwidth_vs_accuracy.png",
     "bitwidth_summary.json",
 )
+SENSITIVITY_FILE = "bitwidth_sensitivity.csv"
+SWEEP_FILES = (TABLE_FILE, FIGURE_FILE, SUMMARY_FILE, SENSITIVITY_FILE)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,33 @@ def _correlations(
     return correlations([row[f"avg_{weighting}"] for row in known], [row["top1"] for row in known])
 
 
+def require_own_sweep(folder: Path, force: bool = False) -> None:
+    """Check, without writing, that a sweep into a folder replaces no file of the user.
+
+    In a folder of an earlier version, which has no list of files, the table proves the others.
+
+    Raises:
+        InputError: it would replace one, or the folder is none.
+    """
+    known: tuple[str, ...] = ()
+    if not is_marked(folder) and (folder / TABLE_FILE).is_file():
+        with suppress(InputError):
+            read_table(folder / TABLE_FILE)
+            known = SWEEP_FILES
+    require_replaceable(folder, SWEEP_FILES, known, force)
+
+
+def open_sweep_folder(folder: Path) -> None:
+    """Make the folder of a sweep, and list the files that will be written into it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    replace_link(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder, SWEEP_FILES)
+
+
 def write_sweep(
     folder: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -122,12 +153,12 @@ def write_sweep(
     """Write table and summary; ``plots.bitwidth.sweep_figure`` draws the plot.
 
     Args:
+        folder: one of ``open_sweep_folder``.
         about: further entries of the summary, such as settings.
 
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / TABLE_FILE, rows, COLUMNS)
     write_json(folder / SUMMARY_FILE, {"title": title, **about, "statistics": result.as_dict()})
 
