@@ -21,11 +21,13 @@ from pathlib import Path
 
 from common.console import EXIT_FAILED, EXIT_OK, setup_logging, write_stdout
 from common.errors import InputError
-from common.files import require_writable
+from common.files import require_writable, written_alone
 from common.flags import CLASS_ORDER_HELP, FlagParser
+from common.marks import mark, replace_link, require_own_folder
 from correction import ClusterAffineCorrection
 from export import export_and_verify
 from export.check_images import check_images
+from export.own_files import EXPORT_FILES, require_own_export
 from export.reporting import NOTES, ExportJob
 from export.settings import add_export_flags, export_settings
 from logits_io.naming import CORRECTION_FILE, ONNX_FILE
@@ -58,6 +60,11 @@ def build_parser() -> FlagParser:
         type=Path,
         help="file for --with_correction (default: correction.npz next to the model)",
     )
+    files(
+        "--force",
+        action="store_true",
+        help="replace files of the same names that this suite did not write",
+    )
     files("--verbose", action="store_true", help="log more")
     return parser
 
@@ -80,6 +87,9 @@ def _main(argv: Sequence[str]) -> int:
     settings = export_settings(options)
     folder = options.output_dir or options.model.parent
     require_writable(folder)
+    if options.output_dir is not None:
+        require_own_folder(folder, options.force)
+    require_own_export(folder, options.force)
     quantized, metadata = load_quantized(options.model)
     images = check_images(options, settings, metadata)
     job = ExportJob(
@@ -90,8 +100,12 @@ def _main(argv: Sequence[str]) -> int:
         notes={key: metadata[key] for key in NOTES if key in metadata}
         | {"checked_on": images.origin},
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    problems = export_and_verify(job, settings, folder)
+    if options.output_dir is not None:
+        replace_link(folder)
+    with written_alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark(folder, EXPORT_FILES)
+        problems = export_and_verify(job, settings, folder)
     write_stdout("\n".join(problems) or str(folder / ONNX_FILE))
     return EXIT_FAILED if problems else EXIT_OK
 

@@ -14,6 +14,7 @@ import torch
 
 import export_onnx
 import main_imagenet
+from common.marks import MARK
 from correction import ClusterAffineCorrection
 from export.verification import OnnxNetwork
 from export.writing import write_onnx
@@ -115,6 +116,25 @@ def test_random_images_check_a_model_without_its_data(run, tmp_path):
     assert export_onnx.main(argv) == 0
     report = json.loads((tmp_path / "export_report.json").read_text())
     assert (report["checked_on"], report["images"], report["correction"]) == ("noise", 64, False)
+
+
+@pytest.mark.usefixtures("written_once")
+@pytest.mark.parametrize("name", ["quantized_model.onnx", "export_report.json"])
+def test_files_of_the_user_are_not_exported_over(run, tmp_path, capsys, name):
+    argv = [str(run / "quantized_model.pt"), "--output_dir", str(tmp_path), "--noise"]
+    argv += ["--export_images", "64"]
+    (tmp_path / name).write_text("{}")
+    assert export_onnx.main(argv) == 2
+    wanted = f"error: {tmp_path / name}: must be a file that this suite wrote and nobody changed"
+    assert capsys.readouterr().err.startswith(wanted)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert export_onnx.main([*argv, "--force"]) == 0
+    (tmp_path / MARK).unlink()  # as in a folder of an earlier version
+    assert export_onnx.main(argv) == 0
+    (tmp_path / "link").symlink_to(tmp_path)
+    capsys.readouterr()
+    assert export_onnx.main([*argv[:2], str(tmp_path / "link"), "--noise"]) == 2
+    assert "link: must be a folder or new, got a symbolic link" in capsys.readouterr().err
 
 
 def test_what_the_file_must_reach_is_what_the_simulation_reaches():
