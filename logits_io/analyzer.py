@@ -187,18 +187,23 @@ class LogitsAnalyzer:
         saved = self.load(folder, stem)
         return compare_logits(saved.logits, saved.targets, resamples, seed)
 
-    def to_duckdb(self, path: str | Path) -> None:
+    def to_duckdb(self, path: str | Path, force: bool = False) -> None:
         """Write all folders of logits below the root to one DuckDB file.
 
         Its tables are ``logits`` (run, folder, kind, sample, target, prediction, logits) and
         ``metadata`` (run, folder, and the metadata of the folder).
 
+        Args:
+            path: a new file or a former output, which is replaced.
+            force: replace any file, or a link, but not what it leads to.
+
         Raises:
-            InputError: duckdb or pyarrow is missing, there are no logits, or a file is damaged.
+            InputError: duckdb or pyarrow is missing, there are no logits, a file is damaged, or
+                ``path`` is another file.
         """
         if self.remote is not None:
             self.remote.get_folder("", self.root)
-        write_database(self.root, Path(path), LogitsAnalyzer(self.root).load)
+        write_database(self.root, Path(path), LogitsAnalyzer(self.root).load, force)
 
 
 def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> None:

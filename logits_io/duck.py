@@ -10,6 +10,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_file, require_writable
+from common.marks import require_own_file
 from logits_io.naming import CORRECTED, TARGETS, find_stems, metadata_file
 from logits_io.records import read_file_records
 from logits_io.tables import read_records
@@ -17,6 +18,11 @@ from logits_io.tables import read_records
 ROWS = """CREATE TABLE logits (
     run VARCHAR, folder VARCHAR, kind VARCHAR, sample BIGINT, target BIGINT, prediction BIGINT,
     logits FLOAT[])"""
+
+KNOWN_COLUMNS = {
+    *(("logits", name) for name in ("run", "folder", "kind", "sample", "target", "logits")),
+    *(("metadata", name) for name in ("run", "folder", "stem", "samples", "classes")),
+}
 
 Folder = tuple[Path, str]  # path and the stem of its files
 
@@ -29,7 +35,21 @@ def logits_folders(root: Path) -> list[Folder]:
     return sorted(found, key=lambda item: not item[0].name.startswith("initial_logits_"))
 
 
-def write_database(root: Path, path: Path, load: Any) -> None:
+def is_database(path: Path) -> bool:
+    """Whether a file is a DuckDB file with the tables of ``write_database`` and no others."""
+    import duckdb
+
+    query = "SELECT table_name, column_name FROM information_schema.columns"
+    try:
+        with duckdb.connect(str(path), read_only=True) as database:
+            columns = set(database.execute(query).fetchall())
+    except (duckdb.Error, OSError, UnicodeError):
+        return False
+    tables = {table for table, _ in columns}
+    return tables == {"logits", "metadata"} and columns >= KNOWN_COLUMNS
+
+
+def write_database(root: Path, path: Path, load: Any, force: bool = False) -> None:
     """Write the tables ``metadata``, a row per folder, and ``logits``, a row per kind and sample.
 
     A results folder shares quantized and full-precision logits with the initial folder of its run;
@@ -37,9 +57,11 @@ def write_database(root: Path, path: Path, load: Any) -> None:
 
     Args:
         load: (folder below the root, stem) -> SavedLogits.
+        force: replace a file that is no former database of logits.
 
     Raises:
-        InputError: duckdb or pyarrow is missing, or there are no logits below ``root``.
+        InputError: duckdb or pyarrow is missing, there are no logits below ``root``, or ``path``
+            is another file.
     """
     try:
         import duckdb
@@ -54,6 +76,7 @@ def write_database(root: Path, path: Path, load: Any) -> None:
     require_writable(path.parent)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"database must be a file in an existing folder, got {path}")
+    require_own_file(path, force, is_database, "new or a former output of to_duckdb")
     with atomic_file(path) as part:
         part.unlink(missing_ok=True)
         with duckdb.connect(str(part)) as database:

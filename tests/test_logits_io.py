@@ -454,6 +454,26 @@ def test_storage_that_does_not_exist_is_refused():
         LogitsAnalyzer("nowhere://x")
 
 
+def test_a_database_of_the_user_is_not_replaced(tmp_path, logits):
+    import duckdb
+
+    analyzer, path = LogitsAnalyzer(tmp_path), tmp_path / "mine.duckdb"
+    analyzer.save_logits_to_csv(f"initial_logits_{NAME.tag}", STEM, logits, TARGETS, META)
+    analyzer.to_duckdb(path)
+    with duckdb.connect(str(path)) as database:
+        database.execute("CREATE TABLE mine AS SELECT 1 AS x")
+    before = path.read_bytes()
+    wanted = "mine.duckdb: must be new or a former output of to_duckdb, got another file"
+    with pytest.raises(InputError, match=wanted):
+        analyzer.to_duckdb(path)
+    assert path.read_bytes() == before
+    path.write_text("mine")
+    with pytest.raises(InputError, match=wanted):
+        analyzer.to_duckdb(path)
+    analyzer.to_duckdb(path, force=True)
+    analyzer.to_duckdb(path)
+
+
 def test_runs_in_one_database(tmp_path, logits):
     import duckdb
 
@@ -487,6 +507,7 @@ def test_runs_in_one_database(tmp_path, logits):
             database.execute(
                 query.replace("n_bits_w", "arch").replace("n_bits_a", "alpha")
             ).fetchall()
+    LogitsAnalyzer(tmp_path).to_duckdb(tmp_path / "all.duckdb")  # a former output is replaced
     with pytest.raises(InputError, match="must hold folders of logits, got none"):
         (tmp_path / "empty").mkdir()
         LogitsAnalyzer(tmp_path / "empty").to_duckdb(tmp_path / "x.duckdb")
