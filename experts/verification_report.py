@@ -28,6 +28,7 @@ LABELS = {
 SUMMARIES = ("reweighted", "balanced")
 BAR_LABELS = ("overall", "balanced", "reweighted", *GROUPS)
 SCALARS = ("accuracy", *LABELS, "top5", "nll", "reweighted_nll", "ece", "absent_weight")
+TABLE_COLUMNS = ("expert", "split", "path", *SCALARS, "failures")
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def as_table(verification: Verification) -> pd.DataFrame:
         row |= {name: getattr(file.figures, name, None) for name in SCALARS}
         row["failures"] = sum(check.status == FAIL for check in file.checks)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
 def bars(verification: Verification) -> dict[str, dict[str, list[float | None]]]:

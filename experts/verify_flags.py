@@ -95,3 +95,8 @@ def _add_report_flags(parser: FlagParser) -> None:
     add("--json", type=Path, help="write all results to this JSON file")
     add("--csv", type=Path, help="write one row per logits file to this CSV file")
     add("--plot", type=Path, help="draw the accuracies as bars to this PNG file")
+    add(
+        "--force",
+        action="store_true",
+        help="let a report replace any file, not only a former report of its kind",
+    )

@@ -10,9 +10,10 @@ import numpy as np
 
 from common.console import EXIT_FAILED, EXIT_OK
 from common.errors import InputError, RunError
-from common.files import require_writable, write_json
+from common.files import write_json
 from experts.console import console_of
 from experts.metrics import class_groups
+from experts.own_reports import FIGURE_TITLE, require_own_reports
 from experts.schedules import EXPERTS
 from experts.stored_splits import StoredSplits, read_splits, splits_folder
 from experts.verification import Rules, cross_checks, verify_file
@@ -32,9 +33,7 @@ def verify_experts(options: argparse.Namespace) -> int:
     console = console_of(options)
     if not 0 <= options.min_accuracy <= 1:
         raise InputError(f"min-accuracy must be from 0 to 1, got {options.min_accuracy}")
-    for path in (options.json, options.csv, options.plot):
-        if path is not None:
-            require_report(path)
+    require_own_reports(options)
     experts = find_experts(options.logits_dir, options.experts)
     splits, reason = choose_splits(options)
     console.line(f"Dataset: {splits.dataset} ({reason})")
@@ -70,17 +69,6 @@ def verify_experts(options: argparse.Namespace) -> int:
     write_reports(options, verification, about, status)
     console.always(verification.last_line())
     return status
-
-
-def require_report(path: Path) -> None:
-    """Check that a report can be written.
-
-    Raises:
-        InputError: it cannot.
-    """
-    require_writable(path.parent)
-    if path.exists() and not path.is_file():
-        raise InputError(f"reports must be files, got {path}, which is not a file")
 
 
 def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
@@ -181,6 +169,7 @@ def write_reports(
             from plots.axes import save_figure
             from plots.experts import bar_figure
 
-            save_figure(options.plot, bar_figure(bars(verification), BAR_LABELS, "accuracy (%)"))
+            figure = bar_figure(bars(verification), BAR_LABELS, "accuracy (%)")
+            save_figure(options.plot, figure, FIGURE_TITLE)
     except OSError as error:
         raise RunError(f"reports must be writable, got {error}") from error

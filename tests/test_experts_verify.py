@@ -498,9 +498,29 @@ def test_reports_are_checked_before_anything_else(case, capsys):
     assert case.verify("--quiet", "--json", str(target)) == 0
     assert json.loads(target.read_text())["exit_code"] == 0
     assert case.verify("--csv", str(case.root)) == 2
-    assert "reports must be files, got " in capsys.readouterr().err
+    wanted = f"error: {case.root}: must be new or a former report of --csv, got a folder\n"
+    assert capsys.readouterr().err == wanted
     assert case.verify("--plot", str(target / "x.png")) == 2
     assert "output folder must be writable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["json", "csv", "plot"])
+def test_a_report_replaces_a_former_one_and_no_other_file(case, tmp_path, capsys, flag):
+    target = tmp_path / "report"
+    asked = [f"--{flag}", str(target), "--quiet"]
+    target.write_text("mine")
+    assert case.verify(*asked) == 2
+    wanted = f"{target}: must be new or a former report of --{flag}, got another file (--force"
+    assert capsys.readouterr().err.startswith(f"error: {wanted}")
+    assert target.read_text() == "mine"
+    assert case.verify(*asked, "--force") == 0
+    report = target.read_bytes()
+    assert case.verify(*asked) == 0
+    assert target.read_bytes() == report
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    assert case.verify(f"--{flag}", str(link)) == 2
+    assert "got a symbolic link (--force replaces it)" in capsys.readouterr().err
 
 
 def test_splits_that_are_there_and_not_checked_are_told(case, capsys):
