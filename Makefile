@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint clean distclean
 
 run: .venv/runtime
 	$(BIN)/python main_imagenet.py
@@ -15,9 +15,18 @@ lint: .venv/development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Deletes what can be made again; the results in outputs/ stay.
 clean:
-	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	find . -name outputs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Deletes the results too, but only for a yes from a terminal.
+distclean:
+	@test -t 0 || { echo "distclean: yes must come from a terminal; nothing was deleted" >&2; exit 2; }
+	@printf "distclean deletes outputs/ with all results; type yes to go on: " && read answer \
+		&& test "$$answer" = yes || { echo "distclean: nothing was deleted" >&2; exit 2; }
+	$(MAKE) clean
+	rm -rf outputs
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv
