@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import require_writable
+from common.names import require_name
 from common.torch_setup import pick_device
 from experts.checkpoints import CALIBRATED, Found, find_checkpoint
 from experts.console import Console
@@ -78,9 +79,11 @@ def quantized_sources(texts: Sequence[str], taken: Sequence[str]) -> list[Source
     for text in texts:
         name, _, file = text.rpartition("=")
         path = Path(file)
+        if name:
+            require_name("name of a quantized model", name)
         metadata = load_quantized(path)[1]
         name = name or quantized_name(metadata)
-        if not re.fullmatch(r"[\w-]+", name):
+        if not re.fullmatch(r"[\w-]+", require_name("name of a quantized model", name)):
             raise InputError(
                 f"name of a quantized model must be letters, digits, _ or -, got {name!r}"
             )

@@ -175,7 +175,8 @@ def _names_itself(info: Any) -> bool:
     if not isinstance(info, dict):
         return False
     names = [info.get("dataset"), info.get("slug")]
-    return all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name) for name in names)
+    plain = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+    return all(isinstance(name, str) and plain.fullmatch(name) for name in names)
 
 
 def making(dataset: str) -> str:

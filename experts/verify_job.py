@@ -11,6 +11,7 @@ import numpy as np
 from common.console import EXIT_FAILED, EXIT_OK
 from common.errors import InputError, RunError
 from common.files import write_json
+from common.names import require_name
 from experts.console import console_of
 from experts.metrics import class_groups
 from experts.own_reports import FIGURE_TITLE, require_own_reports
@@ -80,11 +81,10 @@ def find_experts(root: Path, asked: Sequence[str] | None) -> list[str]:
     if not root.is_dir():
         raise InputError(f"logits-dir must be a folder, got {str(root)!r}")
     if asked is not None:
+        for name in asked:
+            require_name("experts", name)
         by_key = {kind: name for name, kind in EXPERTS.items()}
         names = {name if (root / name).is_dir() else by_key.get(name, name) for name in asked}
-        bad = sorted(n for n in names if not n or Path(n).name != n or n.startswith("."))
-        if bad:
-            raise InputError(f"experts must be names of folders, got {bad[0]!r}")
         return sorted(names)
     folders = (path for path in root.iterdir() if path.is_dir() and path.name[:1] != ".")
     found = sorted(folder.name for folder in folders if _holds_logits(folder))

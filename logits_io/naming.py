@@ -37,12 +37,31 @@ LAST_FILES = (METADATA_ENDING, RUN_FILE)
 
 # Below the output folder, for all methods.
 CACHE_FOLDER = "cache"
+RUN_PREFIXES = ("run_", "initial_logits_", "results_alpha", "logits_summary_")
 CACHED_LOGITS = re.compile(r"logits_[0-9a-f]{16}\.(npy|lock)")  # of the float network
 
 
+LONGEST_STEM = 200  # bytes
+LONGEST_FOLDER = 200
+LONGEST_PART = 120  # bytes of an architecture in a file name, which has up to 255
+
+
 def file_name(arch: str) -> str:
-    """An architecture as part of a file name: ``timm/x`` and ``nets.py:x`` have ``_`` instead."""
-    return re.sub(r"[^\w.-]+", "_", arch).strip("._")
+    """An architecture as part of a file name: ``timm/x`` and ``nets.py:x`` have ``_`` instead.
+
+    A digest stands for the end of a long one, such as one with a whole path.
+    """
+    name = re.sub(r"[^\w.-]+", "_", arch).strip("._")
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_PART:
+        return name
+    digest = hashlib.sha256(arch.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{encoded[: LONGEST_PART - 9].decode(errors='ignore')}_{digest}"
+
+
+def is_of_runs(name: str) -> bool:
+    """Whether runs give such a name to a folder or file of their own."""
+    return name == RUN_FILE or name.startswith(RUN_PREFIXES)
 
 
 def cached_logits_file(key: str) -> str:
@@ -140,7 +159,8 @@ def require_stem(stem: str) -> None:
     Raises:
         InputError: ``find_stems`` would not find it again, or it is too long.
     """
-    if not re.fullmatch(r"logits_[\w.-]+", stem) or stem.endswith("_chunked") or len(stem) > 200:
+    is_long = len(stem.encode("utf-8", "surrogatepass")) > LONGEST_STEM
+    if not re.fullmatch(r"logits_[\w.-]+", stem) or stem.endswith("_chunked") or is_long:
         raise InputError(f"stem must be logits_ and letters, digits, _ . or -, got {stem!r}")
 
 
@@ -158,8 +178,12 @@ def require_folder(name: str | Path) -> None:
     """Check the name of a folder below the root.
 
     Raises:
-        InputError: it is the root itself, or leads out of it.
+        InputError: it is the root itself, leads out of it, or is too long.
     """
     parts = PurePosixPath(name).parts
-    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\0" in str(name):
-        raise InputError(f"folder must be a name below the root, got {str(name)!r}")
+    is_long = any(len(p.encode("utf-8", "surrogatepass")) > LONGEST_FOLDER for p in parts)
+    outside = not parts or ".." in parts or PurePosixPath(name).is_absolute()
+    if outside or is_long or "\0" in str(name):
+        raise InputError(
+            f"folder must be a name below the root, got {str(name)[:LONGEST_FOLDER]!r}"
+        )

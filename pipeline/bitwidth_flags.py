@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.flags import FlagParser
+from common.names import require_name
+from logits_io.naming import is_of_runs
 from quant.arithmetic.spec import NOT_QUANTIZED
 from quant.bitwidth.assignments import SAMPLINGS, WEIGHTINGS
 from quant.bitwidth.banks import ACT_RULES, BANKS, sweep_options
@@ -59,8 +60,10 @@ class SweepSettings:
                     f"bw_target_average must be from {self.options[0]} (the lowest of bw_options) "
                     f"to 8, got {average}"
                 )
-        if self.out is not None and (Path(self.out).name != self.out or self.out.startswith(".")):
-            raise InputError(f"bw_out must be the name of a folder, got {self.out!r}")
+        if self.out is not None and is_of_runs(require_name("bw_out", self.out)):
+            raise InputError(
+                f"bw_out must be the name of a folder of its own, got {self.out!r}, as runs use"
+            )
 
 
 def add_sweep_flags(parser: FlagParser) -> None:

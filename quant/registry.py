@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from common.errors import require_known
+from common.names import require_name
 from quant.base import BaseQuantizationMethod
 from quant.settings import RESERVED_NAMES, TYPES, flag_name, type_text
 
@@ -21,8 +22,10 @@ def register_method(cls: type[BaseQuantizationMethod]) -> type[BaseQuantizationM
     """Register a method under its ``name``; for use as a class decorator.
 
     Raises:
-        ValueError: the name is taken, or a setting cannot be a flag; the text names both.
+        ValueError: the name is taken or cannot be that of a folder, or a setting cannot be a flag;
+            the text names both.
     """
+    require_name("name of a method", cls.name)
     if cls.name in _METHODS:
         raise ValueError(f"method name {cls.name!r} is taken by {_METHODS[cls.name].__name__}")
     for field in dataclasses.fields(cls.settings_class):

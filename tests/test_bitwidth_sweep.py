@@ -338,7 +338,10 @@ def test_a_table_is_drawn_over_files_of_a_sweep_alone(swept, tmp_path, capsys):
         ([*SWEEP, "--bw_num_configs", "0"], "bw_num_configs must be at least 1, got 0"),
         ([*SWEEP, "--bw_tolerance", "2"], "bw_tolerance must be from 0 to 1"),
         ([*SWEEP, "--bw_target_average", "1"], "bw_target_average must be from 2"),
-        ([*SWEEP, "--bw_out", "../x"], "bw_out must be the name of a folder"),
+        ([*SWEEP, "--bw_out", "../x"], "bw_out must be a plain name (no / or"),
+        ([*SWEEP, "--bw_out", "x" * 101], "at most 100 bytes), got 'xxx"),
+        ([*SWEEP, "--bw_out", "run.json"], "bw_out must be the name of a folder of its own, got"),
+        ([*SWEEP, "--bw_out", "run_x"], "bw_out must be the name of a folder of its own, got"),
         ([*SWEEP, "--n_bits_w", "32"], "bitwidth_sweep must have quantized weights"),
     ],
 )

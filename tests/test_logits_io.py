@@ -291,6 +291,8 @@ def test_formats_that_do_not_exist_are_refused(tmp_path, formats, compression, t
     ("change", "text"),
     [
         ({"folder": "."}, "folder must be a name below the root, got '.'"),
+        ({"folder": "x" * 201}, "folder must be a name below the root, got 'xxx"),
+        ({"stem": "logits_" + "é" * 120}, "stem must be logits_ and"),
         ({"folder": ""}, "folder must be a name below the root, got ''"),
         ({"folder": "../x"}, "folder must be a name below the root, got '../x'"),
         ({"stem": "a"}, "stem must be logits_ and letters, digits, _ . or -, got 'a'"),
