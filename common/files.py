@@ -299,6 +299,8 @@ def require_writable(folder: Path) -> None:
         InputError: it cannot.
     """
     try:
+        if "\0" in str(folder):
+            raise ValueError("a null character")
         str(folder).encode()
         existing = folder
         while not existing.exists():

@@ -258,6 +258,8 @@ def test_seeds_reach_every_global_generator():
 
 
 def test_a_folder_that_cannot_be_written_is_refused_without_being_made(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="output folder must be writable"):
+        require_writable(tmp_path / "a\0b")
     require_writable(tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
