@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.console import progress
+from common.files import written_alone
 from evaluation.metrics import kl_divergence, log_softmax, topk_accuracy
 from loaders import ImageSet
 from pipeline.bitwidth_flags import SweepSettings
@@ -52,6 +53,7 @@ from quant.bitwidth.report import (
     RANDOM,
     REFERENCE,
     SENSITIVITY_FILE,
+    SweepStatistics,
     open_sweep_folder,
     sweep_statistics,
     write_sweep,
@@ -200,15 +202,27 @@ class _Sweep:
         for line in statistics_lines(statistics.statistics, HEADING) + statistics.interpretation:
             logger.info("%s", line)
         about: dict[str, Any] = {"settings": self._describe(), "layers": self._layer_table()}
-        open_sweep_folder(self.job.folder)
+        sensitivity: list[dict[str, Any]] = []
         if settings.sensitivity or settings.target_average:
             sensitivity = self._sensitivity()
-            write_table(self.job.folder / SENSITIVITY_FILE, sensitivity, SENSITIVITY_COLUMNS)
-            if settings.target_average:
-                about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
-        save_figure(self.job.folder / FIGURE_FILE, sweep_figure(statistics, self.job.title))
-        write_sweep(self.job.folder, self.rows, statistics, about, self.job.title)
+        if settings.target_average:
+            about["targets"] = [self._target(sensitivity, b) for b in settings.target_average]
+        with written_alone(self.job.folder):
+            self._write(statistics, about, sensitivity)
         logger.info("evaluation at random bits per layer written to %s", self.job.folder)
+
+    def _write(
+        self,
+        statistics: SweepStatistics,
+        about: dict[str, Any],
+        sensitivity: list[dict[str, Any]],
+    ) -> None:
+        folder = self.job.folder
+        open_sweep_folder(folder)
+        if sensitivity:
+            write_table(folder / SENSITIVITY_FILE, sensitivity, SENSITIVITY_COLUMNS)
+        save_figure(folder / FIGURE_FILE, sweep_figure(statistics, self.job.title))
+        write_sweep(folder, self.rows, statistics, about, self.job.title)
 
     def _evaluate_all(self) -> None:
         settings = self.settings
