@@ -22,6 +22,7 @@ import train_any_precision
 from any_precision import training
 from common.files import lock_of, locked
 from common.marks import MARK
+from common.sealed import read_record, write_record
 from tests.conftest import PROJECT
 from train_any_precision import main
 
@@ -293,9 +294,9 @@ FOREIGN = (
 def test_a_file_of_the_user_is_not_overwritten(name, run, finished, capsys):
     """The list of the folder does not have it."""
     place = (run / name).parent
-    listed = json.loads((place / MARK).read_text())
+    listed = read_record(place / MARK)
     listed["files"].pop((run / name).name)
-    (place / MARK).write_text(json.dumps(listed))
+    write_record(place / MARK, listed)
     if not name.startswith("models/"):
         (run / name).write_text("mine")
     content = (run / name).read_bytes()
