@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from pipeline import prepare
 from pipeline.command import read_command
 from pipeline.flags import build_parser
 from pipeline.folders import open_folder, require_own_folders
+from pipeline.job import Job
 from tests.conftest import PROJECT, QUICK, TAG
 from verify_logits import verify_csv
 
@@ -41,9 +45,21 @@ def root(written, tmp_path) -> Path:
     return tmp_path / "out" / "rtn"
 
 
-def job_in(root: Path, *flags: str):
-    argv = [*FLAGS, "--output_dir", str(root.parent), *flags]
-    return prepare(read_command(build_parser(""), argv).options, argv)
+@cache
+def prepared() -> Job:
+    """A job of the run; where it writes and what it may replace is set by ``job_in``."""
+    return prepare(read_command(build_parser(""), FLAGS).options, FLAGS)
+
+
+def job_in(root: Path, *flags: str) -> Job:
+    options = prepared().options
+    options = replace(
+        options,
+        output=replace(options.output, output_dir=root.parent),
+        force="--force" in flags,
+        resume="--resume" in flags,
+    )
+    return replace(prepared(), options=options)
 
 
 def content_of(folder: Path) -> dict[str, bytes | str]:
@@ -79,11 +95,14 @@ def test_a_file_of_the_user_is_named_and_stays(root, place, capsys):
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
     before = content_of(root)
-    assert main([*FLAGS, "--output_dir", str(root.parent)]) == 2
-    (line,) = (row for row in capsys.readouterr().err.splitlines() if row.startswith("error"))
     named = path.parent if path.parent.name == "folder" else path
-    assert line.startswith(f"error: {named}: must be ")
-    assert line.endswith("(--force replaces it)")
+    with pytest.raises(
+        InputError, match=rf"^{re.escape(str(named))}: must be .*\(--force replaces"
+    ):
+        require_own_folders(job_in(root))
+    if place == "run.json":
+        assert main([*FLAGS, "--output_dir", str(root.parent)]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {named}: must be ")
     assert content_of(root) == before
     require_own_folders(job_in(root, "--force"))
 
