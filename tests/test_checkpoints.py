@@ -13,10 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 import main_imagenet
 from common.errors import InputError
 from experts.checkpoints import load_expert
-from models import load_model
+from models import load_model, state_digest
 from models.expert import Expert
 from pipeline import CorrectionOptions, DataOptions, OutputOptions, RunOptions, prepare, run
 from quant import QuantizationManager
+from quant.network.own_copy import own_copy
 
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -161,14 +162,22 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_wrapped_networks_from_python_give_the_codes_of_the_network(name):
+def test_wrapped_networks_from_python_are_the_network(name):
+    network = load_model("digits_resnet").network
+    own = own_copy(WRAPPED[name](network))
+    assert type(own) is type(network)
+    assert state_digest(own) == state_digest(network)
+
+
+def test_wrapped_networks_from_python_give_the_codes_of_the_network():
     network = load_model("digits_resnet").network
     images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    method = QuantizationManager().get_quantization_method("rtn", n_bits_w=4, num_samples=16)
+    ranges = {"init_wmode": "minmax", "init_amode": "minmax"}
+    method = QuantizationManager().get_quantization_method("rtn", num_samples=16, **ranges)
     with torch.no_grad():
         plain = method.quantize_model(network, None, [images])(images)
-        wrapped = method.quantize_model(WRAPPED[name](network), None, [images])(images)
-    assert torch.equal(plain, wrapped)
+        wrapped = WRAPPED["compiled in DataParallel"](network)
+        assert torch.equal(plain, method.quantize_model(wrapped, None, [images])(images))
 
 
 def test_a_whole_run_on_a_data_parallel_network_is_that_of_the_network(tmp_path):

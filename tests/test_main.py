@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -358,22 +357,6 @@ def test_the_same_command_gives_the_same_csv_and_model_bytes(finished, tmp_path,
     repeatable = [name for name in first if name.endswith(endings)]
     assert len(repeatable) > 40
     assert {n: first[n] for n in repeatable} == {n: second[n] for n in repeatable}
-
-
-def test_a_run_without_stderr_writes_the_same(finished, tmp_path):
-    root, _ = finished
-    command = [sys.executable, str(PROJECT / "main_imagenet.py"), *QUICK, "--chunk_size", "200"]
-    done = subprocess.run(
-        [*command, "--no-plots", "--output_dir", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        check=False,
-        preexec_fn=lambda: os.close(2),
-    )
-    assert done.returncode == 0
-    first, second = files_below(root), files_below(tmp_path / "rtn")
-    logits = [name for name in first if "logits_" in name and name.endswith(".csv")]
-    assert len(logits) > 40
-    assert {name: first[name] for name in logits} == {name: second[name] for name in logits}
 
 
 def test_a_run_can_be_repeated_from_its_configuration(finished, tmp_path):

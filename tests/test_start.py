@@ -114,3 +114,18 @@ def test_a_reader_of_stderr_that_is_gone_stops_nothing():
         assert process.stdout is not None
         assert process.stdout.read() == "utf-8\n"
     assert process.returncode == 0
+
+
+def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path):
+    code = (
+        "from common.start import _open_streams; _open_streams(); import logging, sys\n"
+        "from common.console import progress, setup_logging; setup_logging()\n"
+        "with open(sys.argv[1], 'w') as file:\n"
+        "    logging.getLogger().warning('lost')\n"
+        "    sys.stderr.write('lost')\n"
+        "    file.write(' '.join(map(str, progress(range(3), 'count'))))\n"
+        "assert file.name == sys.argv[1]\n"
+    )
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run([*command, str(tmp_path / "out")], cwd=PROJECT, check=True)
+    assert (tmp_path / "out").read_text() == "0 1 2"
