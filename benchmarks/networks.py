@@ -89,7 +89,7 @@ def measure(arch: str) -> Row:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    size = entry.preprocess.crop or 32
+    size = getattr(network, "image_size", None) or entry.preprocess.crop or 32  # ViTs know theirs
     start = time.perf_counter()
     captured = capture(network, torch.randn(2, 3, size, size))
     chain = make_chain(captured, QuantSpec(4, 4))
