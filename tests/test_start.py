@@ -19,6 +19,15 @@ from common.errors import InputError
 from tests.conftest import PROJECT
 
 
+@pytest.fixture(autouse=True)
+def signals_that_are_not_ignored():
+    """Shells start what runs in the background with SIGINT ignored."""
+    former = {number: signal.signal(number, signal.default_int_handler) for number in start.SIGNALS}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
 def is_caught(process: subprocess.Popen, number: int) -> bool:
     """Whether a process has a handler of its own for a signal."""
     status = Path(f"/proc/{process.pid}/status").read_text()
