@@ -18,7 +18,7 @@ from typing import Any
 from common.errors import InputError
 
 PART, OLD = ".part", ".old"  # endings of temporary names
-NAME_LENGTH = 60  # letters of a name that its temporary names repeat
+NAME_LENGTH = 60  # letters of a name that its temporary names repeat, before a digest of the rest
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,14 @@ def _restore(path: Path) -> None:
 def _temporary(path: Path) -> Path:
     """A hidden name next to ``path`` that says which process on which machine uses it."""
     owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name[:NAME_LENGTH]}.{owner}{PART}")
+    return path.with_name(f".{_short(path.name)}.{owner}{PART}")
+
+
+def _short(name: str) -> str:
+    """A name as its temporary names repeat it; two names never give the same."""
+    if len(name) <= NAME_LENGTH:
+        return name
+    return f"{name[:NAME_LENGTH]}_{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:16]}"
 
 
 def _machine() -> str:
@@ -173,7 +180,7 @@ def _machine() -> str:
 
 def _siblings(path: Path, ending: str) -> list[Path]:
     """The temporary files and folders of ``path`` that end in ``ending``."""
-    name = re.escape(f".{path.name[:NAME_LENGTH]}.")
+    name = re.escape(f".{_short(path.name)}.")
     wanted = re.compile(rf"{name}[0-9a-f]{{6}}-\d+-[0-9a-f]{{8}}{re.escape(ending)}")
     if not path.parent.is_dir():
         return []

@@ -113,6 +113,22 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     assert [p.name for p in path.iterdir()] == ["first"]
 
 
+@pytest.mark.parametrize("other_exists", [False, True])
+def test_folders_whose_long_names_begin_alike_are_not_mixed_up(tmp_path, other_exists):
+    path, other = (tmp_path / f"{'long' * 30}_seed{seed}" for seed in (1, 2))
+    with atomic_folder(path) as part:
+        (part / "first").touch()
+    path.rename(files._temporary(path).with_suffix(files.OLD))
+    if other_exists:
+        other.mkdir()
+    with atomic_folder(other) as part:
+        (part / "second").touch()
+    assert names_in(other) == ["second"]
+    with pytest.raises(RuntimeError), atomic_folder(path):
+        raise RuntimeError
+    assert names_in(path) == ["first"]
+
+
 def test_temporary_files_of_a_living_process_stay(tmp_path):
     path = tmp_path / "out"
     with atomic_file(path) as first, atomic_file(path) as second:
