@@ -22,11 +22,11 @@ import torch
 from any_precision.data import load_images
 from any_precision.flags import build_parser, check_flags
 from any_precision.opening import configuration, open_run, run_path
-from any_precision.ownership import run_lock
 from any_precision.run_folder import RunFolder
 from any_precision.session import Session, choose_device, layer_table
 from any_precision.training import Trainer, build_network
 from common.console import EXIT_OK, log_to_file, setup_logging, write_stdout
+from common.files import written_alone
 from common.torch_setup import seed_all
 
 
@@ -53,7 +53,7 @@ def _main(argv: Sequence[str]) -> int:
             write_stdout(line)
         return EXIT_OK
     folder = run_path(options, config)
-    with run_lock(folder):
+    with written_alone(folder):
         trainer = Trainer(config, network, images, device, RunFolder(folder))
         open_run(options, trainer)
         with log_to_file(trainer.run.log, append=options.resume is not None):

@@ -7,11 +7,8 @@ its first epoch can be used again. ``--force`` lets files of the user, and runs,
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from any_precision.run_folder import (
 )
 from any_precision.settings import from_dict
 from common.errors import InputError
-from common.files import is_temporary, lock_of, locked, require_writable
+from common.files import is_temporary, require_writable
 from common.marks import (
     MARK,
     clear,
@@ -47,8 +44,6 @@ NAMES: dict[str, tuple[str, ...]] = {  # folder below that of the run -> files w
 PLOT = re.compile(r"bitwidth_vs_accuracy_(epoch\d{3,}|test)\.png")
 BOARD = "tensorboard"
 EVENTS = "events.out.tfevents."
-
-logger = logging.getLogger(__name__)
 
 
 def new_run_folder(root: Path, name: str | None, model: str, force: bool = False) -> Path:
@@ -147,17 +142,6 @@ def require_run_files(folder: Path, force: bool) -> None:
         known = _present(place, part) if is_old else ()
         replaced = () if part == BOARD else _present(place, part)
         require_replaceable(place, replaced, known, force)
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Keep another process from writing the same run; wait for one that does."""
-
-    def tell() -> None:
-        logger.warning("another process writes %s: waiting until it ends", folder)
-
-    with locked(lock_of(folder), tell):
-        yield
 
 
 def open_folder(folder: Path, resume: bool, force: bool) -> None:

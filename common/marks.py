@@ -7,6 +7,7 @@ replaced nor deleted, unless the user asks for it with ``--force``.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,9 +28,10 @@ def mark(folder: Path, names: Collection[str]) -> None:
     Raises:
         OSError: the list cannot be written.
     """
-    known = _listed(folder)
-    if not set(names) <= known.keys():
-        _write(folder, {**dict.fromkeys(names), **known})
+    if set(names) <= _listed(folder).keys():
+        return
+    with locked(lock_of(folder / MARK)):
+        _write(folder, {**dict.fromkeys(names), **_listed(folder)})
 
 
 def mark_whole(folder: Path) -> None:
@@ -182,6 +184,15 @@ def _is_own_now(path: Path, is_known: Callable[[Path], bool] | None) -> bool:
         if files.get(path.name) == before[path.name]:
             return False
     return is_known is not None and is_known(path)
+
+
+def has_keys(path: Path, keys: Collection[str]) -> bool:
+    """Whether a file is a JSON object with at least these keys; False if it cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= set(keys)
 
 
 def clear(folder: Path, known: Collection[str] = (), everything: bool = False) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from common.files import require_writable
-from common.marks import require_own_file
+from common.marks import has_keys, require_own_file
 from experts.verification_report import TABLE_COLUMNS
 
 FIGURE_TITLE = "accuracies of experts by verify_logits.py"
@@ -30,11 +29,7 @@ def require_own_reports(options: argparse.Namespace) -> None:
 
 def is_report(path: Path) -> bool:
     """Whether a file is a report of --json."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.keys() >= JSON_KEYS
+    return has_keys(path, JSON_KEYS)
 
 
 def is_table(path: Path) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from common.marks import require_own_file
+from common.marks import has_keys, require_own_file
 from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 
 EXPORT_FILES = (ONNX_FILE, EXPORT_REPORT_FILE)
@@ -42,8 +41,4 @@ def is_exported(path: Path) -> bool:
 
 def is_report(path: Path) -> bool:
     """Whether a JSON file is the report of an export."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.keys() >= REPORT_KEYS
+    return has_keys(path, REPORT_KEYS)

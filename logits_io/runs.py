@@ -61,9 +61,20 @@ def _is_record(content: Mapping[str, Any]) -> bool:
             None not in found[:2]
             and isinstance(content["argv"], list)
             and all(isinstance(number, int | float) for number in numbers)
+            and _are_promises(content.get(FOLDERS, {}), content.get(FILES, {}))
         )
     except (KeyError, TypeError, AttributeError):
         return False
+
+
+def _are_promises(folders: Any, files: Any) -> bool:
+    """Whether the entries of ``promises`` have their types."""
+    types = {"stem": str, "files": int, "metadata_sha256": str}
+    return all(isinstance(digest, str) for digest in files.values()) and all(
+        isinstance(promised[name], kind)
+        for promised in folders.values()
+        for name, kind in types.items()
+    )
 
 
 def broken_promises(root: Path, record: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ import yaml
 
 from common.errors import InputError
 from common.files import lock_of, locked
+from logits_io.runs import read_run
 from main_imagenet import main
 from pipeline import prepare
 from pipeline.command import read_command
@@ -234,3 +235,23 @@ def test_a_record_or_a_model_that_was_changed_is_noticed(root, capsys):
     (root / RUN / "config.yaml").write_text("seed: 1\n")
     assert verify_csv(root) == 1
     assert "config.yaml: must be as the run wrote it, got other bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "promised",
+    [
+        {"folders": 3},
+        {"files": ["a"]},
+        {"files": {"a": 1}},
+        {"folders": {"a": {"stem": "s"}}},
+        {"folders": {"a": 1}},
+    ],
+)
+def test_a_record_with_other_promises_is_no_record(root, promised):
+    path = root / RUN / "run.json"
+    record = json.loads(path.read_text())
+    del record["sha256_of_this_record"]
+    path.write_text(json.dumps({**record, **promised}))
+    assert read_run(path) is None
+    path.write_text(json.dumps(record))
+    assert read_run(path) == record

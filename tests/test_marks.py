@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -189,3 +190,11 @@ def test_the_digits_network_is_trained_over_its_own_weights_alone(tmp_path, caps
     wanted = "must be new or a file of weights of this network, got another file (--force replaces"
     assert f"error: {path}: {wanted}" in capsys.readouterr().err
     assert path.read_text() == "mine"
+
+
+def test_lists_that_grow_at_once_lose_nothing(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: mark(tmp_path, [f"{number}"]), range(40)))
+    for number in range(40):
+        (tmp_path / f"{number}").touch()
+    assert len(own_files(tmp_path)) == 40
