@@ -32,6 +32,7 @@ from sweeps.running import (
     require_own_folders,
 )
 from sweeps.spec import (
+    CORRECTION_LISTS,
     DEFAULT_BITS,
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
@@ -42,7 +43,7 @@ from sweeps.spec import (
     require_free,
 )
 
-OF_GRID = ("methods", "bits", "seeds", "alpha_list", "num_clusters_list", "pca_dim_list")
+OF_GRID = ("methods", "bits", "seeds", *CORRECTION_LISTS)
 OF_RAY = ("ray_address", "cpus_per_job", "gpus_per_job")
 
 
@@ -97,18 +98,17 @@ def _run_analyses(options: argparse.Namespace, extra: Sequence[str]) -> int:
 
 
 def _require_usable(specs: Sequence[RunSpec], options: argparse.Namespace) -> None:
-    """Check that the runs to start are known to main_imagenet.py and have folders of their own.
+    """Check that main_imagenet.py takes the runs to start, and that they have their own folders.
 
     Raises:
-        InputError: architecture, method or a flag is unknown (the text is that of
-            main_imagenet.py), or a log of a run would replace a file of the user.
+        InputError: architecture, method or a flag is unknown or a value out of range (the text is
+            that of main_imagenet.py), or a log of a run would replace a file of the user.
     """
     todo = specs if options.dry_run else open_runs(specs, _choice(options))
     if todo:
-        from pipeline.command import require_known_names  # loads torch
+        from pipeline.command import require_usable_flags  # loads torch
 
-        different = {(spec.arch, spec.method): spec.flags for spec in todo}
-        require_known_names(different.values())
+        require_usable_flags(spec.flags for spec in todo)
     require_own_folders(todo, options.force)
 
 
@@ -122,13 +122,12 @@ def _grid_of(options: argparse.Namespace) -> Grid:
     Raises:
         InputError: an element of ``--bits`` is no pair of numbers.
     """
-    lists = ("alpha_list", "num_clusters_list", "pca_dim_list")
     return Grid(
         tuple(dict.fromkeys(options.arch)),
         tuple(dict.fromkeys(options.methods or DEFAULT_METHODS)),
         tuple(dict.fromkeys(map(parse_bits, options.bits))) if options.bits else DEFAULT_BITS,
         tuple(dict.fromkeys(options.seeds or DEFAULT_SEEDS)),
-        {name: getattr(options, name) for name in lists},
+        {name: getattr(options, name) for name in CORRECTION_LISTS},
     )
 
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.console import EXIT_FAILED, EXIT_OK, setup_logging, write_stdout
+from common.errors import InputError
 from experts.verify_flags import build_parser
 from experts.verify_job import verify_experts
 from logits_io.checks import find_logits_folders, verify_folder
@@ -58,7 +59,13 @@ def verify_csv(root: Path) -> int:
     Records of runs below it are checked too: what they promise must be there.
     """
     failures, damaged = 0, []
-    folders = find_logits_folders(root)
+    broken = verify_runs(root)
+    try:
+        folders = find_logits_folders(root)
+    except InputError:
+        if not broken:
+            raise
+        folders = []
     for folder in folders:
         found = verify_folder(folder)
         failures += len(found)
@@ -68,14 +75,14 @@ def verify_csv(root: Path) -> int:
             damaged.append(str(folder))
         else:
             write_stdout(f"ok     {folder}")
-    broken = verify_runs(root)
     for line in broken:
         write_stdout(f"FAILED {line}")
     failures += len(broken)
     if failures:
         places = [*damaged, *(["the records of runs"] if broken else [])]
         where = f"{len(damaged)} of {len(folders)} folders: {', '.join(places)}"
-        write_stdout(f"VERIFICATION FAILED: {failures} failures in {where}")
+        word = "failure" if failures == 1 else "failures"
+        write_stdout(f"VERIFICATION FAILED: {failures} {word} in {where}")
         return EXIT_FAILED
     write_stdout(f"VERIFICATION PASSED: {len(folders)} folders, 0 failures")
     return EXIT_OK

@@ -13,6 +13,7 @@ from any_precision.run_folder import TABLES
 from any_precision.settings import Config, checked, from_dict, without_where
 from common.errors import InputError
 from common.files import read_torch_file
+from common.reading import regular_text
 
 KINDS: dict[str, type] = {
     "epoch": int,
@@ -85,7 +86,7 @@ def require_same(mine: Config, stored: Config, path: Path) -> None:
 def stored_config(path: Path) -> Config | None:
     """The configuration in a run's config.json; None if it is missing or damaged."""
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_dict(json.loads(regular_text(path)))
     except (OSError, ValueError, RecursionError):
         return None
 

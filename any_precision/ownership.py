@@ -34,6 +34,7 @@ from common.marks import (
     replace_link,
     require_replaceable,
 )
+from common.reading import regular_text
 
 NAMES: dict[str, tuple[str, ...]] = {  # folder below that of the run -> files with fixed names
     "": (CONFIG_FILE, CONFIG_YAML_FILE, HISTORY_FILE, CONFIGS_FILE, SUMMARY_FILE),
@@ -102,7 +103,7 @@ def _is_taken(folder: Path) -> bool:
 def _is_completed(summary: Path) -> bool:
     """Whether a summary is that of a completed run; one that cannot be read counts as such."""
     try:
-        content = json.loads(summary.read_text(encoding="utf-8"))
+        content = json.loads(regular_text(summary))
         return content["status"] == "completed"
     except FileNotFoundError:
         return False
@@ -194,7 +195,7 @@ def _is_of_earlier_version(folder: Path) -> bool:
     if is_marked(folder) or folder.is_symlink():
         return False
     try:
-        from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        from_dict(json.loads(regular_text(folder / CONFIG_FILE)))
     except (OSError, ValueError, RecursionError):
         return False
     return True

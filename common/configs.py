@@ -68,6 +68,9 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, LimitedLoader)
     except yaml.YAMLError as error:
         raise ValueError(_one_line(error)) from None
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # PyYAML, of a value that is not of the type of its tag
+        raise ValueError(f"a value that its tag does not fit ({error!r})") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

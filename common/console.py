@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from common.errors import RunError
+from common.files import atomic_file
 
 T = TypeVar("T")
 
@@ -87,7 +89,18 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def log_to_file(path: Path, append: bool = False) -> Iterator[None]:
-    """Copy the log into ``path`` while the block runs."""
+    """Copy the log into ``path`` while the block runs.
+
+    What a link leads to, and other names of the same file, stay as they are.
+
+    Args:
+        append: keep what the file holds.
+    """
+    if append and path.is_file() and not path.is_symlink():
+        with atomic_file(path) as part:
+            shutil.copyfile(path, part)
+    elif path.is_symlink() or path.is_file():
+        path.unlink()
     handler = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()

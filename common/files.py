@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.reading import require_regular
 
 PART, OLD = ".part", ".old"  # endings of temporary names
 NAME_LENGTH = 60  # letters of a name that its temporary names repeat, before a digest of the rest
@@ -255,7 +256,8 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
         yield
     finally:
         with suppress(OSError):
-            path.unlink()
+            if os.fstat(handle).st_size == 0:  # else it is a file of the user
+                path.unlink()
         os.close(handle)
 
 
@@ -322,7 +324,7 @@ def require_writable(folder: Path) -> None:
 def sha256_file(path: Path) -> str:
     """SHA-256 digest of a file in hexadecimal, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
-    with path.open("rb") as handle:
+    with require_regular(path).open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

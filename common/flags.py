@@ -20,6 +20,7 @@ CLASS_ORDER_HELP = (
     "before 10), or a text file with a class name on each line"
 )
 # argparse's own pattern mistakes -1e-3 and -inf for flags.
+HINT = " (--help lists the flags)"
 NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-(inf|nan)$", re.IGNORECASE)
 
 
@@ -33,7 +34,12 @@ class FlagParser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE_NUMBER
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
+        raise InputError(f"{message}{HINT}")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.type is Path and "" in arg_strings:
+            self.error(f"{action.dest} must be a path, got an empty text")
+        return super()._get_values(action, arg_strings)
 
     def flags(self) -> dict[str, argparse.Action]:
         """Map each flag without its dashes to its action; ``--no-x`` forms are left out."""
@@ -64,7 +70,10 @@ class FlagParser(argparse.ArgumentParser):
             namespace = self._parse_known(self.arguments(presets, source), namespace)
         config = self._config_path(arguments)
         if config is not None:
-            namespace = self._parse_known(self._from_file(config), namespace)
+            try:
+                namespace = self._parse_known(self._from_file(config), namespace)
+            except InputError as error:
+                raise InputError(_named(str(config), str(error))) from None
         return self._parse_known(arguments, namespace)
 
     def refuse(self, options: argparse.Namespace, names: Iterable[str], why: str) -> None:
@@ -153,6 +162,11 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def _named(source: str, text: str) -> str:
+    """An error text that names its source."""
+    return text if source in text else f"{source}: {text.removesuffix(HINT)}"
+
+
 def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:
     if value is None:
         return []
@@ -163,6 +177,8 @@ def _as_arguments(flag: str, value: Any, action: argparse.Action) -> list[str]:
         negative = [f"--no-{flag}"] if isinstance(action, argparse.BooleanOptionalAction) else []
         return positive if value else negative
     if isinstance(value, list):
+        if action.nargs is None:
+            raise InputError(f"{flag} in the config must be one value, got {value!r}")
         if any(str(item).startswith("--") for item in value):
             raise InputError(f"{flag} in the config must be a list of values, got {value!r}")
         return [f"--{flag}", *map(str, value)]

@@ -8,6 +8,7 @@ replaced nor deleted, unless the user asks for it with ``--force``.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,10 +16,11 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import is_temporary, lock_of, locked, require_folder_or_new, sha256_file
+from common.reading import regular_bytes
 from common.sealed import read_record, write_record
 
 MARK = ".written.json"
-FORCED = "(--force replaces it)"
+FORCED, DELETED = "(--force replaces it)", "(--force deletes it)"
 OURS = "a file that this suite wrote and nobody changed, or be moved away"
 
 
@@ -120,9 +122,12 @@ def require_replaceable(
         require_folder_or_new(folder)
     except InputError as error:
         raise InputError(f"{error} {FORCED}") from None
+    if os.path.lexists(folder / MARK) and not (folder / MARK).is_file():
+        raise InputError(f"{folder / MARK}: must be {OURS}, got a folder or pipe")
     for path in foreign_files(folder, known):
         if names is None or path.name in names:
-            raise InputError(f"{path}: must be {OURS}, got another file {FORCED}")
+            end = DELETED if names is None else FORCED
+            raise InputError(f"{path}: must be {OURS}, got another file {end}")
 
 
 def require_own_file(
@@ -189,7 +194,7 @@ def _is_own_now(path: Path, is_known: Callable[[Path], bool] | None) -> bool:
 def has_keys(path: Path, keys: Collection[str]) -> bool:
     """Whether a file is a JSON object with at least these keys; False if it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(regular_bytes(path))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.keys() >= set(keys)
@@ -241,7 +246,7 @@ def _listed(folder: Path) -> dict[str, str | None]:
 
 
 def _read(folder: Path) -> dict[str, str | None] | None:
-    content = read_record(folder / MARK, says_so=False)
+    content = read_record(folder / MARK, says_so=False, needs_seal=True)
     files = None if content is None else content.get("files")
     return files if isinstance(files, dict) else None
 

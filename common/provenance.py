@@ -84,10 +84,11 @@ class SaveLog:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Log an ``OSError`` of the block with its traceback instead of raising it."""
+        """Log an ``OSError`` of the block instead of raising it."""
         try:
             yield
-        except OSError:
-            logger.exception("could not save %s", what)
+        except OSError as error:
+            logger.error("could not save %s: %s", what, error)
+            logger.debug("where it failed:", exc_info=True)
             if what not in self.failures:
                 self.failures.append(what)

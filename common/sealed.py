@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
 from common.files import atomic_file, write_json
+from common.reading import regular_text, require_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def read_array(path: Path, made_from: str, in_place: bool = False) -> np.ndarray
     if not path.exists():
         return None
     try:
-        size = path.stat().st_size - DIGEST_BYTES
+        size = require_regular(path).stat().st_size - DIGEST_BYTES
         if size > 0:
             with path.open("rb") as handle:
                 handle.seek(size)
@@ -121,7 +122,9 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_json(path, {**plain, SEAL: seal_of(plain)})
 
 
-def read_record(path: Path, says_so: bool = True) -> dict[str, Any] | None:
+def read_record(
+    path: Path, says_so: bool = True, needs_seal: bool = False
+) -> dict[str, Any] | None:
     """Read a record of ``write_record``, without its seal.
 
     None if there is no file, or none that can be believed. Records of earlier versions, which have
@@ -129,9 +132,10 @@ def read_record(path: Path, says_so: bool = True) -> dict[str, Any] | None:
 
     Args:
         says_so: log a warning where a file is not believed.
+        needs_seal: do not believe a record without a seal.
     """
     try:
-        content, problem = json.loads(path.read_text(encoding="utf-8")), ""
+        content, problem = json.loads(regular_text(path)), ""
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -140,7 +144,7 @@ def read_record(path: Path, says_so: bool = True) -> dict[str, Any] | None:
         problem = f"it must be an object, got {type(content).__name__}"
     if not problem:
         seal = content.pop(SEAL, None)
-        if seal is None or seal == seal_of(content):
+        if (seal is None and not needs_seal) or seal == seal_of(content):
             return content
         problem = "its digest does not hold"
     if says_so:

@@ -66,6 +66,10 @@ def run_main(body: Callable[[], int], after_interrupt: str = "") -> int:
     """
     from common.console import EXIT_FAILED, EXIT_USAGE, UNUSABLE_PATH
 
+    try:
+        Path.cwd()
+    except OSError:
+        return _say("error: working folder must exist, got one that was deleted", EXIT_USAGE)
     received: list[int] = []
     former = _handle(lambda number, frame: _interrupt(received, number))
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from common.errors import RunError
 from common.files import write_json
 from common.provenance import utc_now
+from common.reading import regular_text
 from common.sealed import unsealed, write_record
 from experts.class_counts import draw_train, exponential_counts, split_pool
 
@@ -190,7 +191,7 @@ def missing_files(splits: Splits, folder: Path) -> list[str]:
 def _is_same(path: Path, content: Any) -> bool:
     """Whether a file holds a content, besides what may differ, and its own digest holds."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(regular_text(path))
         if isinstance(stored, dict):
             stored = unsealed(stored, path)
     except (OSError, ValueError, RecursionError):  # an InputError is a ValueError

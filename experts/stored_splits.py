@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.reading import regular_text
 from common.sealed import unsealed
 from experts.class_counts import MAX_PER_CLASS
 from experts.splits import (
@@ -211,7 +212,7 @@ def _numbers(path: Path, kind: type | tuple[type, ...]) -> list[Any]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(regular_text(path))
     except FileNotFoundError:
         raise InputError(
             f"{path} must exist, got no such file; python3 create_splits_fixed.py makes it"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.reading import limited_text
 from loaders.names import composed
 
 TEXT, NATURAL = "text", "natural"
@@ -82,7 +83,7 @@ def read_names(path: str) -> list[str]:
         InputError: it cannot be read, is empty, or holds a name twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = limited_text(Path(path), "utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"class_order must be text, natural or a readable text file of class names, got "

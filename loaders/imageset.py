@@ -22,6 +22,7 @@ from torch import Tensor
 from common.console import progress
 from common.errors import InputError
 from common.files import lock_of, locked
+from common.reading import regular_bytes, require_regular
 from common.sealed import read_array, write_array
 from loaders.pictures import read_picture, read_size
 from loaders.transforms import Preprocess, augment_small, image_transform
@@ -260,7 +261,7 @@ class FileImages(ImageSet):
 
         path = self.root / self.ids[index]
         try:
-            return read(path)
+            return read(require_regular(path))
         except InputError as error:
             problem = str(error)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -309,4 +310,4 @@ def _identity(path: Path) -> str:
 @cache
 def _content_digest(path: Path, identity: str) -> str:
     """Digest of the bytes of a file, read once while its ``identity`` stays the same."""
-    return identity if identity == "missing" else hashlib.blake2b(path.read_bytes()).hexdigest()
+    return identity if identity == "missing" else hashlib.blake2b(regular_bytes(path)).hexdigest()

@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from common.errors import InputError
+from common.reading import limited_text
 from loaders.class_order import in_order, names_a_file, read_names
 from loaders.names import composed
 
@@ -183,8 +184,8 @@ def _key(path: Path, name: str, stems: Counter[str], labels: dict[str, str]) -> 
 def _rows(path: Path) -> list[list[str]]:
     """Name and label, or only the label, of each line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = limited_text(path, "utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(f"val_labels must be a readable text file, got {path}: {error}") from None
     rows = [_cells(line.strip()) for line in lines if line.strip()]
     if rows and rows[0][0].lower() in HEADERS:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
+from common.reading import limited_text
 from loaders.dataset import Dataset
 from loaders.imageset import ImageSet
 from loaders.names import Positions
@@ -207,7 +208,7 @@ def read_id_list(path: Path) -> list[str]:
         InputError: the file is missing, empty, or not such a list.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = limited_text(path)
         ids = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(

@@ -73,7 +73,7 @@ def _verify(folder: Path) -> list[str]:
     unread = {stem for stem, is_read in read.items() if not is_read}
     for path in sorted(folder.iterdir()):
         if path.name not in known and owner(path.name, stems) not in unread:
-            failures.append(f"{path}: is not named in any metadata")
+            failures.append(f"{path}: is not named in any metadata; if it is yours, move it away")
     return failures
 
 

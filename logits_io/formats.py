@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import sha256_file
+from common.reading import regular_bytes
 from common.unfolding import plausible_bytes, read_arrays, require_plausible
 
 FORMATS = ("csv", "parquet", "npz")
@@ -147,7 +148,7 @@ def decode(path: Path, dtype: type = np.float32, values: int = 0) -> np.ndarray:
             return _read_parquet(path, values).astype(dtype, copy=False)
         if path.name.endswith(".npz"):
             return read_arrays(path, VALUE_BYTES * values)[COLUMN].astype(dtype, copy=False)
-        text = path.read_bytes() if path.suffix == ".csv" else read_text(path, values)
+        text = regular_bytes(path) if path.suffix == ".csv" else read_text(path, values)
         return _parse(text, dtype)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         kind = path.name.split(".", 1)[-1]
@@ -183,7 +184,7 @@ def read_text(path: Path, values: int = 0) -> bytes:
     Raises:
         ValueError: the text is far larger.
     """
-    content = path.read_bytes()
+    content = regular_bytes(path)
     expected = TEXT_BYTES * values
     limit = plausible_bytes(len(content), expected)
     if path.name.endswith(".gz"):
@@ -212,7 +213,7 @@ def _read_parquet(path: Path, values: int) -> np.ndarray:
     import pyarrow
     from pyarrow import parquet
 
-    content = path.read_bytes()
+    content = regular_bytes(path)
     with parquet.ParquetFile(pyarrow.BufferReader(content)) as file:
         width = file.schema_arrow.field(COLUMN).type.list_size
         described = file.metadata.num_rows * width * VALUE_BYTES

@@ -37,9 +37,12 @@ LAST_FILES = (METADATA_ENDING, RUN_FILE)
 
 # Below the output folder, for all methods.
 CACHE_FOLDER = "cache"
+SWEEP_FILE, SWEEP_RUNS = "sweep_summary.csv", "runs"  # a row per run; their folders
 RUN_PREFIXES = ("run_", "initial_logits_", "results_alpha", "logits_summary_")
 CACHED_LOGITS = re.compile(r"logits_[0-9a-f]{16}\.(npy|lock)")  # of the float network
 
+
+Number = int | str  # a whole number, or its text in a table
 
 LONGEST_STEM = 200  # bytes
 LONGEST_FOLDER = 200
@@ -57,6 +60,11 @@ def file_name(arch: str) -> str:
         return name
     digest = hashlib.sha256(arch.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{encoded[: LONGEST_PART - 9].decode(errors='ignore')}_{digest}"
+
+
+def grid_run(arch: str, method: str, n_bits_w: Number, n_bits_a: Number, seed: Number) -> str:
+    """The name of a run of a sweep, which is its folder below ``runs`` as well."""
+    return f"{file_name(arch)}/{method}_w{n_bits_w}a{n_bits_a}_seed{seed}"
 
 
 def is_of_runs(name: str) -> bool:

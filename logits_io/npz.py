@@ -10,6 +10,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_file, sha256_file
+from common.reading import regular_text
 from common.sealed import unsealed
 from common.unfolding import read_arrays
 
@@ -68,7 +69,7 @@ def read_side(path: Path) -> dict[str, Any] | None:
     if not side.exists():
         return None
     try:
-        content = json.loads(side.read_text(encoding="utf-8"))
+        content = json.loads(regular_text(side))
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")
     except (OSError, ValueError, RecursionError) as error:

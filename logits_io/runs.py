@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from common.cells import cell_text
 from common.files import sha256_file
 from common.sealed import read_record
-from logits_io.naming import RUN_FILE, find_stems, metadata_file, owner
+from logits_io.naming import (
+    RUN_FILE,
+    SWEEP_FILE,
+    SWEEP_RUNS,
+    find_stems,
+    grid_run,
+    metadata_file,
+    owner,
+)
 
 FOLDERS, FILES = "folders", "files"  # entries of a record: what it promises
 FIGURES = ("fullprecision", "quantized", "corrected")
 NUMBERS = ("top1_pct", "top5_pct", "agreement_pct")
 INITIAL = "initial_logits_"
+NO_RECORD = "must be the record of a run as it was written"
+POINT = ("method", "n_bits_w", "n_bits_a", "seed")  # columns of the summary of a sweep
 
 
 def promises(root: Path, stem: str, folders: Sequence[str], files: Sequence[Path]) -> dict:
@@ -45,9 +57,13 @@ def promises(root: Path, stem: str, folders: Sequence[str], files: Sequence[Path
     }
 
 
-def read_run(path: Path) -> dict[str, Any] | None:
-    """Read ``run.json``; None if there is none, or none that can be believed."""
-    content = read_record(path)
+def read_run(path: Path, says_so: bool = True) -> dict[str, Any] | None:
+    """Read ``run.json``; None if there is none, or none that can be believed.
+
+    Args:
+        says_so: log a warning where it is not believed.
+    """
+    content = read_record(path, says_so)
     return content if content is not None and _is_record(content) else None
 
 
@@ -109,16 +125,38 @@ def broken_promises(root: Path, record: Mapping[str, Any]) -> list[str]:
 def verify_runs(folder: Path) -> list[str]:
     """The broken promises of all runs below a folder, and logits of runs without a record."""
     problems = []
-    for path in sorted(folder.rglob(f"run_*/{RUN_FILE}")):
-        record = read_run(path)
+    paths = sorted(folder.rglob(f"run_*/{RUN_FILE}"))
+    for path in paths:
+        record = read_run(path, says_so=False)
         if record is None:
-            problems.append(f"{path}: must be the record of a run as it was written")
+            problems.append(f"{path}: {NO_RECORD}")
         else:
             problems += broken_promises(path.parent.parent, record)
+    for path in sorted({path.parent.parent / RUN_FILE for path in paths}):
+        if path.exists() and read_run(path, says_so=False) is None:
+            problems.append(f"{path}: {NO_RECORD}")
     for path in sorted(folder.rglob(f"{INITIAL}*")):
         record_path = path.parent / f"run_{path.name.removeprefix(INITIAL)}" / RUN_FILE
         if path.is_dir() and not record_path.is_file():
             problems.append(f"{record_path}: must be there, as {path.name} is, got nothing")
+    for path in sorted(folder.rglob(SWEEP_FILE)):
+        problems += _missing_of_sweep(path)
+    return problems
+
+
+def _missing_of_sweep(path: Path) -> list[str]:
+    """The records that are not there though the summary of a sweep calls their runs finished."""
+    problems = []
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            rows = [row for row in csv.DictReader(handle) if row["status"] == "finished"]
+        for row in rows:
+            name = grid_run(cell_text(row["arch"]), *(row[key] for key in POINT))
+            record = path.parent / SWEEP_RUNS / name / row["method"] / RUN_FILE
+            if not record.is_file():
+                problems.append(f"{record}: must be there as {path.name} says, got nothing")
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        problems.append(f"{path}: must be the summary of a sweep, got: {error}")
     return problems
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.cells import cell_text, plain_cell
 from common.errors import InputError
+from common.reading import regular_bytes, require_regular
 
 SEAL = "sha256_of_this_file"
 BLANK = "0" * 64
@@ -28,7 +29,7 @@ def write_sealed(path: Path, record: dict) -> None:
 def seal_holds(path: Path) -> bool:
     """Whether a file of ``write_sealed`` is unchanged; False if it cannot be read."""
     try:
-        content = path.read_bytes()
+        content = regular_bytes(path)
     except OSError:
         return False
     blank = content[:-65] + BLANK.encode() + content[-1:]
@@ -55,7 +56,7 @@ def read_records(path: Path) -> list[dict]:
     import pandas as pd
 
     try:
-        records = pd.read_csv(path).to_dict("records")
+        records = pd.read_csv(require_regular(path)).to_dict("records")
         if not records:
             raise ValueError("no row")
         return [{cell_text(k): cell_text(cell) for k, cell in row.items()} for row in records]

@@ -60,8 +60,9 @@ def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
 def fitting_state(path: Path, names: Iterable[str], key: str | None) -> dict[str, Tensor]:
     """Read the state dict of a checkpoint file that has the names of a network.
 
-    Prefixes of ``PREFIXES`` that all its names share are removed where the rest fits. Without one
-    that fits, it is the first, without any prefix.
+    Prefixes of ``PREFIXES`` that all its names share are removed where the rest fits. Where none
+    fits, it is the part below a prefix that does, as in a Lightning module that holds the tensors
+    of its loss as well; what is left out is logged. Without one, it is the first, without prefix.
 
     Args:
         names: of the network's tensors.
@@ -70,20 +71,42 @@ def fitting_state(path: Path, names: Iterable[str], key: str | None) -> dict[str
     Raises:
         InputError: as ``state_dict_of``, or ``key`` names nothing.
     """
-    wanted = {name for name in names if not name.endswith(STEP_COUNTER)}
+    wanted = _weights(names)
     content = _read(path)
     candidates = _candidates(content, path, key)
     fitting: dict[str, dict[str, Tensor]] = {}
     for candidate in candidates:
         for state in _peeled(candidate.state):
-            if {name for name in state if not name.endswith(STEP_COUNTER)} == wanted:
+            if _weights(state) == wanted:
                 fitting.setdefault(candidate.key, state)
     if not fitting:
-        return list(_peeled(candidates[0].state))[-1]
+        parts = (_part(candidate.state, wanted, path) for candidate in candidates)
+        found = next((part for part in parts if part is not None), None)
+        return list(_peeled(candidates[0].state))[-1] if found is None else found
     taken = next(iter(fitting))
     if key is None:
         _log_choice(path, content, taken)
     return fitting[taken]
+
+
+def _weights(names: Iterable[str]) -> set[str]:
+    """The names without those of counters of training steps."""
+    return {name for name in names if not name.endswith(STEP_COUNTER)}
+
+
+def _part(state: dict[str, Tensor], wanted: set[str], path: Path) -> dict[str, Tensor] | None:
+    """The part of a state dict below a prefix that has the wanted names; None if there is none.
+
+    There is none either where the wanted names are there without a prefix as well.
+    """
+    for prefix in () if wanted <= set(state) else PREFIXES:
+        below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        for part in _peeled(below):
+            if _weights(part) == wanted:
+                others = [name for name in state if not name.startswith(prefix)]
+                logger.info("%s: names below %r taken; left out: %s", path, prefix, _listed(others))
+                return part
+    return None
 
 
 def _log_choice(path: Path, content: Any, taken: str) -> None:
@@ -180,7 +203,7 @@ def _as_float32(value: Tensor) -> Tensor | None:
 
 def _describe(content: object) -> str:
     if isinstance(content, dict):
-        return f"a dict with keys {sorted(map(str, content))[:MAX_LISTED]}"
+        return f"a dict with the keys {_listed([repr(str(key)) for key in content])}"
     return f"a {type(content).__name__}"
 
 

@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 from common.errors import InputError, require_known
 from common.flags import FlagParser
 from common.remote import is_url
+from correction.checks import check_alpha
 from export.settings import optional_export_settings
 from loaders import DATASETS, resolve_dataset
 from models import brecq, get_entry, is_own, is_timm, read_arch_args
 from pipeline.bitwidth_flags import sweep_settings
 from pipeline.flags import LISTS, build_parser
+from pipeline.method import require_settings
 from pipeline.options import (
     DEFAULT_ARCH,
     DEFAULT_METHOD,
@@ -31,7 +33,6 @@ from pipeline.options import (
     RunOptions,
 )
 from pipeline.recipes import load_recipe
-from quant import QuantizationManager
 from quant.registry import method_settings
 
 # Settings of the embedded example: so few bits that accuracy is lost and can be corrected.
@@ -80,18 +81,20 @@ def read_command(parser: FlagParser, argv: Sequence[str]) -> Command:
     )
 
 
-def require_known_names(commands: Iterable[Sequence[str]]) -> None:
-    """Check that the flags, methods and architectures of command lines exist.
+def require_usable_flags(commands: Iterable[Sequence[str]]) -> None:
+    """Check flags, methods, architectures, settings and strengths of command lines by themselves.
 
-    Code of the user and networks of timm are not looked for.
+    Code of the user and networks of timm are not looked for; nothing is loaded.
 
     Raises:
-        InputError: one does not.
+        InputError: one is unknown, not used by its method, or out of range.
     """
     parser = build_parser()
     for argv in commands:
         options = read_command(parser, argv).options
-        QuantizationManager().get_method_class(options.quant_method)
+        require_settings(options)
+        for alpha in options.correction.alpha_list or ():
+            check_alpha(alpha)
         network = options.network
         if not is_own(network.arch) and not is_timm(network.arch):
             get_entry(network.arch, read_arch_args(network.arch_args))

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from common.files import written_alone
 from common.marks import (
     FORCED,
     clear,
+    foreign_files,
     is_damaged,
     is_marked,
     mark,
     replace_link,
     require_replaceable,
 )
+from common.reading import regular_text
 from export.own_files import EXPORT_FILES
 from logits_io.naming import (
     CALIBRATION_FILE,
@@ -49,6 +53,8 @@ SUMMARY_IMAGES = (
 RECORD_KEYS = {"argv", "config", "figures"}  # in every run.json
 RECORD_BEGINNING = b'{\n  "argv": '
 
+logger = logging.getLogger(__name__)
+
 
 def run_lock(job: Job) -> AbstractContextManager[None]:
     """Keep another process from writing the same run; wait for one that does."""
@@ -64,18 +70,28 @@ def require_own_folders(job: Job) -> None:
     for folder in _logits_folders(job):
         if not (job.options.force and folder.is_symlink()):
             require_logits_folder(folder)
+    folder, is_old = job.folder, _is_of_earlier_version(job.folder)
+    whole = [folder / TENSORBOARD_FOLDER, job.root / job.name.summary_folder]
+    if not job.options.resume:
+        whole.append(folder / STATE_FOLDER)
     if job.options.force:
+        _tell_of_deleted(
+            [path for part in whole for path in foreign_files(part, _known(part, is_old))]
+        )
         return
     _require_own_record(job.root)
-    folder, is_old = job.folder, _is_of_earlier_version(job.folder)
     require_replaceable(folder, (*RUN_FILES, *EXPORT_FILES), RUN_FILES if is_old else ())
-    for part in (folder / STATE_FOLDER, folder / TENSORBOARD_FOLDER):
-        replaced = () if part.name == STATE_FOLDER and job.options.resume else None
-        require_replaceable(part, replaced, _known(part, is_old))
-    summary = job.root / job.name.summary_folder
-    require_replaceable(summary, None, _known(summary, is_old))
+    require_replaceable(folder / STATE_FOLDER, ())
+    for part in whole:
+        require_replaceable(part, None, _known(part, is_old))
     if job.sweep_folder is not None:
         require_own_sweep(job.sweep_folder)
+
+
+def _tell_of_deleted(paths: Sequence[Path]) -> None:
+    """Log which files of the user ``--force`` deletes."""
+    for path in paths:
+        logger.warning("--force deletes %s, which this suite did not write", path)
 
 
 def _require_own_record(root: Path) -> None:
@@ -134,7 +150,7 @@ def _is_of_earlier_version(folder: Path) -> bool:
     if is_marked(folder) or folder.is_symlink():
         return False
     try:
-        config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        config = regular_text(folder / CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return "\nquant_method: " in config and "\noutput_dir: " in config

@@ -329,7 +329,7 @@ def _check_output(job: Job) -> None:
     job.analyzer()
     if output.output_url is not None:
         Remote(output.output_url)
-    for folder in (job.root, output.log_dir):
+    for folder in (job.root, output.log_dir, output.cache_dir):
         if folder is not None:
             require_writable(folder)
 

@@ -12,7 +12,7 @@ from models import get_entry
 from pipeline.options import RunOptions
 from quant import BaseQuantizationMethod, QuantizationManager
 from quant.registry import method_settings
-from quant.settings import flag_name
+from quant.settings import check_setting, flag_name
 
 # The two settings of an optional loss term: giving either one switches the term on.
 TERM_PARTNERS = {"T": "lamb_r", "lamb_c": "bn_lr"}
@@ -33,6 +33,19 @@ def make_method(options: RunOptions) -> BaseQuantizationMethod:
     for key in sorted(set(defaults) - set(options.settings)):
         logger.info("%s = %s, the default for %s", key, defaults[key], arch)
     return cls(**{**defaults, **options.settings})
+
+
+def require_settings(options: RunOptions) -> None:
+    """Check the method and each of the given settings, without making the method.
+
+    Raises:
+        InputError: unknown method, a setting that it does not use, or a value out of range.
+    """
+    cls = QuantizationManager().get_method_class(options.quant_method)
+    _refuse_unused(cls, options.settings)
+    for field in dataclasses.fields(cls.settings_class):
+        if field.name in options.settings:
+            check_setting(field, options.settings[field.name])
 
 
 def _refuse_unused(cls: type[BaseQuantizationMethod], given: Mapping[str, Any]) -> None:

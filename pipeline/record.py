@@ -152,7 +152,8 @@ def replaced_run(folder: Path, config: Mapping[str, Any]) -> str | None:
     if not changed:
         return None
     key = changed[0]
-    values = f"{key} = {before.get(key)!r} (now {now.get(key)!r})"
+    old, new = ("the default" if v is None else v for v in (before.get(key), now.get(key)))
+    values = f"{key} = {old} (now {new})"
     return f"replaces the earlier run in {folder}, which had {values}"
 
 

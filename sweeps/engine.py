@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from common.console import EXIT_OK
 from common.marks import mark
+from common.reading import regular_text
 from sweeps.spec import FAILURE, LOG, SPEC_LOCK, RunSpec
 
 MAIN_SCRIPT = Path(__file__).resolve().parent.parent / "main_imagenet.py"
@@ -55,12 +56,13 @@ def execute(
         script: script to run; None: ``MAIN_SCRIPT``.
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
-    with (spec.folder / SPEC_LOCK).open("w") as lock:
+    with _lock_file(spec.folder / SPEC_LOCK) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if spec.record() is not None:
             return
         (spec.folder / FAILURE).unlink(missing_ok=True)
         mark(spec.folder, (LOG,))
+        (spec.folder / LOG).unlink(missing_ok=True)
         command = [sys.executable, str(script or MAIN_SCRIPT), *spec.flags]
         with (spec.folder / LOG).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
@@ -79,10 +81,19 @@ def execute(
             spec.note_failure(status, tail_of(spec.folder / LOG))
 
 
+def _lock_file(path: Path) -> BinaryIO:
+    """Open a file to lock; its content and what a link leads to are not touched.
+
+    Raises:
+        OSError: it is a link, or cannot be made.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+")
+
+
 def tail_of(path: Path) -> list[str]:
     """The last ``TAIL_LINES`` lines of a log; empty if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = regular_text(path, errors="replace").splitlines()
     except OSError:
         return []
     return lines[-TAIL_LINES:]

@@ -7,6 +7,8 @@ from pathlib import Path
 from common.flags import FlagParser, arch_name, positive_int
 from sweeps.gpfq import ANALYSES
 
+OF_MAIN = "that of main_imagenet.py"
+
 
 def build_parser(description: str = "") -> FlagParser:
     parser = FlagParser(
@@ -30,16 +32,20 @@ def _add_grid_flags(parser: FlagParser) -> None:
     add("--bits", nargs="+", help="pairs of weight,activation bits (default 2,2 4,2 2,4 4,4)")
     add("--seeds", nargs="+", type=int, help="seeds (default 1001 to 1010)")
     for name, kind, text, default in (
-        ("alpha_list", float, "strengths of the correction", "0.2 0.4 0.6"),
-        ("num_clusters_list", int, "numbers of clusters of the correction", "8 16 64"),
-        ("pca_dim_list", int, "dimensions of the correction's projection", "25 50 100"),
+        (
+            "alpha_list",
+            float,
+            "strengths of the correction",
+            "0.2 0.4 0.6; for digits, CIFAR and experts that of main_imagenet.py",
+        ),
+        ("num_clusters_list", int, "numbers of clusters of the correction", OF_MAIN),
+        ("pca_dim_list", int, "dimensions of the correction's projection", OF_MAIN),
     ):
         add(
             f"--{name}",
             nargs="+",
             type=kind,
-            help=f"{text} to compare in every run (default {default}; for networks with few "
-            "classes the default of main_imagenet.py)",
+            help=f"{text} to compare in every run (default {default})",
         )
 
 

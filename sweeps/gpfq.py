@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import lock_of, locked, require_writable
+from common.marks import (
+    is_marked,
+    mark,
+    replace_link,
+    require_own_folder,
+    require_replaceable,
+)
 from logits_io.naming import file_name
 from plots.axes import save_figure
 from plots.sweep import sweep_figure
+from sweeps.figures import IMAGES
 from sweeps.gpfq_log import Row, append_row, log_row, read_log
 from sweeps.running import Choice, run_open
 from sweeps.spec import RunSpec, arch_flags
@@ -116,11 +124,16 @@ def run_analysis(points: Sequence[Point], root: Path, choice: Choice) -> list[st
         names of the points that are not finished.
 
     Raises:
-        InputError: the log has other columns, or the folder cannot be written.
+        InputError: the log has other columns, the folder cannot be written, or a plot would
+            replace a file of the user.
     """
     analysis = ANALYSES[points[0].analysis]
-    log = root / analysis.log_name
+    log, images = root / analysis.log_name, root / IMAGES
     require_writable(root)
+    require_own_folder(images, choice.force)
+    is_old = log.is_file() and not is_marked(images)  # of a version that listed no plots
+    plots = [_plot(analysis, point.arch) for point in points]
+    require_replaceable(images, plots, plots if is_old else (), choice.force)
     read_log(log)
     run_open(points, root, choice, on_done=lambda spec: _note(spec, log))
     rows: dict[str, list[Row]] = {}
@@ -128,8 +141,12 @@ def run_analysis(points: Sequence[Point], root: Path, choice: Choice) -> list[st
         row = _note(point, log)
         if row is not None:
             rows.setdefault(point.arch, []).append(row)
+    if rows:
+        replace_link(images)
+        images.mkdir(exist_ok=True)
+        mark(images, plots)
     for arch, found in rows.items():
-        _draw(analysis, arch, found, root / "image")
+        _draw(analysis, arch, found, images)
     return [point.name for point in points if point.record() is None]
 
 
@@ -146,8 +163,12 @@ def _note(spec: RunSpec, log: Path) -> Row | None:
     return row
 
 
+def _plot(analysis: Analysis, arch: str) -> str:
+    return f"{file_name(arch)}_{analysis.image_name}"
+
+
 def _draw(analysis: Analysis, arch: str, rows: Sequence[Row], folder: Path) -> None:
-    path = folder / f"{file_name(arch)}_{analysis.image_name}"
+    path = folder / _plot(analysis, arch)
     figure = sweep_figure(
         [float(row[analysis.column]) for row in rows],
         [100 * float(row["Quantized Top1 Accuracy"]) for row in rows],

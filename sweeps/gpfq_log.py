@@ -14,6 +14,7 @@ from typing import Any
 from common.cells import cell_text, plain_cell
 from common.errors import InputError
 from common.files import atomic_file
+from common.reading import require_regular
 
 ACCURACIES = (
     "Original Top1 Accuracy",
@@ -87,7 +88,7 @@ def read_log(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as handle:
+    with require_regular(path).open(newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
         rows = [{name: cell_text(cell) for name, cell in row.items()} for row in reader]
     if tuple(reader.fieldnames or ()) != COLUMNS:

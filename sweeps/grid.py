@@ -9,9 +9,17 @@ from typing import Any
 
 from common.console import EXIT_FAILED, EXIT_OK, write_stdout
 from common.files import locked, require_writable
-from common.marks import is_marked, mark, require_replaceable
+from common.marks import (
+    is_marked,
+    mark,
+    replace_link,
+    require_own_folder,
+    require_replaceable,
+)
 from common.provenance import provenance
+from common.reading import regular_text
 from logits_io.naming import file_name
+from sweeps.figures import IMAGES, figure_names, sweep_figures
 from sweeps.results import (
     REPORT_FILE,
     SUMMARY_COLUMNS,
@@ -23,7 +31,7 @@ from sweeps.results import (
     table_rows,
     write_results,
 )
-from sweeps.running import Choice, run_open
+from sweeps.running import Choice, log_failures, run_open
 from sweeps.spec import GridRun
 
 LOCK = ".sweep.lock"  # held while the tables are written
@@ -45,8 +53,7 @@ def run_grid(runs: Sequence[GridRun], root: Path, choice: Choice, argv: Sequence
         InputError: the folder cannot be written, or holds files of the user of the same names.
     """
     require_writable(root)
-    if not choice.force:
-        require_replaceable(root, WRITTEN, WRITTEN if _is_of_earlier_version(root) else ())
+    _require_own_files(runs, root, choice.force)
     count = run_open(runs, root, choice)
     with locked(root / LOCK):
         rows = [summary_row(run) for run in runs]
@@ -55,10 +62,34 @@ def run_grid(runs: Sequence[GridRun], root: Path, choice: Choice, argv: Sequence
     return _conclude(runs, rows)
 
 
+def _require_own_files(runs: Sequence[GridRun], root: Path, force: bool) -> None:
+    """Check that tables, report and plots replace no file of the user.
+
+    Raises:
+        InputError: one would.
+    """
+    require_own_folder(root / IMAGES, force)
+    if force:
+        return
+    is_old = _is_of_earlier_version(root)
+    require_replaceable(root, WRITTEN, WRITTEN if is_old else ())
+    plots = _plot_files(runs)
+    is_new = (root / REPORT_FILE).is_file() and not is_marked(root / IMAGES)
+    require_replaceable(root / IMAGES, plots, plots if is_new else ())
+
+
+def _plot_files(runs: Sequence[GridRun]) -> list[str]:
+    return [_plot_file(text) for run in runs for text in figure_names(run.arch)]
+
+
+def _plot_file(text: str) -> str:
+    return f"{file_name(text)}.png"
+
+
 def _is_of_earlier_version(root: Path) -> bool:
     """Whether a version that listed no files wrote the tables of a sweep."""
     try:
-        header = (root / SUMMARY_FILE).read_text(encoding="utf-8").partition("\n")[0]
+        header = regular_text(root / SUMMARY_FILE).partition("\n")[0]
     except (OSError, ValueError):
         return False
     return not is_marked(root) and header == ",".join(SUMMARY_COLUMNS)
@@ -67,10 +98,7 @@ def _is_of_earlier_version(root: Path) -> bool:
 def _is_written(root: Path, rows: Sequence[dict[str, Any]]) -> bool:
     """Whether tables and report of the rows are there; the report is the last to be written."""
     try:
-        known = all(
-            (root / name).read_text(encoding="utf-8") == text
-            for name, text in result_texts(rows).items()
-        )
+        known = all(regular_text(root / name) == text for name, text in result_texts(rows).items())
     except (OSError, ValueError):
         return False
     return known and (root / REPORT_FILE).is_file()
@@ -81,16 +109,18 @@ def write_everything(
 ) -> None:
     """Write tables, plots and the report."""
     from plots.axes import save_figure
-    from sweeps.figures import sweep_figures
     from sweeps.report import write_report
 
     root.mkdir(parents=True, exist_ok=True)
     mark(root, WRITTEN)
+    replace_link(root / IMAGES)
+    (root / IMAGES).mkdir(exist_ok=True)
+    mark(root / IMAGES, _plot_files(runs))
     (root / REPORT_FILE).unlink(missing_ok=True)
     write_results(root, rows)
     figures = sweep_figures(rows)
     for text, figure in figures.items():
-        save_figure(root / "image" / f"{file_name(text)}.png", figure)
+        save_figure(root / IMAGES / _plot_file(text), figure)
     path = write_report(root, runs, rows, figures, provenance(argv))
     logger.info("report: %s", path)
 
@@ -98,9 +128,9 @@ def write_everything(
 def _conclude(runs: Sequence[GridRun], rows: Sequence[dict[str, Any]]) -> int:
     """Print the table and log what is not finished; returns the exit status."""
     write_stdout(as_markdown(table_rows(rows)).rstrip())
-    pairs = zip(runs, rows, strict=True)
-    failed = [run.name for run, row in pairs if row["status"] != "finished"]
-    if failed:
-        logger.error("not finished: %s", ", ".join(failed))
-        return EXIT_FAILED
-    return EXIT_OK
+    pairs = list(zip(runs, rows, strict=True))
+    log_failures(run for run, row in pairs if row["status"] == "failed")
+    left = [run.name for run, row in pairs if row["status"] == "open"]
+    if left:
+        logger.error("not run yet: %s", ", ".join(left))
+    return EXIT_OK if all(row["status"] == "finished" for row in rows) else EXIT_FAILED

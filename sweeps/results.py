@@ -11,9 +11,10 @@ from typing import Any
 
 from common.cells import plain_cell
 from common.files import atomic_file
+from logits_io.naming import SWEEP_FILE
 from sweeps.spec import GridRun
 
-SUMMARY_FILE, TABLE_FILE, REPORT_FILE = "sweep_summary.csv", "sweep_table", "report.html"
+SUMMARY_FILE, TABLE_FILE, REPORT_FILE = SWEEP_FILE, "sweep_table", "report.html"
 FIGURES = ("fullprecision", "quantized", "corrected")
 SUMMARY_COLUMNS = (
     "arch",

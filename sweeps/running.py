@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.console import write_stdout
 from common.errors import InputError
-from common.marks import is_marked, require_replaceable
+from common.marks import OURS, is_marked, require_replaceable
 from sweeps.engine import Engine, LocalEngine
 from sweeps.spec import FAILURE, LOG, SPEC_LOCK, RunSpec
 
@@ -85,6 +85,8 @@ def require_own_folders(specs: Sequence[RunSpec], force: bool) -> None:
                 "architectures must differ in letters, digits, _ . or -, got "
                 f"{archs[folder]} and {spec.arch}"
             )
+        if (folder / SPEC_LOCK).is_symlink():
+            raise InputError(f"{folder / SPEC_LOCK}: must be {OURS}, got a symbolic link")
         if not force:
             is_old = (folder / SPEC_LOCK).is_file() and not is_marked(folder)
             known = (LOG, FAILURE) if is_old else ()
@@ -107,8 +109,14 @@ def run_open(
         number of runs started.
     """
     todo = open_runs(specs, choice)
-    before = len(specs) - len(todo)
-    logger.info("%d runs: %d finished or failed before, %d to do", len(specs), before, len(todo))
+    states = [spec.state() for spec in specs if spec not in todo]
+    logger.info(
+        "runs: %d finished before, %d failed before%s, %d to do",
+        states.count("finished"),
+        states.count("failed"),
+        " (--retry_failed runs them again)" if "failed" in states else "",
+        len(todo),
+    )
     done, lock = 0, threading.Lock()
 
     def tell(spec: RunSpec) -> None:
@@ -132,7 +140,7 @@ def print_commands(specs: Sequence[RunSpec]) -> None:
         write_stdout(" ".join(["python3 main_imagenet.py", *spec.flags]))
 
 
-def log_failures(specs: Sequence[RunSpec]) -> None:
+def log_failures(specs: Iterable[RunSpec]) -> None:
     """Log the status and the last line of the log of every run that failed."""
     for spec in specs:
         failure = spec.failure()

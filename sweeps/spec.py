@@ -12,7 +12,7 @@ from common.console import EXIT_UNSAVED
 from common.errors import InputError
 from common.marks import mark
 from common.sealed import read_record, write_record
-from logits_io.naming import RUN_FILE, file_name
+from logits_io.naming import RUN_FILE, SWEEP_RUNS, grid_run
 from logits_io.runs import broken_promises, read_run
 
 FAILURE = "failed.json"
@@ -21,11 +21,8 @@ SPEC_LOCK = ".lock"  # in the folder of a run that was started; held while it ru
 DEFAULT_METHODS = ("adaround",)
 DEFAULT_BITS = ((2, 2), (4, 2), (2, 4), (4, 4))
 DEFAULT_SEEDS = tuple(range(1001, 1011))
-DEFAULT_GRID: Mapping[str, Sequence[float]] = {
-    "alpha_list": (0.2, 0.4, 0.6),
-    "num_clusters_list": (8, 16, 64),
-    "pca_dim_list": (25, 50, 100),
-}
+DEFAULT_ALPHAS = (0.2, 0.4, 0.6)
+CORRECTION_LISTS = ("alpha_list", "num_clusters_list", "pca_dim_list")
 NO_CORRECTION = "__no_correction"  # --no-correction, with underscores for dashes
 SET_BY_GRID = frozenset(
     (
@@ -35,12 +32,12 @@ SET_BY_GRID = frozenset(
         "n_bits_a",
         "seed",
         "output_dir",
-        *DEFAULT_GRID,
+        *CORRECTION_LISTS,
     )
 )
 OTHER_NAMES = {"b": "n_bits_w", "model": "arch", "s": "scalar", "num_bits": "n_bits_w"}
 EXAMPLE = "digits_resnet"
-# Networks for few classes, which use the default grid of corrections of main_imagenet.py.
+# Networks for few classes, which use the default strengths of main_imagenet.py.
 FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")
 
 
@@ -142,13 +139,11 @@ class GridRun(RunSpec):
 
     @property
     def name(self) -> str:
-        return (
-            f"{file_name(self.arch)}/{self.method}_w{self.n_bits_w}a{self.n_bits_a}_seed{self.seed}"
-        )
+        return grid_run(self.arch, self.method, self.n_bits_w, self.n_bits_a, self.seed)
 
     @property
     def folder(self) -> Path:
-        return self.root / "runs" / self.name
+        return self.root / SWEEP_RUNS / self.name
 
     @property
     def flags(self) -> list[str]:
@@ -172,7 +167,8 @@ class Grid:
 
     Attributes:
         bits: pairs of weight and activation bits.
-        correction: flag of the correction's grid -> values; None: the default of the sweep.
+        correction: flag of the correction's grid -> values; without ``alpha_list`` it is
+            ``DEFAULT_ALPHAS``, the others are then those that main_imagenet.py chooses.
     """
 
     archs: Sequence[str]
@@ -196,10 +192,11 @@ class Grid:
         flags = ["--no-plots", "--save_results", "selected"]
         if NO_CORRECTION in (flag.replace("-", "_") for flag in extra):
             return flags
-        for name, default in DEFAULT_GRID.items():
-            given = (self.correction or {}).get(name)
-            values = given or (None if arch.startswith(FEW_CLASSES) else default)
-            if values is not None:
+        alphas = () if arch.startswith(FEW_CLASSES) else DEFAULT_ALPHAS
+        given = self.correction or {}
+        for name in CORRECTION_LISTS:
+            values = given.get(name) or (alphas if name == "alpha_list" else ())
+            if values:
                 flags += [f"--{name}", *map(number_text, values)]
         return flags
 

@@ -59,6 +59,24 @@ def test_a_prefix_of_some_names_stays(tmp_path, state):
         load_model("digits_resnet", saved(tmp_path, content))
 
 
+def test_tensors_beside_the_network_in_a_lightning_module_are_left_out(tmp_path, state, caplog):
+    content = {f"model.{name}": value for name, value in state.items()}
+    content["criterion.weight"] = torch.ones(10)
+    with caplog.at_level(logging.INFO):
+        path = saved(tmp_path, {"state_dict": content})
+        require_equal(load_model("digits_resnet", path).network, state)
+    assert caplog.messages == [f"{path}: names below 'model.' taken; left out: criterion.weight"]
+    both = {**content, **state}
+    with pytest.raises(InputError, match=r"unexpected: model\.conv1\.weight"):
+        load_model("digits_resnet", saved(tmp_path, both))
+
+
+def test_all_keys_of_a_file_are_counted_when_the_asked_one_is_none(tmp_path, state):
+    content = {"state_dict": state, **{f"key{number}": number for number in range(6)}}
+    with pytest.raises(InputError, match=r"keys 'state_dict', 'key0', 'key1', .* and 2 more"):
+        load_model("digits_resnet", saved(tmp_path, content), checkpoint_key="foo")
+
+
 @pytest.mark.parametrize("second", ["state_dict_ema", "ema"])
 def test_the_state_dict_that_is_taken_is_logged_and_a_key_picks(tmp_path, state, second, caplog):
     other = {name: value + 1 for name, value in state.items()}

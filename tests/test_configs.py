@@ -74,6 +74,10 @@ def test_an_endless_file_is_not_read_to_its_end(tmp_path):
         ("a: *b", "found undefined alias 'b', line 1"),
         ("? [a]\n: 1", "found unhashable key, line 1"),
         ("a: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("a: !!bool foo", "a value that its tag does not fit (KeyError('foo'))"),
+        ("!!bool foo: 1", "a value that its tag does not fit (KeyError('foo'))"),
+        ('a: !!int ""', "a value that its tag does not fit (IndexError("),
+        ("a: !!timestamp foo", "a value that its tag does not fit (AttributeError("),
     ],
 )
 def test_keys_once_and_one_line(text, reason):

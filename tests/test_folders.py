@@ -98,7 +98,7 @@ def test_a_file_of_the_user_is_named_and_stays(root, place, capsys):
     before = content_of(root)
     named = path.parent if path.parent.name == "folder" else path
     with pytest.raises(
-        InputError, match=rf"^{re.escape(str(named))}: must be .*\(--force replaces"
+        InputError, match=rf"^{re.escape(str(named))}: must be .*\(--force (replaces|deletes)"
     ):
         require_own_folders(job_in(root))
     if place == "run.json":
@@ -125,7 +125,7 @@ def test_a_link_in_place_of_a_folder_is_never_followed(root, place, tmp_path):
     assert content_of(users) == before
 
 
-def test_with_force_the_run_takes_the_place_of_files_of_the_user(root, written):
+def test_with_force_the_run_takes_the_place_of_files_of_the_user(root, written, capsys):
     for place in (
         f"{SUMMARY}/notes.txt",
         f"{RUN}/state/mine",
@@ -135,6 +135,9 @@ def test_with_force_the_run_takes_the_place_of_files_of_the_user(root, written):
         (root / place).write_text("mine")
     (root / RUN / "notes.txt").write_text("mine")
     assert main([*FLAGS, "--output_dir", str(root.parent), "--force"]) == 0
+    told = capsys.readouterr().err
+    for name in (f"{SUMMARY}/notes.txt", f"{RUN}/state/mine", f"{RUN}/tensorboard/mine"):
+        assert f"--force deletes {root / name}, which this suite did not write" in told
     here, there = content_of(root), content_of(written / "rtn")
     logits = [name for name in there if "logits_" in name and name.endswith(".csv")]
     assert {name: here.get(name) for name in logits} == {name: there[name] for name in logits}

@@ -368,7 +368,7 @@ def test_what_cannot_be_saved_is_reported_and_the_run_goes_on(tmp_path, monkeypa
     assert main([*QUICK, "--output_dir", str(tmp_path)]) == 3
     captured = capsys.readouterr()
     assert "could not save results_alpha1.0_clusters4_pca5" in captured.err
-    assert "Traceback" in captured.err
+    assert captured.err.count("disk full") == 1 and "Traceback" not in captured.err
     assert "full precision" in captured.out
     record = json.loads((tmp_path / "rtn" / "run.json").read_text())
     assert len(record["unsaved"]) == 1

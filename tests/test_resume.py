@@ -132,7 +132,7 @@ def test_a_unit_of_an_earlier_version_is_taken(tiny_network, tiny_images, tmp_pa
     states.open(resume=True)
     with caplog.at_level(logging.INFO):
         quantized(tiny_network, tiny_images, states)
-    assert caplog.text.count("taken from the interrupted run") == 4
+    assert caplog.text.count("taken from the earlier run") == 4
     states.open(resume=False)
     assert not list(states.folder.glob("unit_*.pt"))
 
@@ -179,7 +179,7 @@ def test_the_command_line_resumes_only_the_same_run(tmp_path, capsys):
     assert main([*first, "--resume", "--keep_cpu"]) == 0
     units = [line for line in capsys.readouterr().err.split("\n") if "INFO unit " in line]
     assert len(units) == 5
-    assert all(line.endswith("s, taken from the interrupted run") for line in units)
+    assert all(line.endswith("s, taken from the earlier run") for line in units)
     assert csv_bytes(tmp_path / "a") == before
     assert main([*FLAGS, "--output_dir", str(tmp_path / "b"), "--resume"]) == 0
     folder = next((tmp_path / "b").glob("*/run_*")) / "state"

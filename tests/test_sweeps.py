@@ -6,6 +6,7 @@ import csv
 import html.parser
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import run_script
 from common.errors import InputError
 from common.sealed import write_record
+from logits_io.runs import verify_runs
 from sweeps import engine
 from sweeps.engine import LocalEngine, execute
 from sweeps.report import RUN_COLUMNS
@@ -83,7 +85,7 @@ def test_the_defaults_are_those_of_the_published_scripts():
     assert {(run.n_bits_w, run.n_bits_a) for run in runs} == {(2, 2), (4, 2), (2, 4), (4, 4)}
     assert {run.seed for run in runs} == set(range(1001, 1011)) == set(DEFAULT_SEEDS)
     flags = " ".join(runs[0].flags)
-    assert "--alpha_list 0.2 0.4 0.6 --num_clusters_list 8 16 64 --pca_dim_list 25 50 100" in flags
+    assert "--alpha_list 0.2 0.4 0.6 --cache_dir" in flags
     assert flags.endswith("--weights DEFAULT")
     small = Grid(("cifar_resnet20",)).runs(Path("o"), ())[0]
     assert "--pca_dim_list" not in small.flags
@@ -138,7 +140,7 @@ def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys):
         "| rtn | 4/4 | 2 | 90.00 ± 0.00 | 75.50 ± 0.71 |" in (fake / "sweep_table.md").read_text()
     )
     assert "75.50 ± 0.71" in capsys.readouterr().out
-    assert len(list((fake / "image").iterdir())) == 2
+    assert len(list((fake / "image").glob("*.png"))) == 2
     before = (fake / "report.html").stat().st_mtime_ns
     assert sweep(fake) == 0
     assert starts(fake) == 8
@@ -171,10 +173,72 @@ def test_a_plan_runs_nothing(fake, capsys):
     assert not fake.exists()
 
 
+def test_what_a_link_or_a_second_name_leads_to_is_never_written(fake, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    folder = fake / "runs" / "digits_resnet" / "rtn_w4a4_seed1"
+    folder.mkdir(parents=True)
+    (folder / ".lock").symlink_to(mine)
+    assert sweep(fake) == 2
+    assert f"{folder / '.lock'}: must be a file that this suite wrote" in capsys.readouterr().err
+    (folder / ".lock").unlink()
+    os.link(mine, folder / ".lock")
+    (folder / "log.txt").symlink_to(mine)
+    assert sweep(fake) == 2
+    assert sweep(fake, "--force") == 0
+    assert "a line of the log" in (folder / "log.txt").read_text()
+    assert mine.read_text() == "precious"
+    os.link(folder / "log.txt", tmp_path / "copy")
+    (folder / "rtn" / "run.json").unlink()
+    assert sweep(fake) == 0
+    assert "a line of the log" in (tmp_path / "copy").read_text()
+    assert not (tmp_path / "copy").samefile(folder / "log.txt")
+
+
+def test_plots_of_the_user_stay(fake, tmp_path, capsys):
+    plot = fake / "image" / "digits_resnet_accuracy_against_bits.png"
+    plot.parent.mkdir(parents=True)
+    plot.write_text("mine")
+    assert sweep(fake) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {plot}: must be a file")
+    assert plot.read_text() == "mine"
+    plot.parent.rename(tmp_path / "elsewhere")
+    plot.parent.symlink_to(tmp_path / "elsewhere")
+    assert sweep(fake) == 2
+    assert sweep(fake, "--force") == 0
+    assert (tmp_path / "elsewhere" / plot.name).read_text() == "mine"
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert sweep(fake, "--report_only") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--seeds", "-1"), "seed must be between 0 and 2^32 - 1, got -1"),
+        (("--bits", "4,99"), "n_bits_a must be"),
+        (("--alpha_list", "nan"), "alpha must be between 0 and 1, got nan"),
+    ],
+)
+def test_values_that_no_run_takes_are_refused_before_the_first(fake, capsys, flags, text):
+    assert sweep(fake, *flags, "--dry_run") == 2
+    assert text in capsys.readouterr().err
+    assert not fake.exists()
+
+
+def test_verification_notices_a_run_that_is_gone(fake):
+    assert sweep(fake) == 0
+    assert verify_runs(fake.parent) == []
+    gone = fake / "runs" / "digits_resnet" / "gpfq_w2a4_seed2"
+    shutil.rmtree(gone)
+    record = gone / "gpfq" / "run.json"
+    assert verify_runs(fake) == [f"{record}: must be there as sweep_summary.csv says, got nothing"]
+
+
 def test_a_failure_is_told_kept_and_run_again_when_asked(fake, capsys):
     assert sweep(fake, "--seeds", "1", "13") == 1
     error = capsys.readouterr().err
-    assert "not finished: digits_resnet/rtn_w4a4_seed13" in error
+    reason = "digits_resnet/rtn_w4a4_seed13 ended in status 2: error: weights must be finite"
+    assert reason in error
     assert "digits_resnet/rtn_w4a4_seed13 failed (error: weights must be finite)" in error
     rows = rows_of(fake / "sweep_summary.csv")
     failed = [row for row in rows if row["status"] == "failed"]
@@ -182,6 +246,9 @@ def test_a_failure_is_told_kept_and_run_again_when_asked(fake, capsys):
     assert {row["error"] for row in failed} == {"error: weights must be finite"}
     assert starts(fake) == 8
     assert sweep(fake, "--seeds", "1", "13") == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert "4 finished before, 4 failed before (--retry_failed runs them again), 0 to do" in error
     assert starts(fake) == 8
     assert sweep(fake, "--seeds", "1", "13", "--retry_failed") == 1
     assert starts(fake) == 12

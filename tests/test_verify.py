@@ -213,7 +213,7 @@ def test_the_cache_of_the_float_network_is_no_folder_of_logits(save, tmp_path, c
     (folder / "logits_x.csv").touch()
     assert main(["--csv-dir", str(tmp_path)]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"VERIFICATION FAILED: 1 failures in 1 of 1 folders: {folder}"
+    assert last == f"VERIFICATION FAILED: 1 failure in 1 of 1 folders: {folder}"
 
 
 def test_without_flags_and_experts_the_outputs_are_checked(save, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from common.cells import cell_text, plain_cell
 from common.errors import InputError
 from common.files import atomic_file, write_json
 from common.marks import is_marked, mark, replace_link, require_replaceable
+from common.reading import regular_text, require_regular
 from quant.bitwidth.assignments import WEIGHTINGS
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
@@ -178,7 +179,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         InputError: the file is missing or damaged, or is another table.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as handle:
+        with require_regular(path).open(newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
         texts = ("kind", "bits", "config")
         return [
@@ -199,7 +200,7 @@ def _number(text: str) -> float | None:
 def known_about(folder: Path) -> dict[str, Any]:
     """The entries of the summary in a folder, without the statistics; empty without a summary."""
     try:
-        content = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        content = json.loads(regular_text(folder / SUMMARY_FILE))
         return {key: value for key, value in content.items() if key != "statistics"}
     except (OSError, ValueError, AttributeError):
         return {}

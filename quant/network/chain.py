@@ -154,7 +154,7 @@ def walk_chain(
             if task.states is not None:
                 task.states.save(report, unit)
         else:
-            origin = ", taken from the interrupted run"
+            origin = ", taken from the earlier run"
             quant_output = run_unit(unit, quant_input, device)
         _log(report, origin, refined=refine is not None)
         if task.on_unit is not None:

@@ -17,6 +17,7 @@ from torch import nn
 from common.errors import InputError
 from common.files import atomic_file, read_torch_file, write_torch_file
 from common.marks import clear, is_marked, mark
+from common.reading import regular_text
 from common.sealed import distrust, read_record, seal_of, write_record
 from quant.network.model import set_state
 
@@ -176,7 +177,7 @@ class LossRecord:
 
     def _read(self, path: Path) -> None:
         """Take the results that can be believed, and cut the file after them."""
-        text = path.read_text(encoding="ascii", errors="replace")
+        text = regular_text(path, "ascii", "replace")
         lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have cut the last line
         is_old = SEPARATOR not in text  # an earlier version wrote no digests
         believed = []
