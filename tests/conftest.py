@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import pickle
@@ -29,6 +30,8 @@ from quant.network.model import make_chain
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+gc.freeze()  # what the imports made stays
+gc.set_threshold(200_000, 20, 100)  # graphs of networks are many objects, few of them garbage
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that they start
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +20,7 @@ from any_precision import training
 from common.files import lock_of, locked
 from common.marks import MARK
 from common.sealed import read_record, write_record
-from tests.conftest import PROJECT
+from tests.script_process import ScriptProcess
 from train_any_precision import main
 
 FLAGS = ["--epochs", "2", "--num_test_configs", "1", "--num_bitwidths", "1", "--gpu", "-1"]
@@ -130,13 +127,12 @@ def test_another_configuration_is_refused_even_before_the_first_checkpoint(tmp_p
 
 def test_a_real_kill_leaves_a_run_that_can_go_on(tmp_path):
     flags = [*FLAGS, "--experiments_dir", str(tmp_path), "--run_name", "whole"]
-    command = [sys.executable, "train_any_precision.py", *flags]
-    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
+    process = ScriptProcess("train_any_precision", flags, tmp_path / "streams")
     folder = tmp_path / "whole"
-    while process.poll() is None and not (folder / "config.json").exists():
+    while not (folder / "config.json").exists():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert resume(folder, "--tensorboard") == 0
     assert [row["epoch"] for row in rows(folder, TABLES[0])] == ["1", "2"]
 

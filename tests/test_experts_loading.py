@@ -167,7 +167,7 @@ def test_bytes_that_changed_in_the_archive_are_found(lab, tmp_path):
 
 
 def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
-    with pytest.raises(InputError, match=r"not a checkpoint: .* keys \['a', 'b'\]"):
+    with pytest.raises(InputError, match=r"not a checkpoint: .* the keys 'a', 'b'"):
         load_expert(saved(tmp_path, {"a": 1, "b": 2}), 10)
 
 

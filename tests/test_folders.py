@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +21,8 @@ from pipeline.command import read_command
 from pipeline.flags import build_parser
 from pipeline.folders import open_folder, require_own_folders
 from pipeline.job import Job
-from tests.conftest import PROJECT, QUICK, TAG
+from tests.conftest import QUICK, TAG
+from tests.script_process import ScriptProcess
 from verify_logits import verify_csv
 
 FLAGS = [*QUICK, "--no-plots", "--chunk_size", "200"]
@@ -184,22 +182,14 @@ def test_a_damaged_record_of_the_last_run_is_replaced(root, kept):
         require_own_folders(job_in(root))
 
 
-def test_a_run_waits_for_the_same_run(root):
+def test_a_run_waits_for_the_same_run(root, tmp_path_factory):
     job = job_in(root)
-    command = [sys.executable, "main_imagenet.py", *FLAGS, "--output_dir", str(root.parent)]
-    flags = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with ExitStack() as stack:
-        with locked(lock_of(job.folder)):
-            process = stack.enter_context(subprocess.Popen(command, cwd=PROJECT, **flags))
-            assert process.stderr is not None
-            for line in process.stderr:
-                if "another process writes" in line:
-                    break
-            else:
-                raise AssertionError("the second run did not wait")
-            before = {name: text for name, text in content_of(root).items() if ".lock" not in name}
-        process.stderr.close()  # nobody reads the rest: the run goes on
-    assert process.returncode == 0
+    flags = [*FLAGS, "--output_dir", root.parent]
+    with locked(lock_of(job.folder)):
+        process = ScriptProcess("main_imagenet", flags, tmp_path_factory.mktemp("streams"))
+        process.wait_for("another process writes")
+        before = {name: text for name, text in content_of(root).items() if ".lock" not in name}
+    assert process.wait() == 0
     after = content_of(root)
     assert not [name for name in before if name not in after and "tfevents" not in name]
     logits = [name for name in before if "logits_" in name and name.endswith(".csv")]
