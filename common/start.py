@@ -73,7 +73,10 @@ def run_main(body: Callable[[], int], after_interrupt: str = "") -> int:
     received: list[int] = []
     former = _handle(lambda number, frame: _interrupt(received, number))
     try:
-        return body()
+        status = body()
+        if not received:
+            return status
+        number = received[0]  # it came where Python ignores errors, as in a destructor
     except BaseException as error:
         if received:  # some libraries turn the interruption into errors of their own
             number = received[0]
@@ -146,6 +149,13 @@ def is_script() -> bool:
     return file is not None and Path(file).resolve().parent == PROJECT
 
 
+def _report_ignored(ignored: sys.UnraisableHookArgs) -> None:
+    """Report an error that Python ignores, unless it is an interruption, which is not lost."""
+    if not isinstance(ignored.exc_value, Interrupted):
+        sys.__unraisablehook__(ignored)
+
+
 if is_script():
+    sys.unraisablehook = _report_ignored
     _handle(_end_now)
     _open_streams()

@@ -89,6 +89,22 @@ def test_an_error_that_a_signal_led_to_is_the_signal(capsys):
     assert capsys.readouterr().err == "interrupted; files already finished stay valid\n"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_destructor_is_not_lost(capsys):
+    class Closing:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def body() -> int:
+        closing = Closing()
+        del closing
+        return 0
+
+    assert run_main(body) == 143
+    assert capsys.readouterr().err == "interrupted; files already finished stay valid\n"
+
+
 def test_a_signal_that_is_ignored_stays_ignored():
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
