@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import RunError, require_known
+from quant.distillation.stage import distill
 from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
@@ -97,6 +98,7 @@ class BaseQuantizationMethod(ABC):
                 cache_dir=cache_dir,
             )
             self._quantize(task)
+            distill(task, self.settings)
         except torch.OutOfMemoryError as error:
             raise RunError(self._out_of_memory(error, resumable=states is not None)) from error
         return task.model

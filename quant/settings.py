@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InputError
+from quant.arithmetic.augmentation import AUGMENTATIONS
 from quant.arithmetic.ranges import RANGE_MODES
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 
@@ -128,6 +129,43 @@ class MethodSettings:
     )
     seed: int = setting(
         1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"
+    )
+
+    distill_steps: int = setting(
+        0,
+        "steps in which the quantized network learns the float network's outputs on the "
+        "calibration images, after the method (0: none)",
+        low=0,
+        high=10**9,
+    )
+    distill_batch: int = setting(32, "distillation: number of images per step", low=1, high=10**6)
+    distill_lr: float = setting(
+        4e-3,
+        "distillation: initial learning rate of the weights, in steps of their grids; all learning "
+        "rates fall to 0 along half a cosine",
+        low=0,
+        high=1000,
+    )
+    distill_lr_scale: float = setting(
+        1e-3,
+        "distillation: initial learning rate of the scales, relative to them, and of the biases",
+        low=0,
+        high=1000,
+    )
+    distill_features: float = setting(
+        0.5,
+        "distillation: weight of the relative squared errors of the units' outputs in the loss",
+        low=0,
+        high=10**6,
+    )
+    distill_temperature: float = setting(
+        4.0, "distillation: temperature of the softmax in the loss", low=1e-3, high=1000
+    )
+    distill_augment: str = setting(
+        "crop_flip",
+        "distillation: random views of the images: crop_flip, shift (by a pixel or two, for "
+        "symbols), resized_crop, or none",
+        choices=AUGMENTATIONS,
     )
 
     def __post_init__(self) -> None:

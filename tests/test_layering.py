@@ -26,6 +26,7 @@ QUANT_FLOORS = (
     ("arithmetic",),
     ("settings",),
     ("network",),
+    ("distillation",),
     ("base",),
     ("registry",),
     ("bitwidth", "reconstruction"),

@@ -40,6 +40,17 @@ class FusedAdam:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def state(self) -> list[list[Tensor]]:
+        """Moments and counts of steps, from which ``load`` continues."""
+        return [self._means, self._squares, self._steps]
+
+    @torch.no_grad()
+    def load(self, state: list[list[Tensor]]) -> None:
+        """Continue from the result of ``state``, whose tensors may be on another device."""
+        for own, stored in zip(self.state(), state, strict=True):
+            for tensor, value in zip(own, stored, strict=True):
+                tensor.copy_(value)
+
     @torch.no_grad()
     def step(self) -> None:
         """Update the parameters that have a gradient."""

@@ -23,6 +23,7 @@ from quant.network.model import set_state
 
 SETTINGS_FILE = "settings.json"
 LOSSES_FILE = "losses.txt"
+STAGE_FILE = "distillation.pt"
 MADE_FROM = "made_from"  # entry of a unit's file: digest of the settings
 SEPARATOR = "#"  # between the results of a line and its digest
 
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 def is_state_file(name: str) -> bool:
     """Whether a file of this name is one that an interrupted run leaves."""
-    return name in (SETTINGS_FILE, LOSSES_FILE) or re.fullmatch(r"unit_\d{3}\.pt", name) is not None
+    return (
+        name in (SETTINGS_FILE, LOSSES_FILE, STAGE_FILE)
+        or re.fullmatch(r"unit_\d{3}\.pt", name) is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,29 @@ class UnitStates:
             write_torch_file(path, {**content, MADE_FROM: self.origin})
         except OSError as error:
             logger.warning("unit %d is not stored, --resume will redo it: %s", report.index, error)
+
+    def save_stage(self, content: dict[str, Any]) -> None:
+        """Store a stage that trains all units; after a failure ``--resume`` redoes more of it."""
+        path = self.folder / STAGE_FILE
+        try:
+            mark(self.folder, [path.name])
+            write_torch_file(path, {**content, MADE_FROM: self.origin})
+        except OSError as error:
+            logger.warning("distillation is not stored, --resume will redo it: %s", error)
+
+    def restore_stage(self) -> dict[str, Any] | None:
+        """The stored state of the stage; None if there is none that can be believed."""
+        path = self.folder / STAGE_FILE
+        if not path.exists():
+            return None
+        try:
+            content = read_torch_file(path)
+            if not isinstance(content, dict) or content.pop(MADE_FROM, None) != self.origin:
+                raise InputError("it was made with other settings")
+        except InputError as error:
+            distrust(path, str(error))
+            return None
+        return content
 
     @property
     def _losses(self) -> Path:

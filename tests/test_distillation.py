@@ -1,0 +1,252 @@
+"""The distillation of the whole network: its arithmetic, its start and end, and how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import InputError, RunError
+from quant import QuantizationManager, UnitStates
+from quant.arithmetic.augmentation import AUGMENTATIONS, augmented
+from quant.arithmetic.primitives import dequantize
+from quant.distillation import stage
+from quant.distillation.latent import REACH, LatentWeight, TrainableNetwork
+from quant.network.layers import QuantConv2d, QuantLinear
+from quant.network.model import activation_quantizers, quant_layers
+from quant.network.observe import watch
+from tests.conftest import make_tiny_images, make_tiny_network
+
+SETTINGS = {"n_bits_w": 2, "n_bits_a": 3, "distill_batch": 16, "init_wmode": "minmax"}
+SETTINGS |= {"init_amode": "minmax", "distill_lr": 2e-2, "distill_lr_scale": 3e-3}
+FAST = {"lapq": {"p_steps": 1, "powell_maxiter": 1, "powell_maxfev": 4, "gradient_steps": 0}}
+
+
+def make_network() -> nn.Module:
+    """The tiny network with logits that tell the images apart."""
+    network = make_tiny_network()
+    with torch.no_grad():
+        network.head.weight.mul_(30.0)
+    return network
+
+
+def quantized(steps: int, loader=None, method: str = "rtn", **more):
+    settings = {**SETTINGS, **more, "distill_steps": steps}
+    options = {k: settings.pop(k) for k in ("states", "on_scalar") if k in settings}
+    made = QuantizationManager().get_quantization_method(method, **settings)
+    return made.quantize_model(make_network(), None, loader or [make_tiny_images()], **options)
+
+
+def require_equal(one: nn.Module, other: nn.Module) -> None:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert list(mine) == list(theirs)
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The quantized network after 40 steps, and the held-out losses on the way."""
+    losses: list[tuple[int, float]] = []
+    network = quantized(40, on_scalar=lambda name, value, step: losses.append((step, value)))
+    return network, losses
+
+
+def test_the_network_computes_the_same_when_it_becomes_trainable():
+    network, images = quantized(0), make_tiny_images()
+    before = network(images)
+    with TrainableNetwork(network) as trainable:
+        for weight in trainable.weights:
+            assert ((weight.codes - weight.layer.codes.float()).abs() <= REACH + 1e-6).all()
+        assert torch.equal(network(images), before)
+    assert torch.equal(network(images), before)
+    require_equal(network, quantized(0))
+
+
+@pytest.mark.parametrize("kind", ["plain", "offset", "gap"])
+def test_the_gradients_of_the_latent_weight(kind):
+    """Straight-through in the codes, zero outside of them; exact in the ratio."""
+    torch.manual_seed(0)
+    layer = QuantLinear(nn.Linear(12, 3), 2, per_channel=True)
+    layer.quantize_to_nearest("minmax")
+    if kind == "offset":
+        layer.match_moments(mean=True)
+    if kind == "gap":
+        layer.gap = 0.1 * layer.scale
+    expected = layer.effective_weight()
+    weight = LatentWeight(layer)
+    with torch.no_grad():
+        weight.codes[0, :2] = torch.tensor([-0.7, 3.6])
+    found = weight.weight()
+    hard = weight.codes.detach().round().clamp(0, 3)
+    assert torch.equal(found[1:], expected[1:])
+    direction = torch.randn_like(found)
+    (direction * found).sum().backward()
+    wanted = direction * layer.scale
+    wanted[0, :2] = 0
+    torch.testing.assert_close(weight.codes.grad, wanted)
+    grid = dequantize(hard, layer.scale, layer.zero_point)
+    torch.testing.assert_close(weight.ratio.grad, (direction * grid).sum(1, keepdim=True))
+
+
+def test_without_steps_nothing_changes():
+    made = QuantizationManager().get_quantization_method("rtn", **SETTINGS)
+    plain = made.quantize_model(make_network(), None, [make_tiny_images()])
+    require_equal(quantized(0, distill_lr=1.0), plain)
+
+
+def test_the_end_is_the_best_state_on_the_held_out_images(trained):
+    network, losses = trained
+    steps = [step for step, _ in losses]
+    assert steps == list(range(0, 41, 2))
+    best = min(loss for _, loss in losses)
+    assert best < 0.7 * losses[0][1]
+    order = torch.randperm(48, generator=stage.generator_for(1005, stage.SEED_INDEX, "cpu"))
+    held = make_tiny_images()[order[:6]]
+    targets = make_network()(held).log_softmax(1)
+    found = network(held).log_softmax(1)
+    divergence = (targets.exp() * (targets - found)).sum(1).mean()
+    assert float(divergence.detach()) == pytest.approx(best, rel=1e-3)
+
+
+def test_a_learning_rate_that_destroys_ends_at_the_start():
+    require_equal(quantized(4, distill_lr=1e3, distill_lr_scale=10.0), quantized(0))
+
+
+def test_codes_are_hard_and_levels_few(trained):
+    network, _ = trained
+    levels: dict[nn.Module, int] = {}
+    quantizers = activation_quantizers(network)
+    layers = quant_layers(network)
+    for layer in layers.values():
+        assert layer.rounding is None and not layer.scale.requires_grad
+        assert layer.codes.dtype == torch.uint8 and int(layer.codes.max()) < 2 ** int(layer.bits)
+
+    def note(quantizer, output):
+        levels[quantizer] = max(levels.get(quantizer, 0), len(output.unique()))
+
+    with watch(quantizers.values(), note, outputs=True), torch.no_grad():
+        network(make_tiny_images())
+    assert levels.keys() == set(quantizers.values())
+    for quantizer, count in levels.items():
+        assert count <= 2**quantizer.num_bits
+    assert any(
+        not torch.equal(a.codes, b.codes)
+        for a, b in zip(layers.values(), quant_layers(quantized(0)).values(), strict=True)
+    )
+
+
+def test_no_label_is_read_and_the_same_seed_gives_the_same_bytes(trained):
+    images = make_tiny_images()
+    for labels in (torch.zeros(48), torch.arange(48) % 5):
+        require_equal(quantized(40, [(images, labels)]), trained[0])
+    other = quantized(40, seed=7)
+    assert any(
+        not torch.equal(value, other.state_dict()[name])
+        for name, value in trained[0].state_dict().items()
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last", [2, 20, 40])
+def test_it_goes_on_where_it_stopped_to_the_same_end(trained, tmp_path, last):
+    def stop(name, value, step):
+        if step >= last:
+            raise Stop
+
+    states = UnitStates(tmp_path, {"a": 1})
+    states.open(resume=False)
+    with pytest.raises(Stop):
+        quantized(40, states=states, on_scalar=stop)
+    states.open(resume=True)
+    seen: list[int] = []
+    again = quantized(40, states=states, on_scalar=lambda name, value, step: seen.append(step))
+    require_equal(again, trained[0])
+    assert seen[0] == (0 if last == 2 else last)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", None])
+def test_a_damaged_state_is_not_believed(trained, tmp_path, damage, caplog):
+    states = UnitStates(tmp_path, {"a": 1})
+    states.open(resume=False)
+    quantized(40, states=states)
+    path = tmp_path / "distillation.pt"
+    if damage is None:  # of other settings
+        states = dataclasses.replace(states) if dataclasses.is_dataclass(states) else states
+        states.origin = "other"
+    else:
+        path.write_bytes(damage)
+    require_equal(quantized(40, states=states), trained[0])
+    assert f"{path} is damaged or of another origin" in caplog.text
+
+
+@pytest.mark.parametrize(("method", "bits"), [("gpfq", 32), ("aciq_mix", 3), ("lapq", 3)])
+def test_mixed_bits_and_float_activations_train_too(method, bits):
+    losses: list[float] = []
+    made = QuantizationManager().get_quantization_method(
+        method,
+        n_bits_w=3,
+        n_bits_a=bits,
+        distill_steps=20,
+        distill_batch=16,
+        distill_augment="none",
+        **FAST.get(method, {}),
+    )
+    network = made.quantize_model(
+        make_network(), None, [make_tiny_images()], on_scalar=lambda n, v, s: losses.append(v)
+    )
+    assert min(losses[-21:]) < losses[-21]
+    for layer in quant_layers(network).values():
+        assert (layer.codes.long() < 2**layer.bits).all()
+
+
+def test_large_batches_are_computed_again_with_the_same_gradients(trained, monkeypatch):
+    monkeypatch.setattr(stage, "LARGE_BATCH", 0)
+    require_equal(quantized(40), trained[0])
+
+
+def test_a_loss_that_is_not_finite_names_the_step(monkeypatch):
+    monkeypatch.setattr(stage, "augmented", lambda images, kind, generator: images / 0)
+    with pytest.raises(RunError, match="distillation must be finite, got nan at step 1;"):
+        quantized(3)
+
+
+def test_what_cannot_be_distilled_is_refused():
+    with pytest.raises(InputError, match="num_samples must be at least 2 with distill_steps"):
+        quantized(3, [make_tiny_images()[:1]])
+    with pytest.raises(InputError, match="distill_augment must be one of"):
+        quantized(3, distill_augment="mixup")
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_views_are_parts_of_the_images_and_fixed_by_the_generator(kind):
+    images = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)
+    views = [augmented(images, kind, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(views[0], views[1])
+    assert torch.equal(views[0], views[2]) == (kind == "none")
+    for view, image in zip(views[0], images, strict=True):
+        assert view.shape == image.shape
+        assert view.min() >= image.min() - 1e-3 and view.max() <= image.max() + 1e-3
+        if kind != "resized_crop":
+            assert torch.isin(view, image).all()
+    plain = torch.full((2, 3, 8, 8), 0.5)
+    torch.testing.assert_close(augmented(plain, kind, torch.Generator().manual_seed(1)), plain)
+
+
+def test_a_shift_is_one_of_the_nine_by_a_pixel_at_32_pixels():
+    image = torch.randn(1, 1, 32, 32)
+    padded = nn.functional.pad(image, (1, 1, 1, 1), mode="reflect")
+    windows = [padded[..., i : i + 32, j : j + 32] for i in range(3) for j in range(3)]
+    for seed in range(20):
+        view = augmented(image, "shift", torch.Generator().manual_seed(seed))
+        assert any(torch.equal(view, window) for window in windows)
+
+
+def test_convolutions_keep_their_kind():
+    network = quantized(4)
+    assert any(isinstance(layer, QuantConv2d) for layer in quant_layers(network).values())
