@@ -21,7 +21,10 @@ from tests.conftest import make_tiny_images, make_tiny_network
 
 SETTINGS = {"n_bits_w": 2, "n_bits_a": 3, "distill_batch": 16, "init_wmode": "minmax"}
 SETTINGS |= {"init_amode": "minmax", "distill_lr": 2e-2, "distill_lr_scale": 3e-3}
-FAST = {"lapq": {"p_steps": 1, "powell_maxiter": 1, "powell_maxfev": 4, "gradient_steps": 0}}
+FAST = {
+    "gpfq": {"distill_lr": 1e-3, "distill_lr_scale": 1e-4},
+    "lapq": {"p_steps": 1, "powell_maxiter": 1, "powell_maxfev": 4, "gradient_steps": 0},
+}
 
 
 def make_network() -> nn.Module:
@@ -188,15 +191,9 @@ def test_a_damaged_state_is_not_believed(trained, tmp_path, damage, caplog):
 @pytest.mark.parametrize(("method", "bits"), [("gpfq", 32), ("aciq_mix", 3), ("lapq", 3)])
 def test_mixed_bits_and_float_activations_train_too(method, bits):
     losses: list[float] = []
-    made = QuantizationManager().get_quantization_method(
-        method,
-        n_bits_w=3,
-        n_bits_a=bits,
-        distill_steps=20,
-        distill_batch=16,
-        distill_augment="none",
-        **FAST.get(method, {}),
-    )
+    settings = {"n_bits_w": 2, "n_bits_a": bits, "distill_steps": 60, "distill_augment": "none"}
+    settings |= {"distill_lr": 1e-3, "distill_lr_scale": 1e-4, **FAST.get(method, {})}
+    made = QuantizationManager().get_quantization_method(method, **settings)
     network = made.quantize_model(
         make_network(), None, [make_tiny_images()], on_scalar=lambda n, v, s: losses.append(v)
     )
