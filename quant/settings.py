@@ -99,6 +99,10 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
 ACTIVATION_BITS_HELP = "bits of the activations: 1 to 16, or 32 for float"
 NUM_BITS_HELP = "set n_bits_w and n_bits_a to the same value"
 FOLD_HELP = "fold batch norms into the layers before them (off: keep them in float, as published)"
+DISTILL_STEPS_HELP = (
+    "steps in which the quantized network learns the float network's outputs on the calibration "
+    "images, after the method (0: none)"
+)
 BIAS_CORRECTION_HELP = "correct the mean of each quantized weight channel to that of the float one"
 BITS: dict[str, Any] = {
     "choices": (*range(1, 17), NOT_QUANTIZED),
@@ -131,13 +135,7 @@ class MethodSettings:
         1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"
     )
 
-    distill_steps: int = setting(
-        0,
-        "steps in which the quantized network learns the float network's outputs on the "
-        "calibration images, after the method (0: none)",
-        low=0,
-        high=10**9,
-    )
+    distill_steps: int = setting(0, DISTILL_STEPS_HELP, low=0, high=10**9)
     distill_batch: int = setting(32, "distillation: number of images per step", low=1, high=10**6)
     distill_lr: float = setting(
         4e-3,

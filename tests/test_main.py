@@ -485,7 +485,7 @@ def test_help_names_methods_and_defaults(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "aciq_mix, adaround, gpfq, lapq, pd_quant, qdrop, rtn" in text
+    assert "aciq_mix, adaround, distill, gpfq, lapq, pd_quant, qdrop, rtn" in text
     assert "optimisation steps per unit (default 20000)" in text
     assert "number of calibration images (default 1024; lapq: 512)" in text
 

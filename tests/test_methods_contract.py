@@ -38,6 +38,7 @@ QUICK = {
     "batch_size_recon": 16,
     "num_samples": 48,
 }
+QUICK_DISTILL = {"distill_steps": 10, "distill_batch": 16}  # of a method that always distils
 QUICK_CORRECTION = {"dc_steps": 3}  # where the distribution correction is on
 
 
@@ -61,6 +62,8 @@ def make(name: str, **settings) -> BaseQuantizationMethod:
     quick = known_to(name, QUICK)
     if "lamb_c" in own and own["lamb_c"].default is not None:
         quick |= QUICK_CORRECTION
+    if own["distill_steps"].default > 0:
+        quick |= QUICK_DISTILL
     if leaves_activations_in_float(name):
         settings.pop("n_bits_a", None)
     return QuantizationManager().get_quantization_method(name, **{**quick, **settings})

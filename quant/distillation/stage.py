@@ -36,6 +36,7 @@ HELD_OUT = 8  # one of so many images
 CHECKS = 20  # evaluations of the held-out images, and stored states, in the stage
 SEED_INDEX = 1_000_000  # of ``generator_for``; no unit has it
 TINY = 1e-12  # least squared size of an output that an error is divided by
+EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,9 @@ class _Distillation:
         """Train to the end and leave the best state in the network."""
         steps = self.settings.distill_steps
         if not self._restore():
-            self._check()
+            if self._check() < EXACT:
+                logger.info("distillation: left out, the network is as good as the float one")
+                return
             self.first = self.least
         every = max(1, steps // CHECKS)
         for step in progress(range(self.step + 1, steps + 1), "distillation"):
@@ -152,14 +155,20 @@ class _Distillation:
         return loss + heat**2 * _divergence(value / heat, targets[-1] / heat)
 
     @torch.no_grad()
-    def _check(self) -> None:
-        """Compare the network with the best so far on the held-out images."""
+    def _check(self) -> float:
+        """Compare the network with the best so far on the held-out images.
+
+        Returns:
+            squared error of the logits, relative to their variance over images and classes.
+        """
         logits = _logits(self.task.model, self.held_out, self.task.model.device)
         loss = float(_divergence(logits, self.targets))
         if self.task.on_scalar is not None:
             self.task.on_scalar("distillation/held-out KL divergence", loss, self.step)
         if loss < self.least:
             self.least, self.best_step, self.best = loss, self.step, self._values()
+        spread = (self.targets - self.targets.mean()).square().sum().clamp(min=TINY)
+        return float((logits - self.targets).square().sum() / spread)
 
     def _values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.trainable.parameters]

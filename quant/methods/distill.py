@@ -1,0 +1,33 @@
+"""Distillation of the whole network from round to nearest: a method of this suite.
+
+``quant.distillation.stage`` says what is trained. The start costs nothing, and a step trains every
+layer at once, where the reconstruction methods train one block. The relative that is published is
+AE-QDrop (Li et al., Electronics 2024, 13, 644), which trains blocks first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant.methods.rtn import RoundToNearest
+from quant.registry import register_method
+from quant.settings import DISTILL_STEPS_HELP, RangeSettings, setting
+
+STEPS = 1000
+
+
+@dataclass(frozen=True)
+class DistillMethodSettings(RangeSettings):
+    """Settings of the method, which differ from those of ``rtn`` in the number of steps."""
+
+    distill_steps: int = setting(STEPS, DISTILL_STEPS_HELP, low=0, high=10**9)
+
+
+@register_method
+class Distill(RoundToNearest):
+    """``rtn``, followed by the distillation."""
+
+    name = "distill"
+    summary = "rtn, then the whole network learns the float network's outputs"
+    settings_class = DistillMethodSettings
+    beats_rtn = True
