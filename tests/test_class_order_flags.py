@@ -20,6 +20,7 @@ from any_precision.data import load_images
 from any_precision.settings import Config
 from common.errors import InputError
 from experts.splits import order_digest
+from tests.conftest import RANGES
 
 NUMBERS = [str(number) for number in range(1, 13)]
 MUST = "class_order must be given where the classes are numbers"
@@ -141,6 +142,7 @@ def test_any_precision_training_takes_the_order_from_flag_and_file(numbered, tmp
     assert [name.split("/")[1] for name in images.test.ids[::10]] == NUMBERS
 
 
+@pytest.mark.usefixtures("one_operator_table")
 def test_an_export_is_checked_in_the_order_of_the_run(numbered, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     argv = ["--arch", "cifar_resnet20", "--data_path", str(numbered), "--class_order", "natural"]
@@ -151,6 +153,7 @@ def test_an_export_is_checked_in_the_order_of_the_run(numbered, tmp_path, capsys
         "--no-plots",
         "--output_dir",
         str(tmp_path),
+        *RANGES,
     ]
     assert main_imagenet.main([*argv, "--n_bits_w", "8", "--n_bits_a", "8"]) == 0
     assert "--class_order natural" in capsys.readouterr().out

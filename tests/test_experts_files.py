@@ -132,6 +132,7 @@ def test_a_folder_in_place_of_a_checkpoint_is_refused_with_force_too(lab, tmp_pa
     assert f"best_ce_baseline.pth: {TAKEN} a folder\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_leave_one_whole_expert(lab, tmp_path, streams):
     place = tmp_path / "ce_baseline"
     flags = ["--splits-dir", lab.splits, "--output-dir", tmp_path, *CE[:4]]
