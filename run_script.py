@@ -49,7 +49,8 @@ OF_RAY = ("ray_address", "cpus_per_job", "gpus_per_job")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process); returns the exit status."""
-    return run_main(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_main(lambda: _main(words), "the same command goes on with the other runs")
 
 
 def _main(argv: list[str]) -> int:

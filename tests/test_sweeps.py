@@ -416,7 +416,8 @@ def test_a_sweep_that_is_asked_to_end_leaves_no_run(fake):
         lines = process.stderr.read().splitlines()
         assert process.wait(30) == 128 + number
     assert [line for line in lines if " INFO " not in line] == [
-        "interrupted; files already finished stay valid"
+        "interrupted; files already finished stay valid; "
+        "the same command goes on with the other runs"
     ]
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
     assert not [command for command in commands if str(fake).encode() in command]
