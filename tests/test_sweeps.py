@@ -19,8 +19,10 @@ import run_script
 from common.errors import InputError
 from common.sealed import write_record
 from logits_io.runs import verify_runs
-from sweeps import engine
+from plots.axes import new_figure
+from sweeps import engine, grid
 from sweeps.engine import LocalEngine, execute
+from sweeps.figures import figure_names, sweep_figures
 from sweeps.report import RUN_COLUMNS
 from sweeps.results import TABLE_COLUMNS, as_csv, as_markdown, spread, summary_row, table_rows
 from sweeps.running import require_own_folders
@@ -56,9 +58,16 @@ sys.exit(3 if unsaved else 0)
 """
 
 
+def blank_figures(rows) -> dict:
+    """The plots of ``sweep_figures``, without anything on them, which takes no time."""
+    archs = dict.fromkeys(row["arch"] for row in rows)
+    return {text: new_figure(1, 1) for arch in archs for text in figure_names(arch)}
+
+
 @pytest.fixture
 def fake(tmp_path, monkeypatch) -> Path:
-    """A main script that takes no time; the root of a sweep."""
+    """A main script that takes no time, and plots that take none; the root of a sweep."""
+    monkeypatch.setattr(grid, "sweep_figures", blank_figures)
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
     monkeypatch.setattr(engine, "MAIN_SCRIPT", script)
@@ -118,7 +127,8 @@ def test_bits_are_pairs():
             parse_bits(text)
 
 
-def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys):
+def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys, monkeypatch):
+    monkeypatch.setattr(grid, "sweep_figures", sweep_figures)
     assert sweep(fake) == 0
     assert starts(fake) == 8
     rows = rows_of(fake / "sweep_summary.csv")
