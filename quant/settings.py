@@ -161,14 +161,19 @@ class MethodSettings:
     )
     distill_augment: str = setting(
         "crop_flip",
-        "distillation: random views of the images: crop_flip, shift (by a pixel or two, for "
-        "symbols), resized_crop, or none",
+        "distillation: random views of the images; shift moves them by a pixel or two, for symbols",
         choices=AUGMENTATIONS,
     )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check_setting(field, getattr(self, field.name)))
+        for field in dataclasses.fields(self) if self.distill_steps == 0 else ():
+            value = getattr(self, field.name)
+            if field.name.startswith("distill_") and value not in (0, field.default):
+                raise InputError(
+                    f"{field.name} must be left out while distill_steps is 0, got {value}"
+                )
 
     @property
     def uses_labels(self) -> bool:

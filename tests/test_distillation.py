@@ -37,6 +37,8 @@ def make_network() -> nn.Module:
 
 def quantized(steps: int, loader=None, method: str = "rtn", **more):
     settings = {**SETTINGS, **more, "distill_steps": steps}
+    if steps == 0:
+        settings = {k: v for k, v in settings.items() if not k.startswith("distill_")}
     options = {k: settings.pop(k) for k in ("states", "on_scalar") if k in settings}
     made = QuantizationManager().get_quantization_method(method, **settings)
     return made.quantize_model(make_network(), None, loader or [make_tiny_images()], **options)
@@ -95,9 +97,10 @@ def test_the_gradients_of_the_latent_weight(kind):
 
 
 def test_without_steps_nothing_changes():
-    made = QuantizationManager().get_quantization_method("rtn", **SETTINGS)
+    settings = {key: value for key, value in SETTINGS.items() if "distill" not in key}
+    made = QuantizationManager().get_quantization_method("rtn", distill_steps=0, **settings)
     plain = made.quantize_model(make_network(), None, [make_tiny_images()])
-    require_equal(quantized(0, distill_lr=1.0), plain)
+    require_equal(quantized(0), plain)
 
 
 def test_the_end_is_the_best_state_on_the_held_out_images(trained):
@@ -216,6 +219,8 @@ def test_a_loss_that_is_not_finite_names_the_step(monkeypatch):
 def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(InputError, match="num_samples must be at least 2 with distill_steps"):
         quantized(3, [make_tiny_images()[:1]])
+    with pytest.raises(InputError, match="distill_lr must be left out while distill_steps is 0"):
+        QuantizationManager().get_quantization_method("rtn", distill_lr=0.5)
     with pytest.raises(InputError, match="distill_augment must be one of"):
         quantized(3, distill_augment="mixup")
 
