@@ -10,6 +10,7 @@ from typing import Any
 
 from common.cells import cell_text
 from common.files import sha256_file
+from common.reading import require_regular
 from common.sealed import read_record
 from logits_io.naming import (
     RUN_FILE,
@@ -148,14 +149,14 @@ def _missing_of_sweep(path: Path) -> list[str]:
     """The records that are not there though the summary of a sweep calls their runs finished."""
     problems = []
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
+        with require_regular(path).open(encoding="utf-8", newline="") as handle:
             rows = [row for row in csv.DictReader(handle) if row["status"] == "finished"]
         for row in rows:
             name = grid_run(cell_text(row["arch"]), *(row[key] for key in POINT))
             record = path.parent / SWEEP_RUNS / name / row["method"] / RUN_FILE
             if not record.is_file():
                 problems.append(f"{record}: must be there as {path.name} says, got nothing")
-    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         problems.append(f"{path}: must be the summary of a sweep, got: {error}")
     return problems
 

@@ -121,6 +121,30 @@ def test_a_learning_rate_that_destroys_ends_at_the_start():
     require_equal(quantized(4, distill_lr=1e3, distill_lr_scale=10.0), quantized(0))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("distill_batch", 8),
+        ("distill_lr", 1e-2),
+        ("distill_lr_scale", 1e-3),
+        ("distill_features", 0.0),
+        ("distill_temperature", 1.0),
+        ("distill_augment", "none"),
+        ("distill_steps", 3),
+    ],
+)
+def test_every_setting_changes_the_training(name, value):
+    traces = []
+    for settings in ({}, {name: value}):
+        trace: list[float] = []
+        steps = {"steps": 4, **({"steps": value} if name == "distill_steps" and settings else {})}
+        more = {key: other for key, other in settings.items() if key != "distill_steps"}
+        quantized(**steps, **more, on_scalar=lambda n, loss, s, to=trace: to.append(loss))
+        traces.append(trace)
+    assert traces[0][0] == traces[1][0]
+    assert traces[0] != traces[1]
+
+
 def test_codes_are_hard_and_levels_few(trained):
     network, _ = trained
     levels: dict[nn.Module, int] = {}

@@ -86,14 +86,17 @@ def test_verification_names_pipes_and_broken_records(tmp_path, capsys):
     run.mkdir(parents=True)
     os.mkfifo(run / "run.json")
     (tmp_path / "rtn" / "run.json").write_text("[[1]]")
+    os.mkfifo(tmp_path / "sweep_summary.csv")
     text = "must be the record of a run as it was written"
-    assert verify_runs(tmp_path) == [
+    *found, sweep = verify_runs(tmp_path)
+    assert sweep.startswith(f"{tmp_path / 'sweep_summary.csv'}: must be the summary of a sweep")
+    assert found == [
         f"{run / 'run.json'}: {text}",
         f"{tmp_path / 'rtn' / 'run.json'}: {text}",
     ]
     assert verify(["--csv-dir", str(tmp_path)]) == 1
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[-1].startswith("VERIFICATION FAILED: 2 failures in 0 of 0")
+    assert captured.out.splitlines()[-1].startswith("VERIFICATION FAILED: 3 failures in 0 of 0")
     assert "made anew" not in captured.err
 
 
