@@ -7,6 +7,8 @@ import shutil
 import pytest
 
 import run_script
+from sweeps import grid
+from sweeps.figures import sweep_figures
 from tests.test_sweeps import fake  # noqa: F401  (a fixture)
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -39,7 +41,8 @@ def browser():
 
 @pytest.mark.browser
 @pytest.mark.filterwarnings("ignore")
-def test_the_report_works_in_a_browser(browser, fake, tmp_path):  # noqa: F811
+def test_the_report_works_in_a_browser(browser, fake, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(grid, "sweep_figures", sweep_figures)
     command = [
         "digits_resnet",
         "--methods",
