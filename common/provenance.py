@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import platform
@@ -40,12 +41,17 @@ def current_commit() -> str | None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
-    for name in RECORDED_PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    named = {name: _installed(name) for name in RECORDED_PACKAGES}
+    return found | {name: version for name, version in named.items() if version is not None}
+
+
+@functools.cache
+def _installed(package: str) -> str | None:
+    """Version of a package, whose metadata take milliseconds to read; None if it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import quant.base
@@ -29,6 +30,7 @@ from quant.methods.lapq import search as lapq_search
 from quant.network.model import make_chain
 
 PROJECT = Path(__file__).resolve().parent.parent
+DRAW = Figure.draw
 
 gc.freeze()  # what the imports made stays
 gc.set_threshold(200_000, 20, 100)  # graphs of networks are many objects, few of them garbage
@@ -188,6 +190,20 @@ def networks_captured_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quant.base, "capture", captured_once)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plots_are_blank():
+    """Write the files of plots without anything on them, for tests of everything else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw", lambda figure, renderer: None)
+        yield
+
+
+@pytest.fixture
+def real_plots(monkeypatch):
+    """Draw plots as users get them."""
+    monkeypatch.setattr(Figure, "draw", DRAW)
 
 
 SEARCHED: dict[tuple, tuple[Tensor, Tensor]] = {}

@@ -37,9 +37,12 @@ class ScriptProcess:
     Args:
         script: one of ``SCRIPTS``.
         folder: folder for the output.
+        without: packages that the process does not have; none of ``SCRIPTS`` imports them early.
     """
 
-    def __init__(self, script: str, argv: Sequence[object], folder: Path):
+    def __init__(
+        self, script: str, argv: Sequence[object], folder: Path, without: Sequence[str] = ()
+    ):
         SERVER.set_forkserver_preload([*SCRIPTS, *LOADED_LATE])
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.iterdir()))
@@ -47,7 +50,8 @@ class ScriptProcess:
         for path in (self.out, self.err):
             path.touch()
         words = [str(part) for part in argv]
-        self.process = SERVER.Process(target=_run, args=(script, words, self.out, self.err))
+        own = script, words, self.out, self.err, without
+        self.process = SERVER.Process(target=_run, args=own)
         self.process.start()
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
@@ -66,7 +70,9 @@ class ScriptProcess:
         return self.process.exitcode
 
 
-def _run(script: str, argv: list[str], out: Path, err: Path) -> None:
+def _run(script: str, argv: list[str], out: Path, err: Path, without: Sequence[str]) -> None:
+    assert not set(without) & set(sys.modules)
+    sys.modules.update(dict.fromkeys(without))  # type: ignore[arg-type]  # None: an ImportError
     for number in start.SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(1)

@@ -146,15 +146,8 @@ def test_any_precision_training_takes_the_order_from_flag_and_file(numbered, tmp
 def test_an_export_is_checked_in_the_order_of_the_run(numbered, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     argv = ["--arch", "cifar_resnet20", "--data_path", str(numbered), "--class_order", "natural"]
-    argv += [
-        "--quant_method",
-        "rtn",
-        "--no-correction",
-        "--no-plots",
-        "--output_dir",
-        str(tmp_path),
-        *RANGES,
-    ]
+    argv += ["--quant_method", "rtn", "--no-correction", "--no-plots", *RANGES]
+    argv += ["--output_dir", str(tmp_path)]
     assert main_imagenet.main([*argv, "--n_bits_w", "8", "--n_bits_a", "8"]) == 0
     assert "--class_order natural" in capsys.readouterr().out
     (model,) = tmp_path.glob("rtn/run_*/quantized_model.pt")

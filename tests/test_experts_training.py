@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from common.marks import MARK
 from experts import training
 from experts.checkpoints import load_expert
 from experts.stored_splits import read_splits
-from tests.conftest import PROJECT
+from tests.script_process import ScriptProcess
 
 BEST_KEYS = {
     "format",
@@ -293,23 +291,14 @@ def test_splits_must_be_there(tmp_path, monkeypatch, capsys):
 
 
 def test_digits_needs_no_torchvision(lab, tmp_path):
-    code = (
-        "import sys; sys.modules['torchvision'] = None; import train_experts, recompute_logits; "
-        f"where = ['--splits-dir', {str(lab.splits)!r}]; "
-        "assert train_experts.main([*where, '--output-dir', 'e/digits_lt_if10', '--expert', 'ce', "
-        "'--epochs', '1']) == 0; "
-        "sys.exit(recompute_logits.main([*where, '--experts-dir', 'e', '--experts', 'ce']))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "outputs" / "logits_fixed" / "ce_baseline" / "val_logits.npz").is_file()
+    where = ["--splits-dir", lab.splits]
+    training = ["--output-dir", tmp_path / "e/digits_lt_if10", "--expert", "ce", "--epochs", "1"]
+    logits = ["--experts-dir", tmp_path / "e", "--experts", "ce", "--output-dir", tmp_path / "o"]
+    for script, flags in (("train_experts", training), ("recompute_logits", logits)):
+        folder = tmp_path / "streams"
+        process = ScriptProcess(script, [*where, *flags], folder, without=["torchvision"])
+        assert process.wait() == 0, process.err.read_text()
+    assert (tmp_path / "o" / "ce_baseline" / "val_logits.npz").is_file()
 
 
 def test_loaded_experts_are_in_evaluation_form(lab):

@@ -407,7 +407,7 @@ def test_ties_are_predictions_too(case):
     assert 10 not in checks_of(case.report()[1], "fail")
 
 
-def test_groups_and_reports(case, capsys):
+def test_groups_and_reports(case, capsys, real_plots):
     table, figure = case.root.parent / "t.csv", case.root.parent / "f" / "bars.png"
     flags = ["--group-by", "threshold", "--threshold", "30", "--csv", str(table)]
     status, report = case.report(*flags, "--plot", str(figure))

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import main_imagenet
 import verify_logits
@@ -347,7 +348,9 @@ def test_tensorboard_holds_the_units_and_the_accuracies(finished):
         assert value == pytest.approx(record["figures"][name]["top1_pct"])
 
 
-def test_the_same_command_gives_the_same_csv_and_model_bytes(finished, tmp_path, capsys):
+def test_the_same_command_gives_the_same_csv_and_model_bytes(
+    finished, tmp_path, capsys, real_plots
+):
     root, text = finished
     assert main([*QUICK, "--plots", "--output_dir", str(tmp_path), "--chunk_size", "200"]) == 0
     parts = zip(capsys.readouterr().out.split("\n\n"), text.split("\n\n"), strict=True)
@@ -357,6 +360,9 @@ def test_the_same_command_gives_the_same_csv_and_model_bytes(finished, tmp_path,
     repeatable = [name for name in first if name.endswith(endings)]
     assert len(repeatable) > 40
     assert {n: first[n] for n in repeatable} == {n: second[n] for n in repeatable}
+    for drawn in (tmp_path / "rtn" / f"logits_summary_{TAG}").glob("*.png"):
+        with Image.open(drawn) as image:
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_a_run_can_be_repeated_from_its_configuration(finished, tmp_path):

@@ -41,7 +41,7 @@ def browser():
 
 @pytest.mark.browser
 @pytest.mark.filterwarnings("ignore")
-def test_the_report_works_in_a_browser(browser, fake, tmp_path, monkeypatch):  # noqa: F811
+def test_the_report_works_in_a_browser(browser, fake, tmp_path, monkeypatch, real_plots):  # noqa: F811
     monkeypatch.setattr(grid, "sweep_figures", sweep_figures)
     command = [
         "digits_resnet",

@@ -127,7 +127,7 @@ def test_bits_are_pairs():
             parse_bits(text)
 
 
-def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys, monkeypatch):
+def test_a_sweep_writes_its_tables_and_runs_nothing_twice(fake, capsys, monkeypatch, real_plots):
     monkeypatch.setattr(grid, "sweep_figures", sweep_figures)
     assert sweep(fake) == 0
     assert starts(fake) == 8
