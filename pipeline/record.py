@@ -136,6 +136,7 @@ def run_record(
         "zero_share": dict(outline.zero_share),
         "warning_signs": dict(outline.signs),
         "seconds": clock.seconds,
+        "cpu_seconds": clock.cpu_seconds,
         "unsaved": saves.failures,
         **promises(job.root, job.name.file_stem, outline.logits, job.files()),
     }

@@ -1,0 +1,149 @@
+"""Top-1 of ResNet-20 against the CPU seconds of its quantization, for all methods and budgets.
+
+    python -m benchmarks.frontier \\
+            --data_path CIFAR --checkpoint cifar10_resnet20.pt --output_dir RUNS
+        every method and budget at five pairs of bits, one seed: about an hour on two cores;
+        finished runs in RUNS are skipped; writes RUNS/frontier.csv and frontier.png, prints the
+        table
+    python -m benchmarks.frontier ... --seeds 1005 1006 1007 --budgets default
+        the longest budget of each method with three seeds
+
+CIFAR is the unpacked folder cifar10_jpeg. A budget is the number of steps per unit of a
+reconstruction method, or of steps of the distillation; the other methods have one budget.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.cifar_runs import (
+    Case,
+    read_record,
+    run_all,
+    runs_parser,
+    table_head,
+    table_line,
+)
+from common.console import EXIT_FAILED, EXIT_OK
+
+BITS = ((4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
+HEADER = ("method", "budget", "W/A", "seeds", "Top-1", "sd", "agreement", "CPU s")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with a budget.
+
+    Attributes:
+        budget: steps as the table shows them; empty if the method takes none.
+        flags: flags of the main script that set the budget.
+        is_default: the longest budget of its method.
+    """
+
+    method: str
+    budget: str = ""
+    flags: tuple[str, ...] = ()
+    is_default: bool = True
+
+    def case(self, root: Path, bits: tuple[int, int], seed: int) -> Case:
+        """Its run, in a folder of its own, as the names of runs do not hold the budget."""
+        folder = root / f"{self.method}{self.budget}_seed{seed}"
+        return Case(self.method, bits, seed, folder, self.flags, ("--no-correction",))
+
+
+def reconstruction(method: str, steps: Sequence[int]) -> list[Setting]:
+    """A reconstruction method with several numbers of steps per unit."""
+    flags = ("--lr_round", "3e-3", "--iters_w")
+    return [Setting(method, str(n), (*flags, str(n)), n == max(steps)) for n in steps]
+
+
+def distillation(steps: Sequence[int]) -> list[Setting]:
+    """The method ``distill`` with several numbers of steps."""
+    flag = "--distill_steps"
+    return [Setting("distill", str(n), (flag, str(n)), n == max(steps)) for n in steps]
+
+
+SETTINGS = [
+    *(Setting(method) for method in ("rtn", "aciq_mix", "gpfq", "lapq")),
+    *reconstruction("adaround", (250, 1000)),
+    *reconstruction("qdrop", (100, 250, 1000)),
+    *reconstruction("pd_quant", (1000,)),
+    *distillation((200, 500, 1000, 2000)),
+]
+
+
+def row(setting: Setting, root: Path, bits: tuple[int, int], seeds: Sequence[int]) -> list[str]:
+    """The row of the table, from the records of the runs."""
+    records = [read_record(setting.case(root, bits, seed).folder) for seed in seeds]
+    figures: list[dict[str, Any]] = [record["figures"]["quantized"] for record in records]
+    top1 = [figure["top1_pct"] for figure in figures]
+    return [
+        setting.method,
+        setting.budget or "-",
+        f"{bits[0]}/{bits[1]}",
+        str(len(seeds)),
+        f"{statistics.mean(top1):.2f}",
+        f"{statistics.stdev(top1):.2f}" if len(top1) > 1 else "-",
+        f"{statistics.mean(figure['agreement_pct'] for figure in figures):.2f}",
+        f"{statistics.median(record['cpu_seconds']['quantize'] for record in records):.0f}",
+    ]
+
+
+def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
+    """One panel per pair of bits: a line per method through its budgets."""
+    pairs = list(dict.fromkeys(row[2] for row in rows))
+    figure = Figure(figsize=(3.2 * len(pairs), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for panel, bits in zip(panels, pairs, strict=True):
+        for method in dict.fromkeys(row[0] for row in rows):
+            points = [row for row in rows if row[0] == method and row[2] == bits]
+            seconds, top1 = ([float(row[i]) for row in points] for i in (7, 4))
+            panel.plot(seconds, top1, "o-", label=method)
+        best = max(float(row[4]) for row in rows if row[2] == bits)
+        panel.set(title=f"W{bits.replace('/', 'A')}", xscale="log", ylim=(best - 12, best + 1))
+        panel.set_xlabel("CPU seconds")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("Top-1 %")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = runs_parser("benchmarks.frontier", __doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1005], help="seeds (default 1005)")
+    parser.add_argument(
+        "--budgets",
+        choices=("all", "default"),
+        default="all",
+        help="all budgets, or the longest of each method (default all)",
+    )
+    parser.add_argument("--methods", nargs="+", help="only these methods (default all)")
+    options = parser.parse_args(argv)
+    settings = [
+        setting
+        for setting in SETTINGS
+        if (options.budgets == "all" or setting.is_default)
+        and setting.method in (options.methods or [setting.method])
+    ]
+    root, seeds = options.output_dir, options.seeds
+    cases = [s.case(root, bits, seed) for seed in seeds for bits in BITS for s in settings]
+    if not run_all(cases, options):
+        return EXIT_FAILED
+    rows = [row(setting, root, bits, seeds) for bits in BITS for setting in settings]
+    with (root / "frontier.csv").open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle, lineterminator="\n").writerows([HEADER, *rows])
+    draw(rows, root / "frontier.png")
+    sys.stdout.write(table_head(HEADER) + "".join(table_line(cells) for cells in rows))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
