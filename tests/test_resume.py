@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,12 +23,13 @@ from quant.reconstruction.engine import reconstruct_unit
 from quant.reconstruction.settings import ReconstructionSettings
 from quant.reconstruction.step import UnitStep
 from tests.conftest import PROJECT, RANGES
+from tests.script_process import ScriptProcess
 
 pytestmark = pytest.mark.usefixtures("ranges_searched_once")
 QUICK = {"iters_w": 15, "lr_round": 0.2, "batch_size_recon": 16}
-FLAGS = ["--quant_method", "qdrop", "--iters_w", "30", "--lr_round", "0.1", "--num_samples", "64"]
-FLAGS += ["--correction_samples", "100", "--alpha", "0.4", "--num_clusters", "4", "--pca_dim", "2"]
-FLAGS += [*RANGES, "--no-plots"]
+COMMON = ["--num_samples", "64", "--correction_samples", "100", "--alpha", "0.4"]
+COMMON += ["--num_clusters", "4", "--pca_dim", "2", *RANGES, "--no-plots"]
+FLAGS = ["--quant_method", "qdrop", "--iters_w", "30", "--lr_round", "0.1", *COMMON]
 
 
 class StopHere(Exception):
@@ -215,6 +217,29 @@ def test_killed_in_three_different_units_it_ends_in_the_same_bytes(tmp_path):
     whole = csv_bytes(tmp_path / "whole")
     assert csv_bytes(tmp_path / "killed") == whole
     assert len(whole) > 5
+
+
+def test_killed_in_the_distillation_it_ends_in_the_same_bytes(tmp_path, capsys):
+    flags = ["--quant_method", "rtn", "--distill_steps", "120", "--distill_batch", "8", *COMMON]
+    assert main([*flags, "--output_dir", str(tmp_path / "whole")]) == 0
+    flags += ["--output_dir", str(tmp_path / "killed"), "--resume"]
+    process = ScriptProcess("main_imagenet", flags, tmp_path / "streams")
+    while not list(tmp_path.glob("killed/*/run_*/state/distillation.pt")):
+        assert process.wait(0.01) is None, process.err.read_text()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    capsys.readouterr()
+    assert main(flags) == 0
+    (steps,) = re.findall(
+        r"distillation: (\d+) steps taken from the earlier run", capsys.readouterr().err
+    )
+    assert 0 < int(steps) < 120
+    ends = ("*.csv", "*/run_*/quantized_model.pt")
+    whole, killed = (
+        {str(p.relative_to(root)): p.read_bytes() for end in ends for p in root.rglob(end)}
+        for root in (tmp_path / "whole", tmp_path / "killed")
+    )
+    assert whole == killed and len(whole) > 5
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_with_unit_and_iteration(tiny_network, tiny_images):
