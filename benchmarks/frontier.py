@@ -76,7 +76,7 @@ SETTINGS = [
     *reconstruction("adaround", (250, 1000)),
     *reconstruction("qdrop", (100, 250, 1000)),
     *reconstruction("pd_quant", (1000,)),
-    *distillation((200, 500, 1000, 2000)),
+    *distillation((200, 400, 800, 1600)),
 ]
 
 

@@ -136,7 +136,7 @@ class MethodSettings:
     )
 
     distill_steps: int = setting(0, DISTILL_STEPS_HELP, low=0, high=10**9)
-    distill_batch: int = setting(32, "distillation: number of images per step", low=1, high=10**6)
+    distill_batch: int = setting(16, "distillation: number of images per step", low=1, high=10**6)
     distill_lr: float = setting(
         8e-3,
         "distillation: initial learning rate of the weights, in steps of their grids; all learning "
@@ -145,19 +145,19 @@ class MethodSettings:
         high=1000,
     )
     distill_lr_scale: float = setting(
-        1e-2,
+        2e-2,
         "distillation: initial learning rate of the scales, relative to them, and of the biases",
         low=0,
         high=1000,
     )
     distill_features: float = setting(
-        2.0,
+        10.0,
         "distillation: weight of the relative squared errors of the units' outputs in the loss",
         low=0,
         high=10**6,
     )
     distill_temperature: float = setting(
-        4.0, "distillation: temperature of the softmax in the loss", low=1e-3, high=1000
+        2.0, "distillation: temperature of the softmax in the loss", low=1e-3, high=1000
     )
     distill_augment: str = setting(
         "crop_flip",

@@ -125,7 +125,7 @@ def test_a_learning_rate_that_destroys_ends_at_the_start():
     ("name", "value"),
     [
         ("distill_batch", 8),
-        ("distill_lr", 1e-2),
+        ("distill_lr", 0.2),
         ("distill_lr_scale", 1e-3),
         ("distill_features", 0.0),
         ("distill_temperature", 1.0),

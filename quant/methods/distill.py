@@ -13,7 +13,7 @@ from quant.methods.rtn import RoundToNearest
 from quant.registry import register_method
 from quant.settings import DISTILL_STEPS_HELP, RangeSettings, setting
 
-STEPS = 1000
+STEPS = 1600
 
 
 @dataclass(frozen=True)
