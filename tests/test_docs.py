@@ -26,7 +26,8 @@ SCRIPTS = ("main_imagenet", "run_script", "recompute_logits", "verify_logits", "
 SCRIPTS += ("create_splits_fixed", "train_any_precision", "export_onnx")
 METHODS = QuantizationManager().list_available_methods()
 NEEDS_FILES = ("IMAGES", "FILE", "IMAGENET", "cifar10_jpeg", "...", "resnet18")
-OF_OTHERS = {"--logdir", "--from"}  # flags of TensorBoard and of python -m quant.bitwidth
+# Of TensorBoard, of python -m quant.bitwidth and of python -m benchmarks.frontier.
+OF_OTHERS = {"--logdir", "--from", "--budgets"}
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
