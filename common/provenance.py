@@ -70,7 +70,7 @@ class StageClock:
 
     Attributes:
         seconds: wall-clock seconds.
-        cpu_seconds: seconds of all threads of this process, which other processes hardly change.
+        cpu_seconds: CPU seconds of all threads of this process.
     """
 
     def __init__(self) -> None:
