@@ -285,7 +285,7 @@ def test_a_sweep_changes_nothing_else(swept, tmp_path):
     assert (swept / model).read_bytes() == (tmp_path / "rtn" / model).read_bytes()
 
 
-def test_a_table_is_drawn_anew(swept, tmp_path, capsys, real_plots):
+def test_a_table_is_drawn_anew(swept, tmp_path, capsys):
     table = swept / FOLDER / "bitwidth_configs.csv"
     assert replot(["--from", str(table), "--out", str(tmp_path)]) == 0
     assert "trend: " in capsys.readouterr().out
