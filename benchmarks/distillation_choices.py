@@ -28,7 +28,7 @@ from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from models import load_model
 from quant import QuantizationManager
 
-SEED, BATCH, HELD_OUT = 1005, 256, 8192
+SEED, SAMPLES, BATCH, HELD_OUT = 1005, 1024, 256, 8192
 SHORT = 800  # steps of all rows but one
 HEADER = ("distillation", "KL to float", "agreement %", "CPU s")
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,7 +54,7 @@ def measure(name: str, options: argparse.Namespace) -> str:
     model = load_model("cifar_resnet20", str(options.checkpoint))
     dataset, path, _ = resolve_dataset("auto", options.data_path)
     images = load_dataset(dataset, path, model.entry.preprocess)
-    plan = make_plan(images, PlanRequest(SEED), BATCH).decoded(None)
+    plan = make_plan(images, PlanRequest(SEED, SAMPLES), BATCH).decoded(None)
     used, train = set(plan.calibration.ids), images.train
     assert train is not None
     others = [i for i, key in enumerate(train.ids) if key not in used]
