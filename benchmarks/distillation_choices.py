@@ -54,7 +54,7 @@ def measure(name: str, options: argparse.Namespace) -> str:
     model = load_model("cifar_resnet20", str(options.checkpoint))
     dataset, path, _ = resolve_dataset("auto", options.data_path)
     images = load_dataset(dataset, path, model.entry.preprocess)
-    plan = make_plan(images, PlanRequest(SEED, SAMPLES), BATCH).decoded(None)
+    plan = make_plan(images, PlanRequest(SEED), SAMPLES).decoded(None)
     used, train = set(plan.calibration.ids), images.train
     assert train is not None
     others = [i for i, key in enumerate(train.ids) if key not in used]
