@@ -120,7 +120,7 @@ def test_tensorboard_holds_every_tag(finished):
     assert steps == [2]
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(7, [4, 6]), (5, [4])])
+@pytest.mark.parametrize(("epochs", "steps"), [(10, [4, 9]), (7, [4, 6]), (3, [2])])
 def test_figures_every_fifth_epoch_and_at_the_end(epochs, steps, tmp_path, monkeypatch, real_plots):
     """The schedule of the figures, with an epoch that trains nothing."""
 

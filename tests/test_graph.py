@@ -28,8 +28,6 @@ UNITS = {
     "convnext_tiny": 23,
     "shufflenet_v2_x0_5": 19,
 }
-SLOW = ("mobilenet_v2", "googlenet")
-QUICK = [name for name in UNITS if name not in SLOW]
 UNUSED = {"googlenet": 6, "inception_v3": 3}  # layers of auxiliary heads, for training only
 W4A4 = QuantSpec(4, 4)
 
@@ -49,9 +47,7 @@ def graph_of(network: nn.Module):
     return prepared(captured_once(network, torch.zeros(2, 3, 8, 8)), fold=True)
 
 
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-)
+@pytest.mark.parametrize("name", UNITS)
 def test_the_chain_equals_the_network_on_torchvision(name):
     network, captured = torchvision_captured(name)
     chain = make_chain(captured, W4A4)

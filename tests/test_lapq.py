@@ -164,9 +164,11 @@ def test_stem_head_and_what_feeds_the_head_are_the_ends(tiny_network, tiny_image
 @pytest.mark.parametrize(
     "settings",
     [
+        {},
         {"n_bits_w": 2},
         {"asymmetric": False},
-        {"channel_wise": False, "bias_correction": False},
+        {"channel_wise": False},
+        {"bias_correction": False},
     ],
 )
 def test_the_joint_search_never_ends_above_its_start(tiny_network, tiny_images, settings):

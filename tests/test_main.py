@@ -360,8 +360,10 @@ def test_the_same_command_gives_the_same_csv_and_model_bytes(
     repeatable = [name for name in first if name.endswith(endings)]
     assert len(repeatable) > 40
     assert {n: first[n] for n in repeatable} == {n: second[n] for n in repeatable}
-    for drawn in (tmp_path / "rtn" / f"logits_summary_{TAG}").glob("*.png"):
-        with Image.open(drawn) as image:
+    plots = list((tmp_path / "rtn" / f"logits_summary_{TAG}").glob("*.png"))
+    assert len(plots) == 5
+    for path in plots:
+        with Image.open(path) as image:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 

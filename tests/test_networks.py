@@ -15,6 +15,8 @@ pytest.importorskip("timm")
 NETWORKS = {
     "mobilenetv3_small_050": (54, 0, 15),
     "tf_efficientnet_lite0": (50, 0, 19),
+    "regnetx_002": (45, 0, 15),
+    "convnext_atto": (41, 0, 17),
 }
 
 
