@@ -1,8 +1,8 @@
 """What each part of the distillation brings, on training images of ResNet-20 that no run uses.
 
     python -m benchmarks.distillation_choices --data_path CIFAR --checkpoint cifar10_resnet20.pt
-        W2A2, seed 1005: nine runs of the method with another setting each, two at a time with one
-        thread each: about 20 minutes on two cores; prints a table
+        W2A2, seed 1005: nine runs, each with another setting, two at a time with one thread each;
+        one of 800 steps takes about three minutes; prints a table
 
 CIFAR is the unpacked folder cifar10_jpeg. The networks are compared with the float one on 8,192
 training images that are not in the calibration set, so the evaluation images stay unseen.

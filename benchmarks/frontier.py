@@ -2,11 +2,10 @@
 
     python -m benchmarks.frontier \\
             --data_path CIFAR --checkpoint cifar10_resnet20.pt --output_dir RUNS
-        every method and budget at five pairs of bits, one seed: about an hour on two cores;
-        finished runs in RUNS are skipped; writes RUNS/frontier.csv and frontier.png, prints the
-        table
-    python -m benchmarks.frontier ... --seeds 1005 1006 1007 --budgets default
-        the longest budget of each method with three seeds
+        every method and budget at five pairs of bits, one seed; finished runs in RUNS are skipped;
+        writes RUNS/frontier.csv and frontier.png, prints the table
+    python -m benchmarks.frontier ... --methods distill --budgets default --seeds 1005 1006 1007
+        the longest budget of a method with three seeds: 15 runs of five minutes, two at a time
 
 CIFAR is the unpacked folder cifar10_jpeg. A budget is the number of steps per unit of a
 reconstruction method, or of steps of the distillation; the other methods have one budget.
@@ -125,13 +124,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="all",
         help="all budgets, or the longest of each method (default all)",
     )
-    parser.add_argument("--methods", nargs="+", help="only these methods (default all)")
+    names = sorted({setting.method for setting in SETTINGS})
+    parser.add_argument(
+        "--methods", nargs="+", choices=names, default=names, help="methods (default all)"
+    )
     options = parser.parse_args(argv)
     settings = [
         setting
         for setting in SETTINGS
-        if (options.budgets == "all" or setting.is_default)
-        and setting.method in (options.methods or [setting.method])
+        if (options.budgets == "all" or setting.is_default) and setting.method in options.methods
     ]
     root, seeds = options.output_dir, options.seeds
     cases = [s.case(root, bits, seed) for seed in seeds for bits in BITS for s in settings]

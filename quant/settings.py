@@ -168,9 +168,14 @@ class MethodSettings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check_setting(field, getattr(self, field.name)))
-        for field in dataclasses.fields(self) if self.distill_steps == 0 else ():
+        if self.distill_steps == 0:
+            self._refuse_settings_of_distillation()
+
+    def _refuse_settings_of_distillation(self) -> None:
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith("distill_") and value not in (0, field.default):
+            is_extra = field.name.startswith("distill_") and field.name != "distill_steps"
+            if is_extra and value != field.default:
                 raise InputError(
                     f"{field.name} must be left out while distill_steps is 0, got {value}"
                 )

@@ -243,8 +243,9 @@ def test_a_loss_that_is_not_finite_names_the_step(monkeypatch):
 def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(InputError, match="num_samples must be at least 2 with distill_steps"):
         quantized(3, [make_tiny_images()[:1]])
-    with pytest.raises(InputError, match="distill_lr must be left out while distill_steps is 0"):
-        QuantizationManager().get_quantization_method("rtn", distill_lr=0.5)
+    for name, value in (("distill_lr", 0.5), ("distill_features", 0.0)):
+        with pytest.raises(InputError, match=f"{name} must be left out while distill_steps is 0"):
+            QuantizationManager().get_quantization_method("rtn", **{name: value})
     with pytest.raises(InputError, match="distill_augment must be one of"):
         quantized(3, distill_augment="mixup")
 
