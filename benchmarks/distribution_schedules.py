@@ -18,7 +18,7 @@ from common.console import EXIT_OK
 from loaders import PlanRequest, load_dataset, make_plan, resolve_dataset
 from models import load_model
 from quant.network.capture import capture
-from quant.network.chain import run_unit
+from quant.network.forward import run_unit
 from quant.reconstruction.distribution import (
     BATCH,
     CorrectionSchedule,

@@ -19,9 +19,9 @@ from quant.network.chain import (
     generator_for,
     nearest,
     reconstruction_loss,
-    run_unit,
     walk_chain,
 )
+from quant.network.forward import run_unit
 from quant.network.model import FLOAT_SPEC, activation_quantizers, quant_layers
 from quant.reconstruction.engine import penalty_exponent
 from quant.reconstruction.settings import ReconstructionSettings

@@ -28,7 +28,8 @@ from common.errors import InputError, RunError
 from quant.arithmetic.augmentation import augmented
 from quant.arithmetic.optim import FusedAdam
 from quant.distillation.latent import TrainableNetwork
-from quant.network.chain import FORWARD_BATCH, Task, generator_for
+from quant.network.chain import Task, generator_for
+from quant.network.forward import FORWARD_BATCH
 from quant.network.model import QuantModel
 from quant.settings import MethodSettings
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from common.errors import InputError
 from quant.arithmetic.ranges import activation_qparams
 from quant.network.capture import CapturedNetwork
+from quant.network.forward import FORWARD_BATCH, run_unit
 from quant.network.layers import ActivationQuantizer
 from quant.network.model import QuantModel, activation_quantizers, quant_layers
 from quant.network.observe import input_of
 from quant.network.states import UnitReport, UnitStates
 
-FORWARD_BATCH = 64
 RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
 
 logger = logging.getLogger(__name__)
@@ -81,17 +81,6 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """Squared error, summed over channels (dimension 1), averaged over images and positions."""
     total = F.mse_loss(output, target, reduction="sum")
     return total / (target.numel() // target.shape[1])
-
-
-@torch.no_grad()
-def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
-    """Run a unit on (N, ...) inputs in batches.
-
-    The output is on the device of ``inputs``, in pinned memory if they are.
-    """
-    outputs = [unit(batch.to(device)).to(inputs.device) for batch in inputs.split(FORWARD_BATCH)]
-    whole = torch.cat(outputs)
-    return whole.pin_memory() if inputs.is_pinned() else whole
 
 
 def nearest(weight_mode: str, activation_mode: str) -> Callable[[UnitData], None]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from common.console import progress
 from quant.base import BaseQuantizationMethod
-from quant.network.chain import Task, UnitData, generator_for, nearest, run_unit, walk_chain
+from quant.network.chain import Task, UnitData, generator_for, nearest, walk_chain
+from quant.network.forward import run_unit
 from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.distribution import InputCorrection
 from quant.reconstruction.prediction import PredictionDifference

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quant.network.chain import FORWARD_BATCH
+from quant.network.forward import FORWARD_BATCH
 from quant.network.layers import ActivationQuantizer
 from quant.network.operations import called_module, is_relu
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quant.network.chain import UnitData, run_unit
+from quant.network.chain import UnitData
+from quant.network.forward import run_unit
 from quant.network.layers import QuantConv2d, QuantLayer
 from quant.network.model import quant_layers, set_state
 from quant.network.observe import watch
