@@ -29,7 +29,7 @@ from quant.arithmetic.augmentation import augmented
 from quant.arithmetic.optim import FusedAdam
 from quant.distillation.latent import TrainableNetwork
 from quant.network.chain import Task, generator_for
-from quant.network.forward import FORWARD_BATCH
+from quant.network.forward import run_unit
 from quant.network.model import QuantModel
 from quant.settings import MethodSettings
 
@@ -71,7 +71,7 @@ class _Distillation:
         held = max(1, len(order) // HELD_OUT)
         self.held_out, self.kept = task.images[order[:held].to(task.images.device)], order[held:]
         self.order = torch.empty(0, dtype=torch.int64)
-        self.targets = _logits(task.reference, self.held_out, task.model.device)
+        self.targets = run_unit(task.reference, self.held_out, task.model.device)
         weights = trainable.weights
         self.optimizers = [
             (FusedAdam([weight.codes for weight in weights], 0.0), settings.distill_lr),
@@ -162,7 +162,7 @@ class _Distillation:
         Returns:
             squared error of the logits, relative to their variance over images and classes.
         """
-        logits = _logits(self.task.model, self.held_out, self.task.model.device)
+        logits = run_unit(self.task.model, self.held_out, self.task.model.device)
         loss = float(_divergence(logits, self.targets))
         if self.task.on_scalar is not None:
             self.task.on_scalar("distillation/held-out KL divergence", loss, self.step)
@@ -230,8 +230,3 @@ def _outputs_without_gradient(network: QuantModel, images: Tensor) -> list[Tenso
         images = unit(images)
         outputs.append(images)
     return outputs
-
-
-@torch.no_grad()
-def _logits(network: QuantModel, images: Tensor, device: torch.device) -> Tensor:
-    return torch.cat([network(batch.to(device)) for batch in images.split(FORWARD_BATCH)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from common.errors import InputError
 from quant.arithmetic.ranges import activation_qparams
 from quant.network.capture import CapturedNetwork
-from quant.network.forward import FORWARD_BATCH, run_unit
+from quant.network.forward import MOST_IMAGES, run_front_to_back, run_unit
 from quant.network.layers import ActivationQuantizer
-from quant.network.model import QuantModel, activation_quantizers, quant_layers
-from quant.network.observe import input_of
+from quant.network.model import QuantModel, quant_layers
 from quant.network.states import UnitReport, UnitStates
 
 RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
@@ -72,6 +71,9 @@ class Task:
     cache_dir: Path | None = None
 
 
+Initialise = Callable[[UnitData], Tensor | None]
+
+
 def generator_for(seed: int, index: int, device: torch.device) -> torch.Generator:
     """A generator that depends only on seed and unit, so that each unit can be redone alone."""
     return torch.Generator(device=device).manual_seed(seed * 1_000_003 + index)
@@ -83,48 +85,49 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return total / (target.numel() // target.shape[1])
 
 
-def nearest(weight_mode: str, activation_mode: str) -> Callable[[UnitData], None]:
+def nearest(weight_mode: str, activation_mode: str) -> Initialise:
     """Make a function that quantizes a unit by rounding to nearest.
 
-    It rounds the weights, then chooses the range of each activation in order, with everything
-    before it quantized. The ranges come from the first ``RANGE_SAMPLES`` images, as in PD-Quant.
+    It rounds the weights, then chooses the ranges of the activations (``choose_ranges``).
 
     Args:
         weight_mode, activation_mode: one of ``quant.arithmetic.ranges.RANGE_MODES``.
     """
 
-    def initialise(data: UnitData) -> None:
+    def initialise(data: UnitData) -> Tensor:
         for layer in quant_layers(data.unit).values():
             layer.quantize_to_nearest(weight_mode)
-        inputs = data.quant_input[:RANGE_SAMPLES]
-        for quantizer, batches in quantizer_inputs(data.unit, inputs, data.device):
-            quantizer.set_qparams(*activation_qparams(batches, quantizer.num_bits, activation_mode))
+        return choose_ranges(data, activation_mode)
 
     return initialise
 
 
-def quantizer_inputs(
-    unit: nn.Module, inputs: Tensor, device: torch.device
-) -> Iterator[tuple[ActivationQuantizer, list[Tensor]]]:
-    """Yield each activation quantizer with its inputs when the unit runs on ``inputs``.
+def choose_ranges(data: UnitData, mode: str) -> Tensor:
+    """Choose the range of each activation of a unit in order, with everything before it quantized.
 
-    The inputs are one tensor per batch. They are computed when the pair is yielded, so that they
-    show changes made to earlier quantizers.
+    Args:
+        mode: one of ``quant.arithmetic.ranges.RANGE_MODES``.
+
+    Returns:
+        output of the unit on the first ``RANGE_SAMPLES`` images, from which the ranges come.
     """
-    for quantizer in activation_quantizers(unit).values():
-        batches = inputs.split(FORWARD_BATCH)
-        yield quantizer, [input_of(quantizer, unit, batch.to(device)) for batch in batches]
+
+    def choose(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
+        quantizer.set_qparams(*activation_qparams(batches, quantizer.num_bits, mode))
+
+    return run_front_to_back(data.unit, data.quant_input[:RANGE_SAMPLES], data.device, choose)
 
 
 def walk_chain(
     task: Task,
-    initialise: Callable[[UnitData], None],
+    initialise: Initialise,
     refine: Callable[[UnitData], None] | None = None,
 ) -> None:
     """Quantize every unit in order; a unit stored in ``task.states`` is restored instead.
 
     Args:
-        initialise: quantizes a unit in place by rounding to nearest (see ``nearest``).
+        initialise: quantizes a unit in place by rounding to nearest (see ``nearest``); returns its
+            output on the first of ``quant_input``, or None if it has not computed that.
         refine: then improves the unit in place.
 
     Raises:
@@ -153,13 +156,12 @@ def walk_chain(
 
 def _quantize_unit(
     data: UnitData,
-    initialise: Callable[[UnitData], None],
+    initialise: Initialise,
     refine: Callable[[UnitData], None] | None,
 ) -> tuple[UnitReport, Tensor]:
     """Quantize a unit; return its report and its output on the quantized inputs."""
     start = time.perf_counter()
-    initialise(data)
-    output = run_unit(data.unit, data.quant_input, data.device)
+    output = _whole_output(data, initialise(data))
     nearest_loss = _loss(output, data.target)
     nearest_codes = {key: layer.codes.clone() for key, layer in quant_layers(data.unit).items()}
     if refine is not None:
@@ -176,6 +178,15 @@ def _quantize_unit(
     return report, output
 
 
+def _whole_output(data: UnitData, first: Tensor | None) -> Tensor:
+    """Output of the unit on all quantized inputs, of which ``first`` is known."""
+    rest = data.quant_input if first is None else data.quant_input[len(first) :]
+    if first is None or len(rest) > 0:
+        output = run_unit(data.unit, rest, data.device)
+        return output if first is None else torch.cat([first, output])
+    return first
+
+
 def _log(report: UnitReport, origin: str, refined: bool) -> None:
     gain = ""
     if refined:
@@ -189,7 +200,7 @@ def _log(report: UnitReport, origin: str, refined: bool) -> None:
 
 def _loss(output: Tensor, target: Tensor) -> float:
     """``reconstruction_loss`` over all images, in batches to keep temporary tensors small."""
-    pairs = zip(output.split(FORWARD_BATCH), target.split(FORWARD_BATCH), strict=True)
+    pairs = zip(output.split(MOST_IMAGES), target.split(MOST_IMAGES), strict=True)
     total = sum(float(reconstruction_loss(out, aim)) * len(out) for out, aim in pairs)
     return total / len(output)
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import cast
 
-FORWARD_BATCH = 64
+import torch
+from torch import Tensor, fx, nn
+
+from quant.network.layers import ActivationQuantizer
+from quant.network.operations import called_module, source_of
+
+MOST_IMAGES = 64  # in a batch
+MOST_VALUES = 1 << 20  # in a batch on the CPU, where larger tensors are slow: no cache holds them
+
+
+def forward_batches(inputs: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Split (N, ...) inputs into batches for a forward pass on ``device``."""
+    count = MOST_IMAGES
+    if device.type == "cpu":
+        count = max(1, min(count, MOST_VALUES // max(1, inputs[0].numel())))
+    return inputs.split(count)
 
 
 @torch.no_grad()
@@ -14,6 +29,40 @@ def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
 
     The output is on the device of ``inputs``, in pinned memory if they are.
     """
-    outputs = [unit(batch.to(device)).to(inputs.device) for batch in inputs.split(FORWARD_BATCH)]
-    whole = torch.cat(outputs)
+    return _joined([unit(batch.to(device)) for batch in forward_batches(inputs, device)], inputs)
+
+
+@torch.no_grad()
+def run_front_to_back(
+    unit: nn.Module,
+    inputs: Tensor,
+    device: torch.device,
+    reach: Callable[[ActivationQuantizer, list[Tensor]], None],
+) -> Tensor:
+    """Run a unit as ``run_unit`` does, but each of its operations on all batches before the next.
+
+    Args:
+        reach: called with each activation quantizer, before it is run, and its input of every
+            batch; it may set the quantizer.
+    """
+    graph = cast(fx.GraphModule, unit)
+    runs = [fx.Interpreter(graph) for _ in forward_batches(inputs, device)]
+    for run, batch in zip(runs, forward_batches(inputs, device), strict=True):
+        run.args_iter = iter([batch.to(device)])
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            break
+        quantizer = called_module(graph, node)
+        if isinstance(quantizer, ActivationQuantizer):
+            reach(quantizer, [run.env[source_of(node)] for run in runs])
+        for run in runs:
+            run.env[node] = run.run_node(node)
+            for value in run.user_to_last_uses.get(node, []):
+                del run.env[value]
+    last = source_of(graph.graph.output_node())
+    return _joined([run.env.pop(last) for run in runs], inputs)
+
+
+def _joined(outputs: list[Tensor], inputs: Tensor) -> Tensor:
+    whole = torch.cat([output.to(inputs.device) for output in outputs])
     return whole.pin_memory() if inputs.is_pinned() else whole

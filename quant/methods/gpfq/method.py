@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from quant.arithmetic.primitives import code_dtype
-from quant.arithmetic.ranges import RANGE_MODES, activation_qparams
+from quant.arithmetic.ranges import RANGE_MODES
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 from quant.base import BaseQuantizationMethod
 from quant.methods.gpfq.alphabet import (
@@ -37,11 +37,10 @@ from quant.methods.gpfq.alphabet import (
 )
 from quant.methods.gpfq.path_following import Grams, follow_path
 from quant.network.chain import (
-    RANGE_SAMPLES,
     Task,
     UnitData,
+    choose_ranges,
     generator_for,
-    quantizer_inputs,
     walk_chain,
 )
 from quant.network.layers import QuantConv2d, QuantLayer
@@ -148,10 +147,7 @@ class _Unit:
         self.settings = settings
 
     def __call__(self, data: UnitData) -> None:
-        inputs = data.quant_input[:RANGE_SAMPLES]
-        for quantizer, batches in quantizer_inputs(data.unit, inputs, data.device):
-            pair = activation_qparams(batches, quantizer.num_bits, self.settings.init_amode)
-            quantizer.set_qparams(*pair)
+        choose_ranges(data, self.settings.init_amode)
         generator = None
         if self.settings.stochastic_rounding:
             generator = generator_for(self.settings.seed, data.index, data.device)

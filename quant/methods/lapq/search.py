@@ -20,8 +20,8 @@ from quant.methods.lapq.descent import DescentData, descend
 from quant.methods.lapq.loss import LOSSES, CalibrationLoss
 from quant.methods.lapq.powell import minimise
 from quant.methods.lapq.settings import LapqSettings
-from quant.network.chain import RANGE_SAMPLES, Task, generator_for, quantizer_inputs
-from quant.network.forward import run_unit
+from quant.network.chain import RANGE_SAMPLES, Task, generator_for
+from quant.network.forward import run_front_to_back, run_unit
 from quant.network.layers import ActivationQuantizer, QuantLayer
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.states import LossRecord
@@ -123,6 +123,11 @@ class StepSearch:
         """
         value = self.images[:RANGE_SAMPLES]
         numbers = {module: index for index, module in enumerate(self.tensors.modules)}
+
+        def set_range(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
+            scale, zero_point = self._best(histogram(batches), quantizer.num_bits, norm)
+            self.tensors.set(numbers[quantizer], scale[0], zero_point[0])
+
         for unit in self.units:
             for quantizer in activation_quantizers(unit).values():
                 quantizer.quantized = False
@@ -130,10 +135,7 @@ class StepSearch:
                 scale, zero_point = self._best(self.samples[layer], int(layer.bits), norm)
                 shape = (-1,) + (1,) * (layer.codes.dim() - 1)
                 self.tensors.set(numbers[layer], scale.reshape(shape), zero_point.reshape(shape))
-            for quantizer, batches in quantizer_inputs(unit, value, self.device):
-                scale, zero_point = self._best(histogram(batches), quantizer.num_bits, norm)
-                self.tensors.set(numbers[quantizer], scale[0], zero_point[0])
-            value = run_unit(unit, value, self.device)
+            value = run_front_to_back(unit, value, self.device, set_range)
         self.changed = None
         loss = self.evaluate()
         logger.info("start p = %.3g: loss %.5g", norm, loss)
