@@ -24,7 +24,7 @@ from models.expert import Expert
 from models.lenet import LeNet
 from quant import CapturedNetwork, QuantModel, capture
 from quant.arithmetic import ranges
-from quant.arithmetic.ranges import Grid, Sample, search_qparams
+from quant.arithmetic.range_search import Grid, Sample, search_qparams
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.lapq import search as lapq_search
 from quant.network.model import make_chain

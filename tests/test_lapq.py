@@ -10,14 +10,14 @@ from torch import nn
 
 from common.errors import InputError, RunError
 from quant import QuantizationManager, QuantModel, UnitStates
-from quant.arithmetic.ranges import (
+from quant.arithmetic.range_search import (
     Grid,
     Sample,
     full_qparams,
-    histogram,
     quantization_error,
     search_qparams,
 )
+from quant.arithmetic.ranges import histogram
 from quant.methods.lapq import search as step_search
 from quant.methods.lapq.loss import LOSSES, CalibrationLoss, cross_entropy, squared_error
 from quant.methods.lapq.method import parabola_vertex

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from quant.arithmetic.primitives import choose_qparams, fake_quantize, quant_max
-from quant.arithmetic.ranges import NORM, activation_qparams, weight_qparams
+from quant.arithmetic.range_search import NORM
+from quant.arithmetic.ranges import activation_qparams, weight_qparams
 
 
 def brute_force(row: torch.Tensor, bits: int) -> tuple[float, torch.Tensor, torch.Tensor]:

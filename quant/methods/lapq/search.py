@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from common.console import progress
 from common.errors import InputError, RunError
-from quant.arithmetic.ranges import NUM_BINS, Grid, Sample, full_qparams, histogram, search_qparams
+from quant.arithmetic.range_search import Grid, Sample, full_qparams, search_qparams
+from quant.arithmetic.ranges import NUM_BINS, histogram
 from quant.arithmetic.spec import QuantSpec
 from quant.methods.lapq.descent import DescentData, descend
 from quant.methods.lapq.loss import LOSSES, CalibrationLoss
