@@ -5,7 +5,7 @@ import torch
 
 from quant.arithmetic.primitives import choose_qparams, fake_quantize, quant_max
 from quant.arithmetic.range_search import NORM
-from quant.arithmetic.ranges import activation_qparams, weight_qparams
+from quant.arithmetic.ranges import NUM_BINS, activation_qparams, histogram, weight_qparams
 
 
 def brute_force(row: torch.Tensor, bits: int) -> tuple[float, torch.Tensor, torch.Tensor]:
@@ -49,6 +49,38 @@ def test_weight_search_equals_the_full_search(kind, bits):
         assert cost_of(row, scale[i], zero_point[i], bits) == pytest.approx(cost, rel=1e-4)
         assert scale[i].item() == pytest.approx(best_scale.item(), rel=1e-5)
         assert zero_point[i].item() == best_zero.item()
+
+
+@pytest.mark.parametrize("elements", [1, 2, 9, 17])
+@pytest.mark.parametrize("bits", [1, 3])
+def test_rows_of_few_elements_have_the_error_of_the_full_search(elements, bits):
+    """Fewer elements than the search looks at first, or one more."""
+    for row in torch.randn(3, elements, generator=torch.Generator().manual_seed(9)):
+        scale, zero_point = weight_qparams(row[None], bits, True, "mse")
+        found, least = cost_of(row, scale[0], zero_point[0], bits), brute_force(row, bits)[0]
+        assert found == pytest.approx(least, rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["two-sided", "positive", "heavy"])
+def test_each_row_is_searched_as_if_it_were_alone(kind):
+    rows = torch.cat([rows_of(kind), 100 * rows_of("two-sided"), rows_of("two-sided") / 100])
+    together = weight_qparams(rows, 8, True, "mse")
+    alone = [weight_qparams(row[None], 8, True, "mse") for row in rows]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 0.5, 3.0])
+def test_a_histogram_counts_every_value_but_exact_zeros(shift):
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(100_003, generator=generator) + shift
+    values[torch.rand(len(values), generator=generator) < 0.3] = 0.0
+    found = histogram([values[:70_000], values[70_000:]])
+    used = values[values != 0]
+    assert int(found.counts.sum()) == len(used)
+    width = (values.max() - values.min()) / NUM_BINS
+    below = torch.searchsorted(used.sort().values, found.rows[0] + width / 2)
+    assert (found.counts.cumsum(0) - below).abs().max() <= 3  # values at the border of two bins
 
 
 @pytest.mark.parametrize("bits", [5, 6])

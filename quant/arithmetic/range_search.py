@@ -9,19 +9,22 @@ fine instead of one by one, and activations are searched on a histogram of their
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quant.arithmetic.primitives import choose_qparams, quant_max
+from quant.arithmetic.primitives import MIN_SCALE, choose_qparams, quant_max
 
 NORM = 2.4  # default power of the error that the search minimises
 NUM_WIDTHS = 100
 FULL_SEARCH_BITS = 4
 REFINED_WIDTHS = 8
 TAIL_ELEMENTS = 8
+COARSE = 10  # widths that are multiples of it are tried first
+FINE_WIDTHS = 30  # tried at a time
+MOST_CANDIDATES = 1 << 16  # looked at more closely at a time
+MOST_ELEMENTS = 1 << 20  # of rows that are quantized at a time
 
 
 @dataclass(frozen=True)
@@ -51,84 +54,154 @@ class Sample:
     counts: Tensor | None = None
 
 
-@dataclass
 class _Search:
-    """The best range so far of every row.
+    """The best range so far of every row; of equal ones that with the least width, then zero point.
 
-    Candidates come in order of decreasing width and zero point, and of equal ones the later wins;
-    thus of equal ones that with the smallest width, then the smallest zero point, is chosen.
+    The error of a range is that of a grid without ends, which depends on the width alone, plus what
+    clipping adds. A candidate is left out where less than its error is too much: the error of
+    clipping the two extremes, then the error without ends and what clipping the tails adds. If
+    nothing but elements of the tails is clipped, this is the whole error.
     """
 
-    sample: Sample
-    grid: Grid
-
-    def __post_init__(self) -> None:
-        rows, counts = self.sample.rows, self.sample.counts
-        blank = rows.new_zeros(rows.shape[0])
-        self.cost = torch.full_like(blank, torch.inf)
-        self.width = blank.clone()  # in units of reach / NUM_WIDTHS
-        self.zero = blank.clone()  # zero point
+    def __init__(self, sample: Sample, grid: Grid):
+        rows, counts = sample.rows, sample.counts
+        self.sample, self.grid = sample, grid
+        self.top = quant_max(grid.bits)
         low, high = rows.amin(1).clamp(max=0.0), rows.amax(1).clamp(min=0.0)
-        self.zeros = _first_zero_points(rows, self.grid)
+        self.zeros = _first_zero_points(rows, grid)
         self.reach = high - low
-        if self.grid.symmetric and rows.amin() < 0:
+        if grid.symmetric and rows.amin() < 0:
             self.reach = 2 * torch.maximum(high, -low)
-        tails = min(TAIL_ELEMENTS, rows.shape[1])
-        picks = [rows.topk(tails, dim=1, largest=largest).indices for largest in (True, False)]
-        index = torch.cat(picks, dim=1)  # the extremes, which a narrow range clips first
+        # The largest elements of each row in falling order, then the smallest in rising order.
+        self.tail = max(1, min(TAIL_ELEMENTS, rows.shape[1] // 2))
+        picks = [rows.topk(self.tail, dim=1, largest=largest).indices for largest in (True, False)]
+        index = torch.cat(picks, dim=1)
         self.tails = rows.gather(1, index)
-        tail_counts = torch.ones_like(self.tails) if counts is None else counts[index]
-        self.tail_counts = tail_counts / 2  # halved, because an element may be in both tails
+        self.tail_counts = torch.ones_like(self.tails) if counts is None else counts[index]
+        self.ideal = rows.new_full((NUM_WIDTHS + 1, len(rows)), torch.nan)  # error without ends
+        self.width = torch.full_like(self.reach, NUM_WIDTHS)
+        self.zero = self._zero_of_all()
+        everything = torch.arange(len(rows), device=rows.device)
+        self.cost = self._errors(everything, self.width, self.zero)
+
+    def _zero_of_all(self) -> Tensor:
+        """For each row the one of ``zeros`` with which the largest range clips the least."""
+        zeros = self.reach.new_tensor(self.zeros)
+        candidates = zeros.unsqueeze(1).expand(-1, len(self.reach))
+        widths = torch.full_like(candidates, NUM_WIDTHS)
+        return zeros[self._extremes_cost(widths, candidates).argmin(0)]
 
     def offer(self, widths: Tensor, zeros: Tensor) -> None:
-        """Try candidates in order; skip rows whose error at the extremes alone is too large.
+        """Try candidates, each (candidates, rows): widths from 1 to ``NUM_WIDTHS``, zero points."""
+        place, row = (self._extremes_cost(widths, zeros) <= self.cost).nonzero(as_tuple=True)
+        for part in (torch.stack([place, row])).split(MOST_CANDIDATES, dim=1):
+            self._offer_open(widths[part[0], part[1]], zeros[part[0], part[1]], part[1])
 
-        Args:
-            widths, zeros: (candidates, rows).
-        """
-        scales, zero_points = choose_qparams(*self.ends(widths, zeros), self.grid.bits)
-        bounds = self._least_costs(scales, zero_points)
-        for i in (bounds <= self.cost).any(dim=1).nonzero().flatten().tolist():
-            open_rows = (bounds[i] <= self.cost).nonzero().flatten()
-            if len(open_rows) == 0:
-                continue
-            cost = self._costs(open_rows, scales[i], zero_points[i])
-            better = cost <= self.cost[open_rows]
-            chosen = open_rows[better]
-            self.cost[chosen] = cost[better]
-            self.width[chosen] = widths[i, chosen]
-            self.zero[chosen] = zeros[i, chosen]
+    def _offer_open(self, width: Tensor, zero: Tensor, row: Tensor) -> None:
+        """Try candidates, each (candidates,): width, zero point and row."""
+        bound, is_exact = self._bounds(width, zero, row)
+        self._keep_best(bound[is_exact], width[is_exact], zero[is_exact], row[is_exact])
+        is_open = ~is_exact & (bound <= self.cost[row])
+        bound, width, zero, row = (value[is_open] for value in (bound, width, zero, row))
+        if len(row) > len(self.reach):  # first the best of each row, which may rule out others
+            least = torch.full_like(self.cost, torch.inf).scatter_reduce_(0, row, bound, "amin")
+            self._measure(width, zero, row, bound == least[row])
+            is_open = (bound != least[row]) & (bound <= self.cost[row])
+            width, zero, row = width[is_open], zero[is_open], row[is_open]
+        self._measure(width, zero, row, torch.ones_like(row, dtype=torch.bool))
 
-    def _least_costs(self, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """Error of clipping the extremes, a lower bound of the cost, in the shape of ``scales``."""
-        low, high = -zero_points * scales, (quant_max(self.grid.bits) - zero_points) * scales
-        clipped = self.tails - self.tails.clamp(low.unsqueeze(-1), high.unsqueeze(-1))
-        return (clipped.abs_().pow_(self.grid.norm) * self.tail_counts).sum(-1)
+    def _measure(self, width: Tensor, zero: Tensor, row: Tensor, which: Tensor) -> None:
+        width, zero, row = width[which], zero[which], row[which]
+        self._keep_best(self._errors(row, width, zero), width, zero, row)
 
-    def _costs(self, open_rows: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        rows = self.sample.rows
-        part = Sample(rows if len(open_rows) == len(rows) else rows[open_rows], self.sample.counts)
-        return quantization_error(part, scale[open_rows], zero_point[open_rows], self.grid)
+    def _keep_best(self, cost: Tensor, width: Tensor, zero: Tensor, row: Tensor) -> None:
+        least = self.cost.scatter_reduce(0, row, cost, "amin")
+        self.width[least < self.cost] = torch.inf
+        self.cost = least
+        is_best = cost == least[row]
+        width, zero, row = width[is_best], zero[is_best], row[is_best]
+        narrowest = self.width.scatter_reduce(0, row, width, "amin")
+        self.zero[narrowest < self.width] = torch.inf
+        self.width = narrowest
+        is_best = width == narrowest[row]
+        self.zero.scatter_reduce_(0, row[is_best], zero[is_best], "amin")
 
-    def ends(self, width: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-        """Low and high end of ranges given by width and zero point, all (..., rows)."""
-        top = quant_max(self.grid.bits)
-        step = self.reach * width / NUM_WIDTHS / top
-        return -zero * step, (top - zero) * step
+    def _extremes_cost(self, widths: Tensor, zeros: Tensor) -> Tensor:
+        """Error of clipping the largest and the smallest element, in the shape of ``widths``."""
+        step = self._step(widths, self.reach)
+        above = (self.tails[:, 0] - (self.top - zeros) * step).clamp_(min=0.0)
+        below = (-zeros * step - self.tails[:, self.tail]).clamp_(min=0.0)
+        cost = above.pow_(self.grid.norm).mul_(self.tail_counts[:, 0])
+        if self.sample.rows.shape[1] > 1:
+            cost += below.pow_(self.grid.norm).mul_(self.tail_counts[:, self.tail])
+        return cost
+
+    def _bounds(self, width: Tensor, zero: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds of errors, and whether they are the errors."""
+        step = self._step(width, self.reach[row]).unsqueeze(1)
+        tails, zero = self.tails[row], zero.unsqueeze(1)
+        beyond = (tails - tails.clamp(-zero * step, (self.top - zero) * step)).abs_()
+        inner = beyond[:, [self.tail - 1, 2 * self.tail - 1]]  # the last of each tail
+        is_exact = (inner <= step / 2).all(1) & (self.sample.rows.shape[1] > 1)
+        added = beyond.pow_(self.grid.norm) - self._rounding(tails, step)
+        added = added.clamp_(min=0.0).mul_(self.tail_counts[row]).sum(1)
+        if self.sample.rows.shape[1] == 1:
+            added /= 2  # the only element is in both tails
+        return self._ideal(width, row) + added, is_exact
+
+    def _rounding(self, values: Tensor, step: Tensor) -> Tensor:
+        """|error|^norm of rounding to a grid without ends."""
+        error = (values / step).round_().mul_(step).sub_(values)
+        return error.abs_().pow_(self.grid.norm)
+
+    def _ideal(self, width: Tensor, row: Tensor) -> Tensor:
+        """Errors of grids without ends, which are computed once."""
+        index = width.long()
+        wanted = torch.zeros_like(self.ideal, dtype=torch.bool)
+        wanted[index, row] = True
+        for part in (wanted & self.ideal.isnan()).nonzero().split(self._rows_at_once()):
+            step = self._step(part[:, 0].to(width.dtype), self.reach[part[:, 1]])
+            error = self._rounding(self.sample.rows[part[:, 1]], step.unsqueeze(1))
+            self.ideal[part[:, 0], part[:, 1]] = self._total(error)
+        return self.ideal[index, row]
+
+    def _errors(self, row: Tensor, width: Tensor, zero: Tensor) -> Tensor:
+        scale, zero_point = self.qparams(width, zero, self.reach[row])
+        errors = [width[:0]]
+        for part in torch.arange(len(row), device=row.device).split(self._rows_at_once()):
+            sample = Sample(self.sample.rows[row[part]], self.sample.counts)
+            errors.append(quantization_error(sample, scale[part], zero_point[part], self.grid))
+        return torch.cat(errors)
+
+    def _total(self, error: Tensor) -> Tensor:
+        return error.sum(1) if self.sample.counts is None else error @ self.sample.counts
+
+    def _rows_at_once(self) -> int:
+        return max(1, MOST_ELEMENTS // self.sample.rows.shape[1])
+
+    def _step(self, width: Tensor, reach: Tensor) -> Tensor:
+        return (reach * (width / NUM_WIDTHS) / self.top).clamp(min=MIN_SCALE)
+
+    def qparams(self, width: Tensor, zero: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of ranges of rows that reach so far, all (..., rows)."""
+        step = reach * (width / NUM_WIDTHS) / self.top
+        return choose_qparams(-zero * step, (self.top - zero) * step, self.grid.bits)
 
 
 def search_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scale and zero point, each (rows,), that minimise ``quantization_error``."""
     search = _Search(sample, grid)
-    zeros = search.reach.new_tensor(search.zeros[::-1]).unsqueeze(1).repeat(1, len(search.reach))
-    for i in range(NUM_WIDTHS, 0, -1):
-        search.offer(torch.full_like(zeros, i), zeros)
+    zeros = search.reach.new_tensor(search.zeros)
+    widths = torch.arange(NUM_WIDTHS, 0, -1).to(zeros)
+    is_coarse = widths % COARSE == 0
+    for some in (widths[is_coarse], *widths[~is_coarse].split(FINE_WIDTHS)):
+        pairs = torch.cartesian_prod(some, zeros).unsqueeze(2)
+        search.offer(*pairs.expand(-1, -1, len(search.reach)).unbind(1))
     stride = _zero_stride(grid.bits) if len(search.zeros) > 1 else 1
     while stride > 1:
-        for widths, zeros in _refinements(search.width, search.zero, stride, grid.bits):
-            search.offer(widths, zeros)
+        search.offer(*_refinements(search.width, search.zero, stride, grid.bits))
         stride //= 4
-    return choose_qparams(*search.ends(search.width, search.zero), grid.bits)
+    return search.qparams(search.width, search.zero, search.reach)
 
 
 def full_qparams(sample: Sample, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -160,18 +233,16 @@ def _zero_stride(bits: int) -> int:
     return stride
 
 
-def _refinements(
-    width: Tensor, zero: Tensor, stride: int, bits: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the neighbours of each row's best candidate, (zero points, rows) for each width.
+def _refinements(width: Tensor, zero: Tensor, stride: int, bits: int) -> tuple[Tensor, Tensor]:
+    """The neighbours of each row's best candidate, widths and zero points (candidates, rows).
 
     They are all widths within ``REFINED_WIDTHS`` and zero points within ``stride``, a quarter of it
     apart.
     """
-    shifts = torch.arange(stride, -stride - 1, -stride // 4, device=zero.device).unsqueeze(1)
-    width, zeros = width.clone(), (zero + shifts).clamp(0, quant_max(bits))
-    for by_width in range(REFINED_WIDTHS, -REFINED_WIDTHS - 1, -1):
-        yield (width + by_width).clamp(1, NUM_WIDTHS).expand_as(zeros), zeros
+    by_width = torch.arange(-REFINED_WIDTHS, REFINED_WIDTHS + 1).to(width)
+    shifts = torch.arange(-stride, stride + 1, stride // 4).to(zero)
+    widths, zeros = torch.cartesian_prod(by_width, shifts).unsqueeze(2).unbind(1)
+    return (width + widths).clamp(1, NUM_WIDTHS), (zero + zeros).clamp(0, quant_max(bits))
 
 
 def quantization_error(sample: Sample, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
