@@ -43,6 +43,7 @@ from pipeline.flags import build_parser
 from pipeline.folders import require_own_folders
 from pipeline.lists import list_text
 from pipeline.method import configuration, make_method
+from pipeline.needs import require_disk
 from quant import QuantizationManager
 
 __all__ = ["QuantizationManager", "main"]
@@ -74,6 +75,7 @@ def _run(command: Command, warnings: list[str]) -> int:
     job.warn_of_recipe()
     if command.dry_run:
         require_own_folders(job)
+        require_disk(job)
         write_stdout(job.describe())
         return EXIT_OK
     outcome = run(job)

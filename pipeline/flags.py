@@ -256,9 +256,10 @@ def _add_output_flags(parser: FlagParser) -> None:
     )
     add(
         "--save_results",
-        choices=("all", "selected"),
+        choices=("auto", "all", "selected"),
         default=OutputOptions.save_results,
-        help="write the corrected logits of all corrections, or of the selected one (default all)",
+        help="write the corrected logits of all corrections, or of the selected one (default: all "
+        "if they take at most 2 GB)",
     )
     add(
         "--chunk_size",

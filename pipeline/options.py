@@ -172,7 +172,8 @@ class OutputOptions:
     Attributes:
         output_dir: root folder of all output.
         output_url: fsspec URL that the files are copied to at the end; None: nowhere.
-        save_results: write ``all`` corrected logits or those of the ``selected`` correction.
+        save_results: write ``all`` corrected logits or those of the ``selected`` correction;
+            ``auto`` writes all if they take at most 2 GB.
         chunk_size: samples per file of logits.
         log_dir: folder of the TensorBoard files; None: in the run's folder.
         cache_dir: folder for data that other runs can reuse; None: only corrected inputs are kept.
@@ -180,7 +181,7 @@ class OutputOptions:
 
     output_dir: Path = Path("outputs")
     output_url: str | None = None
-    save_results: str = "all"
+    save_results: str = "auto"
     chunk_size: int = 1000
     logits_format: tuple[str, ...] = ("csv",)
     compression: str = "none"

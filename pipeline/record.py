@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 def identity(job: Job, plan: DataPlan) -> dict[str, Any]:
     """Everything that determines the quantized model bit for bit."""
     settings = job.method.get_quantization_params()
-    del settings["keep_cpu"]
+    for name in ("keep_cpu", "cache_activations"):  # they change no bit
+        del settings[name]
     return {
         "arch": job.options.network.arch,
         "quant_method": job.method.name,

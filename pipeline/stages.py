@@ -52,6 +52,7 @@ from pipeline.belonging import doubt_of_labels, early_doubts, require_top1
 from pipeline.bitwidth_stage import SweepJob, run_sweep
 from pipeline.folders import open_folder, require_own_folders, run_lock
 from pipeline.job import Job
+from pipeline.needs import require_disk, saves_all
 from pipeline.networks import NetworkPair
 from pipeline.record import (
     Outline,
@@ -170,8 +171,10 @@ def begin(job: Job) -> Context:
     """Read the images and check what depends on them; nothing is written but caches.
 
     Raises:
-        InputError: an image cannot be read, or the float network is not the recipe's.
+        InputError: an image cannot be read, the float network is not the recipe's, or the disk is
+            too small.
     """
+    require_disk(job)
     clock, saves = StageClock(), SaveLog()
     options = job.options
     with clock("decode images"):
@@ -350,7 +353,7 @@ def correct(context: Context, corrections: Corrections, evaluation: Inference) -
     """Score every correction and save the logits of all or of the selected one."""
     reference = evaluation.logits[FULL_PRECISION]
     scorer = Scorer(reference, evaluation.targets)
-    saves_all = context.job.options.output.save_results == "all"
+    keeps_all = saves_all(context.job)
     is_corrected = context.job.options.correction.correction
     rows = []
     with context.clock("apply and save corrections" if is_corrected else "score logits"):
@@ -358,7 +361,7 @@ def correct(context: Context, corrections: Corrections, evaluation: Inference) -
         bar = progress(corrected, "logits", len(corrections.results))
         for index, (result, logits) in enumerate(bar):
             rows.append(score(result.kind, logits, scorer, result.setting, result.heldout_kl))
-            if result.setting is not None and (saves_all or index == corrections.selected):
+            if result.setting is not None and (keeps_all or index == corrections.selected):
                 _save_result(context, result.setting, logits, evaluation)
     full_precision = score(FULL_PRECISION, reference, scorer)
     return collect(full_precision, rows, corrections.selected, len(evaluation.targets))

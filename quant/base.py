@@ -12,12 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.errors import RunError, require_known
+from common.errors import InputError, RunError, require_known
+from common.machine import in_gb
 from quant.distillation.stage import distill
+from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
 from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
+from quant.network.needs import cached_bytes, passing_bytes
 from quant.network.states import UnitReport, UnitStates
 from quant.settings import MethodSettings, ShortForms, spelled_out
 
@@ -97,6 +100,7 @@ class BaseQuantizationMethod(ABC):
                 states=states,
                 cache_dir=cache_dir,
             )
+            task = dataclasses.replace(task, cache=self._cache(task))
             self._quantize(task)
             distill(task, self.settings)
         except torch.OutOfMemoryError as error:
@@ -122,6 +126,24 @@ class BaseQuantizationMethod(ABC):
             network=source,
             images=images if self.settings.keep_cpu else images.to(device),
         )
+
+    def _cache(self, task: Task) -> ActivationCache:
+        """Choose where cached activations are, and log what they take."""
+        settings, count = self.settings, len(task.images)
+        if settings.cache_activations == "disk" and task.images.device.type != "cpu":
+            raise InputError("keep_cpu must be given with cache_activations disk, got a GPU")
+        cached, passing = cached_bytes(task.reference, count), passing_bytes(task.reference, count)
+        cache = choose_cache(settings.cache_activations, cached, task.cache_dir)
+        logger.info(
+            "plan: %d units, %d calibration images; cached activations take up to %s of %s, one "
+            "pass through a unit up to %s of memory",
+            len(task.model.units),
+            count,
+            in_gb(cached),
+            "memory" if cache.folder is None else f"the disk of {cache.folder}",
+            in_gb(passing),
+        )
+        return cache
 
     def _out_of_memory(self, error: Exception, resumable: bool) -> str:
         advice = "start again with a smaller --batch_size_recon"

@@ -14,6 +14,7 @@ from quant.arithmetic.ranges import RANGE_MODES
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 
 OPTIONAL = " | None"
+CACHE_PLACES = ("auto", "memory", "disk")
 TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 # The flags of main_imagenet.py itself, which no setting may have as its name.
 RESERVED_NAMES = frozenset(
@@ -130,6 +131,12 @@ class MethodSettings:
     num_samples: int = setting(1024, "number of calibration images", low=1, high=10**9)
     keep_cpu: bool = setting(
         False, "keep the cached activations in host memory instead of GPU memory"
+    )
+    cache_activations: str = setting(
+        "auto",
+        "where cached activations are: memory, disk (below cache_dir), or auto, which is memory if "
+        "they fit into half of what is free",
+        choices=CACHE_PLACES,
     )
     seed: int = setting(
         1005, "seed of every random draw", low=0, high=2**32 - 1, must="between 0 and 2^32 - 1"

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from quant.arithmetic.ranges import activation_qparams
+from quant.network.cached import ActivationCache
 from quant.network.capture import CapturedNetwork
-from quant.network.forward import MOST_IMAGES, run_front_to_back, run_unit
+from quant.network.forward import IN_MEMORY, MOST_IMAGES, RANGE_SAMPLES, run_front_to_back, run_unit
 from quant.network.layers import ActivationQuantizer
 from quant.network.model import QuantModel, quant_layers
 from quant.network.states import UnitReport, UnitStates
-
-RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,7 @@ class UnitData:
     quant_input: Tensor  # output of the quantized prefix
     target: Tensor  # output of the float unit on the float input
     device: torch.device  # of the unit; the tensors may be on another
+    cache: ActivationCache = IN_MEMORY
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Task:
         states: storage of finished units; None stores nothing.
         cache_dir: folder of results that depend only on ``network`` and ``images``; None keeps
             nothing.
+        cache: where the cached activations are.
     """
 
     model: QuantModel
@@ -69,6 +70,7 @@ class Task:
     on_scalar: Callable[[str, float, int], None] | None = None
     states: UnitStates | None = None
     cache_dir: Path | None = None
+    cache: ActivationCache = IN_MEMORY
 
 
 Initialise = Callable[[UnitData], Tensor | None]
@@ -115,7 +117,8 @@ def choose_ranges(data: UnitData, mode: str) -> Tensor:
     def choose(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
         quantizer.set_qparams(*activation_qparams(batches, quantizer.num_bits, mode))
 
-    return run_front_to_back(data.unit, data.quant_input[:RANGE_SAMPLES], data.device, choose)
+    inputs = data.quant_input[:RANGE_SAMPLES]
+    return run_front_to_back(data.unit, inputs, data.device, choose, data.cache)
 
 
 def walk_chain(
@@ -138,8 +141,8 @@ def walk_chain(
     device = task.model.device
     float_input = quant_input = task.images
     for index, (name, unit) in enumerate(task.model.named_units()):
-        target = run_unit(task.reference.units[index], float_input, device)
-        data = UnitData(index, name, unit, float_input, quant_input, target, device)
+        target = run_unit(task.reference.units[index], float_input, device, task.cache)
+        data = UnitData(index, name, unit, float_input, quant_input, target, device, task.cache)
         report, origin = None if task.states is None else task.states.restore(index, unit), ""
         if report is None:
             report, quant_output = _quantize_unit(data, initialise, refine)
@@ -147,7 +150,7 @@ def walk_chain(
                 task.states.save(report, unit)
         else:
             origin = ", taken from the earlier run"
-            quant_output = run_unit(unit, quant_input, device)
+            quant_output = run_unit(unit, quant_input, device, task.cache)
         _log(report, origin, refined=refine is not None)
         if task.on_unit is not None:
             task.on_unit(report)
@@ -165,8 +168,9 @@ def _quantize_unit(
     nearest_loss = _loss(output, data.target)
     nearest_codes = {key: layer.codes.clone() for key, layer in quant_layers(data.unit).items()}
     if refine is not None:
+        del output
         refine(data)
-        output = run_unit(data.unit, data.quant_input, data.device)
+        output = run_unit(data.unit, data.quant_input, data.device, data.cache)
     report = UnitReport(
         data.index,
         data.name,
@@ -180,11 +184,12 @@ def _quantize_unit(
 
 def _whole_output(data: UnitData, first: Tensor | None) -> Tensor:
     """Output of the unit on all quantized inputs, of which ``first`` is known."""
-    rest = data.quant_input if first is None else data.quant_input[len(first) :]
-    if first is None or len(rest) > 0:
-        output = run_unit(data.unit, rest, data.device)
-        return output if first is None else torch.cat([first, output])
-    return first
+    if first is None:
+        return run_unit(data.unit, data.quant_input, data.device, data.cache)
+    if len(first) == len(data.quant_input):
+        return first
+    rest = run_unit(data.unit, data.quant_input[len(first) :], data.device, data.cache)
+    return data.cache.joined([first, rest], data.quant_input)
 
 
 def _log(report: UnitReport, origin: str, refined: bool) -> None:

@@ -8,9 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from quant.network.cached import ActivationCache
 from quant.network.layers import ActivationQuantizer
 from quant.network.operations import called_module, source_of
 
+IN_MEMORY = ActivationCache()
+RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
 MOST_IMAGES = 64  # in a batch
 MOST_VALUES = 1 << 20  # in a batch on the CPU, where larger tensors are slow: no cache holds them
 
@@ -24,12 +27,15 @@ def forward_batches(inputs: Tensor, device: torch.device) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def run_unit(unit: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
+def run_unit(
+    unit: nn.Module, inputs: Tensor, device: torch.device, cache: ActivationCache = IN_MEMORY
+) -> Tensor:
     """Run a unit on (N, ...) inputs in batches.
 
     The output is on the device of ``inputs``, in pinned memory if they are.
     """
-    return _joined([unit(batch.to(device)) for batch in forward_batches(inputs, device)], inputs)
+    batches = forward_batches(inputs, device)
+    return cache.joined((unit(batch.to(device)) for batch in batches), inputs)
 
 
 @torch.no_grad()
@@ -38,6 +44,7 @@ def run_front_to_back(
     inputs: Tensor,
     device: torch.device,
     reach: Callable[[ActivationQuantizer, list[Tensor]], None],
+    cache: ActivationCache = IN_MEMORY,
 ) -> Tensor:
     """Run a unit as ``run_unit`` does, but each of its operations on all batches before the next.
 
@@ -60,9 +67,4 @@ def run_front_to_back(
             for value in run.user_to_last_uses.get(node, []):
                 del run.env[value]
     last = source_of(graph.graph.output_node())
-    return _joined([run.env.pop(last) for run in runs], inputs)
-
-
-def _joined(outputs: list[Tensor], inputs: Tensor) -> Tensor:
-    whole = torch.cat([output.to(inputs.device) for output in outputs])
-    return whole.pin_memory() if inputs.is_pinned() else whole
+    return cache.joined((run.env.pop(last) for run in runs), inputs)

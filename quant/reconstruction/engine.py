@@ -24,6 +24,7 @@ from quant.network.chain import Task, UnitData, generator_for, nearest, walk_cha
 from quant.network.forward import run_unit
 from quant.reconstruction.buffers import StepInput
 from quant.reconstruction.distribution import InputCorrection
+from quant.reconstruction.forecast import log_forecast
 from quant.reconstruction.prediction import PredictionDifference
 from quant.reconstruction.settings import ReconstructionSettings
 from quant.reconstruction.step import UnitStep, cosine
@@ -39,6 +40,7 @@ class ReconstructionMethod(BaseQuantizationMethod):
     beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
+        log_forecast(task, self.settings)
         refiner = _Refiner(task, self.settings)
         walk_chain(task, nearest(self.settings.init_wmode, self.settings.init_amode), refiner)
 

@@ -21,8 +21,8 @@ from quant.methods.lapq.descent import DescentData, descend
 from quant.methods.lapq.loss import LOSSES, CalibrationLoss
 from quant.methods.lapq.powell import minimise
 from quant.methods.lapq.settings import LapqSettings
-from quant.network.chain import RANGE_SAMPLES, Task, generator_for
-from quant.network.forward import run_front_to_back, run_unit
+from quant.network.chain import Task, generator_for
+from quant.network.forward import RANGE_SAMPLES, run_front_to_back, run_unit
 from quant.network.layers import ActivationQuantizer, QuantLayer
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.states import LossRecord
