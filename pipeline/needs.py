@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from common.errors import InputError
 from common.machine import free_disk, in_gb
+from correction.selection import GLOBAL_LINE
 from pipeline.job import Job
 
 VALUE_BYTES = {"csv": 10.6, "parquet": 4.5, "npz": 4.0}  # of a logit, uncompressed
@@ -58,5 +59,7 @@ def _bytes(job: Job, corrections: int) -> float:
 
 
 def _settings(job: Job) -> int:
-    """Number of corrections."""
-    return int(job.correction is not None) if job.shape is None else len(job.shape.settings())
+    """Number of corrections whose logits may be saved: the grid and the global line."""
+    if job.shape is None:
+        return int(job.correction is not None)
+    return len({*job.shape.settings(), GLOBAL_LINE})

@@ -27,7 +27,8 @@ from common.console import progress
 from common.errors import InputError, RunError
 from quant.arithmetic.augmentation import augmented
 from quant.arithmetic.optim import FusedAdam
-from quant.distillation.latent import TrainableNetwork
+from quant.arithmetic.primitives import quant_max
+from quant.distillation.latent import LatentWeight, TrainableNetwork
 from quant.network.chain import Task, generator_for
 from quant.network.forward import run_unit
 from quant.network.model import QuantModel
@@ -74,7 +75,10 @@ class _Distillation:
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
         weights = trainable.weights
         self.optimizers = [
-            (FusedAdam([weight.codes for weight in weights], 0.0), settings.distill_lr),
+            *(
+                (FusedAdam([weight.codes], 0.0), settings.distill_lr * self._pace(weight))
+                for weight in weights
+            ),
             (FusedAdam([weight.ratio for weight in weights], 0.0), settings.distill_lr_scale),
             (FusedAdam(trainable.biases, 0.0), settings.distill_lr_scale),
             *(
@@ -85,6 +89,13 @@ class _Distillation:
         self.step = 0
         self.least, self.best_step, self.best = math.inf, 0, self._values()
         self.first = math.nan
+
+    def _pace(self, weight: LatentWeight) -> float:
+        """Steps of the weight's grid in a step of the coarser of its grid and the activations'.
+
+        Weights make up for what the activations lose, which takes ways of the size of their steps.
+        """
+        return max(1.0, float(weight.most.max()) / quant_max(self.settings.n_bits_a))
 
     def run(self) -> None:
         """Train to the end and leave the best state in the network."""
