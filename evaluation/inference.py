@@ -5,7 +5,7 @@ Letters: N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.console import progress
+from evaluation.batches import forward_batches
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def infer_logits(
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in networks}
     targets: list[np.ndarray] = []
     for images, labels in progress(batches, description, total):
-        images = images.to(device, non_blocking=True)
-        logits = {name: network(images).float().cpu().numpy() for name, network in networks.items()}
+        parts = forward_batches(images.to(device, non_blocking=True), device, len(images))
+        logits = {name: _logits(network, parts) for name, network in networks.items()}
         logits |= {name: array[done : done + len(labels)] for name, array in known.items()}
         done += len(labels)
         for name in networks:
@@ -59,3 +60,7 @@ def infer_logits(
             on_batch(logits, targets[-1])
     whole = {name: np.concatenate(parts) for name, parts in outputs.items()} | dict(known)
     return Inference(whole, np.concatenate(targets).astype(np.int64))
+
+
+def _logits(network: nn.Module, parts: Sequence[Tensor]) -> np.ndarray:
+    return torch.cat([network(part).float().cpu() for part in parts]).numpy()

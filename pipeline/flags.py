@@ -85,7 +85,7 @@ def _add_data_flags(parser: FlagParser) -> None:
         "--workers",
         type=positive_int,
         default=DataOptions.workers,
-        help="image files decoded in parallel (default 2)",
+        help="image files decoded in parallel (default: one for each core)",
     )
     add(
         "--calibration_list",

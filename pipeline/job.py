@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +251,7 @@ def _open_dataset(options: RunOptions) -> Dataset:
         preprocess_of(options),
         download=data.download,
         skip_bad=data.skip_bad_images,
-        threads=data.workers,
+        threads=data.workers or os.cpu_count() or 1,
         val_labels=data.val_labels,
         class_order=data.class_order,
     )

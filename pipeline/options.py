@@ -108,7 +108,7 @@ class DataOptions:
     Attributes:
         class_order: ``text``, ``natural`` or a file of names; None: text, where that is clear.
         batch_size: images per forward pass.
-        workers: image files decoded in parallel.
+        workers: image files decoded in parallel; None: one for each core.
         calibration_list: file with the ids of the calibration images; None: drawn with the seed.
     """
 
@@ -119,7 +119,7 @@ class DataOptions:
     download: bool = False
     skip_bad_images: bool = False
     batch_size: int = 64
-    workers: int = 2
+    workers: int | None = None
     calibration_list: Path | None = None
     augment_calibration: bool = False
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from evaluation.batches import forward_batches
 from quant.network.cached import ActivationCache
 from quant.network.layers import ActivationQuantizer
 from quant.network.operations import called_module, source_of
@@ -15,15 +16,6 @@ from quant.network.operations import called_module, source_of
 IN_MEMORY = ActivationCache()
 RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
 MOST_IMAGES = 64  # in a batch
-MOST_VALUES = 1 << 20  # in a batch on the CPU, where larger tensors are slow: no cache holds them
-
-
-def forward_batches(inputs: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Split (N, ...) inputs into batches for a forward pass on ``device``."""
-    count = MOST_IMAGES
-    if device.type == "cpu":
-        count = max(1, min(count, MOST_VALUES // max(1, inputs[0].numel())))
-    return inputs.split(count)
 
 
 @torch.no_grad()
@@ -34,7 +26,7 @@ def run_unit(
 
     The output is on the device of ``inputs``, in pinned memory if they are.
     """
-    batches = forward_batches(inputs, device)
+    batches = forward_batches(inputs, device, MOST_IMAGES)
     return cache.joined((unit(batch.to(device)) for batch in batches), inputs)
 
 
@@ -53,8 +45,9 @@ def run_front_to_back(
             batch; it may set the quantizer.
     """
     graph = cast(fx.GraphModule, unit)
-    runs = [fx.Interpreter(graph) for _ in forward_batches(inputs, device)]
-    for run, batch in zip(runs, forward_batches(inputs, device), strict=True):
+    batches = forward_batches(inputs, device, MOST_IMAGES)
+    runs = [fx.Interpreter(graph) for _ in batches]
+    for run, batch in zip(runs, batches, strict=True):
         run.args_iter = iter([batch.to(device)])
     for node in graph.graph.nodes:
         if node.op == "output":

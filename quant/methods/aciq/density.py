@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quant.network.forward import forward_batches
+from evaluation.batches import forward_batches
+from quant.network.forward import MOST_IMAGES
 from quant.network.layers import ActivationQuantizer
 from quant.network.operations import called_module, is_relu
 
@@ -70,7 +71,7 @@ def watch(
 ) -> Batches:
     """Run the unit in batches; yield for each batch the values of the nodes in ``sources``."""
     nodes = {node for source in sources for node in (source.output, source.before)}
-    for batch in forward_batches(inputs, device):
+    for batch in forward_batches(inputs, device, MOST_IMAGES):
         watcher = _Watcher(unit, nodes)
         with torch.no_grad():
             watcher.run(batch.to(device))
