@@ -1,0 +1,177 @@
+"""Trains a gate on stored logits and compares it with its baselines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.console import EXIT_OK
+from common.errors import InputError
+from common.files import require_writable
+from common.marks import require_own_file, require_own_folder
+from common.torch_setup import require_seed
+from experts.console import Console, console_of
+from experts.expert_logits import ExpertLogits, origins, read_experts
+from experts.gate_files import GATE, PRETRAINED, UNIFORM, StoredGate, is_gate, save_gate
+from experts.gating import (
+    GateOptions,
+    features,
+    fit_temperatures,
+    gate_state,
+    gate_weights,
+    mixture,
+    posteriors,
+    train_gate,
+)
+from experts.metrics import class_groups, expert_figures
+from experts.schedules import EXPERTS
+from experts.stored_splits import StoredSplits
+from experts.verify_job import choose_splits, find_experts
+
+LOGIT_MEAN = "mean of logits"
+COLUMNS = ("accuracy", "balanced", "head", "tail", "nll")
+
+
+def chosen_experts(options: argparse.Namespace) -> list[str]:
+    """The experts to mix, in the order that was given, or in that of training.
+
+    Raises:
+        InputError: there are none.
+    """
+    root: Path = options.logits_dir
+    if options.experts is None:
+        found = set(find_experts(root, None))
+        trained = [name for name in EXPERTS if name in found]
+        if not trained:
+            raise InputError(f"experts must be given, got none in {root} that was trained here")
+        return trained
+    return [find_experts(root, [name])[0] for name in options.experts]
+
+
+def gate_path(kind: str, splits: StoredSplits, folder: Path | None) -> Path:
+    return (folder or Path("checkpoints") / kind / splits.slug) / f"{kind}.ckpt"
+
+
+def require_gate_place(path: Path, force: bool) -> None:
+    """Check, without writing, that a gate can be written there.
+
+    Raises:
+        InputError: it would replace a file of the user, or the folder cannot be written.
+    """
+    require_own_folder(path.parent, force)
+    require_writable(path.parent)
+    require_own_file(path, force, is_gate)
+
+
+def pretrain(options: argparse.Namespace) -> int:
+    """Train a gate on ``tunev``, compare it with baselines on ``val``; returns the exit status."""
+    console = console_of(options)
+    training = gate_options(options)
+    splits, reason = choose_splits(options)
+    experts = chosen_experts(options)
+    path = gate_path(PRETRAINED, splits, options.output_dir)
+    require_gate_place(path, options.force)
+    console.line(f"Dataset: {splits.dataset} ({reason}); experts: {', '.join(experts)}")
+    data = read_experts(options.logits_dir, experts, ("tunev", "val"), splits)
+    temperatures = fit_temperatures(data["tunev"])
+    p = {name: posteriors(found.logits, temperatures) for name, found in data.items()}
+    gate, record = train_gate(p["tunev"], data["tunev"].known_targets(), training)
+    console.line(
+        f"gate: {features(p['val'][:, :1]).shape[1]} features, NLL on half of tunev "
+        f"{record.held_out[0]:.4f} -> {min(record.held_out):.4f} (epoch {record.best_epoch} of "
+        f"{training.epochs})"
+    )
+    mixtures = {
+        UNIFORM: p["val"].mean(axis=0),
+        LOGIT_MEAN: _logit_mean(data["val"], temperatures),
+        GATE: mixture(gate_weights(gate, p["val"]), p["val"]),
+    }
+    rows = compare(dict(zip(experts, p["val"], strict=True)) | mixtures, data["val"], splits)
+    notes = {"training": asdict(training), "record": asdict(record), "val": rows}
+    notes["beats_baselines"] = beaten = _beats(rows)
+    _print(console, rows, beaten)
+    save_gate(
+        path,
+        StoredGate(
+            PRETRAINED,
+            splits.slug,
+            splits.num_classes,
+            experts,
+            origins(options.logits_dir, experts, "tunev"),
+            temperatures,
+            gate_state(gate),
+            notes,
+        ),
+    )
+    console.always(f"written: {path}")
+    return EXIT_OK
+
+
+def gate_options(options: argparse.Namespace) -> GateOptions:
+    """The options of the training, checked.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    for name, low in (("lr", 0.0), ("weight_decay", 0.0)):
+        value = getattr(options, name)
+        if not low <= value < np.inf:
+            raise InputError(f"{name} must be at least {low:g} and finite, got {value}")
+    if options.batch_size < 2:
+        raise InputError(f"batch_size must be at least 2, got {options.batch_size}")
+    return GateOptions(
+        options.epochs,
+        options.batch_size,
+        options.lr,
+        options.weight_decay,
+        seed=require_seed(options.seed),
+    )
+
+
+def _logit_mean(data: ExpertLogits, temperatures: Sequence[float]) -> np.ndarray:
+    """softmax of the mean of the scaled logits, (N, C)."""
+    mean = (data.logits / np.asarray(temperatures)[:, None, None]).mean(axis=0)
+    return posteriors(mean[None], [1.0])[0]
+
+
+def compare(
+    probabilities: Mapping[str, np.ndarray], data: ExpertLogits, splits: StoredSplits
+) -> dict[str, dict[str, Any]]:
+    """Metrics of (N, C) probabilities by name."""
+    groups = class_groups(splits.counts)
+    found = {}
+    for name, p in probabilities.items():
+        figures = expert_figures(
+            np.log(p.clip(min=1e-30)), data.known_targets(), splits.weights, groups
+        )
+        found[name] = {column: getattr(figures, column) for column in COLUMNS}
+    return found
+
+
+def _beats(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Whether the gate is better than every other row, by accuracy and by NLL."""
+    others = [row for name, row in rows.items() if name != GATE]
+    return {
+        "accuracy": all(rows[GATE]["accuracy"] > row["accuracy"] for row in others),
+        "nll": all(rows[GATE]["nll"] < row["nll"] for row in others),
+    }
+
+
+def _print(
+    console: Console, rows: Mapping[str, Mapping[str, Any]], beaten: Mapping[str, bool]
+) -> None:
+    width = max(map(len, rows))
+    console.line(f"{'on val':<{width}}  accuracy  balanced    head    tail      NLL")
+    for name, row in rows.items():
+        shares = "  ".join(
+            f"{'-' if row[key] is None else format(100 * row[key], '.2f'):>{size}}"
+            for key, size in (("accuracy", 8), ("balanced", 8), ("head", 6), ("tail", 6))
+        )
+        console.line(f"{name:<{width}}  {shares}  {row['nll']:7.4f}")
+    words = [f"{'better' if better else 'not better'} by {key}" for key, better in beaten.items()]
+    console.line(f"the gate against each of the others: {', '.join(words)}")

@@ -1,0 +1,234 @@
+"""Fits rules that accept or reject, measures them on ``test``, and applies stored ones."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.console import EXIT_OK
+from common.errors import InputError
+from common.files import atomic_file
+from common.marks import listed
+from common.names import require_name
+from common.torch_setup import require_seed
+from experts.console import console_of
+from experts.expert_logits import origins, read_experts, read_plain
+from experts.gate_files import (
+    ARGSE,
+    GATE,
+    PRETRAINED,
+    UNIFORM,
+    StoredGate,
+    read_gate,
+    save_gate,
+)
+from experts.gating import gate_weights, mixture, posteriors
+from experts.gating_job import chosen_experts, gate_path, require_gate_place
+from experts.groups import Groups, make_groups
+from experts.risk_coverage import Scored, accepted_at, areas, curve_of
+from experts.selective import (
+    Fit,
+    Rule,
+    Sample,
+    fit_argse,
+    fit_rule,
+    maximum_probability,
+    threshold_for,
+)
+from experts.selective_report import Measured, print_report, require_own_results, write_results
+from experts.verify_job import choose_splits
+
+CHOW, CHOW_GROUPS = "maximum probability", "group thresholds"
+PLUG_IN, AR_GSE = "plug-in", "AR-GSE"
+MIXTURES = (UNIFORM, GATE)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A rule on a mixture, with one threshold or one per group of the prediction."""
+
+    name: str
+    mixture: str
+    rule: Rule
+    by_group: bool = False
+
+    def scored(self, sample: Sample) -> Scored:
+        predictions = self.rule.predictions(sample.eta)
+        of_class = self.rule.of_class
+        parts = of_class[predictions] if self.by_group else np.zeros(len(predictions), dtype=int)
+        return Scored(
+            self.rule.scores(sample.eta),
+            predictions != sample.targets,
+            parts,
+            of_class[sample.targets],
+        )
+
+
+def selective(options: argparse.Namespace, kind: str) -> int:
+    """Fit rules on ``tunev`` and ``val``, measure them on ``test``; returns the exit status.
+
+    Args:
+        kind: ``SELECTIVE`` fits the plug-in rule, ``ARGSE`` its outer loop as well.
+    """
+    console = console_of(options)
+    if not 0 < options.coverage <= 1:
+        raise InputError(f"coverage must be above 0 and at most 1, got {options.coverage}")
+    seed = require_seed(options.seed)
+    if options.groups is not None and options.threshold is not None:
+        raise InputError(f"threshold must be left out with groups, got {options.threshold}")
+    splits, reason = choose_splits(options)
+    groups = make_groups(splits.counts, options.groups, options.threshold)
+    experts = chosen_experts(options)
+    source = options.gate or gate_path(PRETRAINED, splits, None)
+    stored = read_gate(source)
+    found_origins = origins(options.logits_dir, experts, "tunev")
+    stored.require_fit(source, experts, splits.num_classes, found_origins)
+    path = gate_path(kind, splits, options.output_dir)
+    require_gate_place(path, options.force)
+    results = options.results_dir / splits.slug / kind
+    require_own_results(results, options.force)
+    console.line(f"Dataset: {splits.dataset} ({reason}); experts: {', '.join(experts)}")
+    console.line(groups.describe())
+    data = read_experts(options.logits_dir, experts, ("tunev", "val", "test"), splits)
+    samples = {
+        name: _mixtures(stored, found.logits, found.known_targets()) for name, found in data.items()
+    }
+    fits = {name: _fitted(samples, name, groups, options, kind) for name in MIXTURES}
+    candidates = [candidate for name in MIXTURES for candidate in _candidates(name, fits, groups)]
+    measured = [_measure(each, samples, options.coverage, seed) for each in candidates]
+    best = fits[GATE][AR_GSE if kind == ARGSE else PLUG_IN]
+    save_gate(path, dataclasses.replace(stored, kind=kind, rule=_rule_record(best, options)))
+    about = {
+        "kind": kind,
+        "slug": splits.slug,
+        "experts": experts,
+        "groups": groups.describe(),
+        "coverage": options.coverage,
+        "objective": options.objective,
+        "seed": seed,
+    }
+    print_report(console, measured, groups)
+    write_results(results, measured, groups, about)
+    console.always(f"written: {path}, {results}")
+    return EXIT_OK
+
+
+def _mixtures(stored: StoredGate, logits: np.ndarray, targets: np.ndarray) -> dict[str, Sample]:
+    """The probabilities of both mixtures of (E, N, C) logits."""
+    p = posteriors(logits, stored.temperatures)
+    mixed = mixture(gate_weights(stored.gate(), p), p)
+    return {UNIFORM: Sample(p.mean(axis=0), targets), GATE: Sample(mixed, targets)}
+
+
+def _fitted(
+    samples: Mapping[str, Mapping[str, Sample]],
+    name: str,
+    groups: Groups,
+    options: argparse.Namespace,
+    kind: str,
+) -> dict[str, Fit]:
+    arguments = (samples["tunev"][name], samples["val"][name], groups.of_class)
+    if kind == ARGSE:
+        best, rounds = fit_argse(*arguments, options.coverage, options.objective, options.rounds)
+        return {PLUG_IN: rounds[0], AR_GSE: best}
+    return {PLUG_IN: fit_rule(*arguments, options.coverage, options.objective)}
+
+
+def _candidates(
+    name: str, fits: Mapping[str, Mapping[str, Fit]], groups: Groups
+) -> list[_Candidate]:
+    plain = maximum_probability(groups.of_class)
+    return [
+        _Candidate(CHOW, name, plain),
+        _Candidate(CHOW_GROUPS, name, plain, by_group=True),
+        *(_Candidate(rule, name, fit.rule) for rule, fit in fits[name].items()),
+    ]
+
+
+def _measure(
+    candidate: _Candidate,
+    samples: Mapping[str, Mapping[str, Sample]],
+    coverage: float,
+    seed: int,
+) -> Measured:
+    """Thresholds from ``tunev`` and ``val``, everything else from ``test``."""
+    tunev, val, test = (samples[name][candidate.mixture] for name in ("tunev", "val", "test"))
+    both = Sample(
+        np.concatenate([tunev.eta, val.eta]), np.concatenate([tunev.targets, val.targets])
+    )
+    chosen, applied = candidate.scored(both), candidate.scored(test)
+    accepted = accepted_at(chosen, applied)
+    at_target = np.zeros((1, len(applied.scores)), dtype=bool)
+    for part in np.unique(applied.parts):
+        own, other = chosen.parts == part, applied.parts == part
+        least = threshold_for(chosen.scores[own], coverage) if own.any() else -np.inf
+        at_target[0, other] = applied.scores[other] >= least
+    return Measured(
+        candidate.name,
+        candidate.mixture,
+        curve_of(accepted, applied),
+        areas(accepted, applied, seed),
+        curve_of(at_target, applied),
+    )
+
+
+def _rule_record(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
+    rule = fit.rule
+    return {
+        "groups": rule.of_class.tolist(),
+        "alpha": rule.alpha.tolist(),
+        "mu": rule.mu.tolist(),
+        "threshold": rule.threshold,
+        "lambda": fit.offset,
+        "weights": fit.weights.tolist(),
+        "coverage": options.coverage,
+        "objective": options.objective,
+        "objective_on_val": fit.objective,
+    }
+
+
+def apply(options: argparse.Namespace) -> int:
+    """Apply a stored rule to logits and write what it says of each sample; returns the status."""
+    console = console_of(options)
+    require_name("split", options.split)
+    stored = read_gate(options.apply)
+    rule = stored.stored_rule(options.apply)
+    experts = stored.experts if options.experts is None else options.experts
+    found_origins = origins(options.logits_dir, experts, options.split)
+    stored.require_fit(options.apply, experts, stored.num_classes, found_origins)
+    data = read_plain(options.logits_dir, experts, options.split, stored.num_classes)
+    targets = np.zeros(data.logits.shape[1], dtype=int)
+    eta = _mixtures(stored, data.logits, targets)[GATE].eta
+    scores, predictions = rule.scores(eta), rule.predictions(eta)
+    accepted = scores >= rule.threshold
+    path = options.results_dir / f"applied_{options.split}.csv"
+    require_own_results(path.parent, options.force, (path.name,))
+    _write_decisions(path, data.indices, predictions, accepted, scores)
+    console.always(f"{accepted.sum()} of {len(scores)} samples are accepted; written: {path}")
+    return EXIT_OK
+
+
+def _write_decisions(
+    path: Path,
+    indices: np.ndarray,
+    predictions: np.ndarray,
+    accepted: np.ndarray,
+    scores: np.ndarray,
+) -> None:
+    columns = (
+        indices.tolist(),
+        predictions.tolist(),
+        accepted.astype(int).tolist(),
+        scores.tolist(),
+    )
+    with listed(path), atomic_file(path) as part, part.open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["index", "prediction", "accepted", "score"])
+        writer.writerows(zip(*columns, strict=True))
