@@ -24,6 +24,7 @@ DOCS = PROJECT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 SCRIPTS = ("main_imagenet", "run_script", "recompute_logits", "verify_logits", "train_experts")
 SCRIPTS += ("create_splits_fixed", "train_any_precision", "export_onnx")
+SCRIPTS += ("train_gating", "train_argse")
 METHODS = QuantizationManager().list_available_methods()
 NEEDS_FILES = ("IMAGES", "FILE", "IMAGENET", "cifar10_jpeg", "...", "resnet18")
 # Of TensorBoard, of python -m quant.bitwidth and of python -m benchmarks.frontier.
@@ -65,6 +66,19 @@ def test_the_commands_of_the_readme_that_need_no_files_run(tmp_path, monkeypatch
         module = importlib.import_module(script.removesuffix(".py"))
         assert module.main(arguments) == 0, (script, arguments)
     assert "VERIFICATION PASSED" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_experts_run_from_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = blocks(DOCS / "experts.md")[0].splitlines()
+    assert block[0].endswith("create_splits_fixed.py")
+    assert block[-1].endswith("train_argse.py")
+    for line in block:
+        _, script, *arguments = line.split()
+        assert importlib.import_module(script.removesuffix(".py")).main(arguments) == 0, line
+    assert "VERIFICATION PASSED" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("outputs/selective/*/argse/*.png"))) == 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
