@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from common.console import setup_logging
 from experts.gate_files import ARGSE
-from experts.gating_flags import FITTING, build_argse_parser
+from experts.gating_flags import FITTING
+from experts.gating_flags import build_argse_parser as build_parser
 from experts.selective_job import apply, selective
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = build_argse_parser(str(__doc__))
+    parser = build_parser(str(__doc__))
     options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
     if options.apply is not None:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 from common.console import setup_logging
 from experts.gate_files import SELECTIVE
-from experts.gating_flags import FITTING, TRAINING, build_gating_parser
+from experts.gating_flags import FITTING, TRAINING
+from experts.gating_flags import build_gating_parser as build_parser
 from experts.gating_job import pretrain
 from experts.selective_job import apply, selective
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = build_gating_parser(str(__doc__))
+    parser = build_parser(str(__doc__))
     options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
     if options.apply is not None:
