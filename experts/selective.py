@@ -3,13 +3,14 @@
 With the mixture's probabilities eta, the group g(y) of a class, and per group alpha and mu:
 
     prediction = argmax_y alpha_g(y) eta_y
-    score      = max_y alpha_g(y) eta_y - sum_y (1 / alpha_g(y) - mu_g(y)) eta_y
+    score      = max_y alpha_g(y) eta_y - sum_y (alpha_g(y) - mu_g(y)) eta_y
     accepted   where score >= threshold
 
 This is the plug-in rule of Narasimhan et al., "Learning to Reject Meets Long-Tail Learning", ICLR
-2024, section 4, with 1 / alpha for their alpha. With alpha = 1 and mu = 0 it is the rule of the
-maximum probability (Chow 1970). A rule sees predictions alone; the groups of true classes are used
-to fit it and to measure errors.
+2024, section 4, with 1 / alpha for their alpha. (AR-GSE has 1 / alpha in the sum and alpha in front
+of it, which accepts every sample of one group before any of another.) With alpha = 1 and mu = 0 it
+is the rule of the maximum probability (Chow 1970). A rule sees predictions alone; the groups of
+true classes are used to fit it and to measure errors.
 
 Letters: N samples, C classes, K groups.
 """
@@ -69,7 +70,7 @@ class Rule:
     def scores(self, eta: np.ndarray) -> np.ndarray:
         """(N,) scores, of which higher ones are accepted first."""
         alpha = self.alpha[self.of_class]
-        return (eta * alpha).max(axis=1) - eta @ (1.0 / alpha - self.mu[self.of_class])
+        return (eta * alpha).max(axis=1) - eta @ (alpha - self.mu[self.of_class])
 
 
 @dataclass(frozen=True)

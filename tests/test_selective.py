@@ -175,7 +175,7 @@ def test_the_rule_by_hand():
     rule = Rule(np.array([0, 1]), np.array([0.8, 1.25]), np.array([0.3, -0.3]))
     eta = np.array([[0.6, 0.4]])
     assert rule.predictions(eta).tolist() == [1]  # 0.48 against 0.5
-    expected = 0.5 - ((1.25 - 0.3) * 0.6 + (0.8 + 0.3) * 0.4)
+    expected = 0.5 - ((0.8 - 0.3) * 0.6 + (1.25 + 0.3) * 0.4)
     assert rule.scores(eta)[0] == pytest.approx(expected)
 
 
@@ -200,17 +200,27 @@ def test_alpha_has_geometric_mean_one_within_its_bounds():
 
 
 def test_the_fixed_point_of_two_classes_by_hand():
-    """Of ten samples eight are accepted: six of class 0 and two of class 1.
+    """Of ten samples eight are accepted whatever alpha is: six of class 0 and two of class 1.
 
-    alpha is inverse to 0.6 / w_0 and 0.2 / w_1. With weights as 0.6 to 0.22 its ratio is 1.1.
+    Then alpha is inverse to 0.6 / w_0 and 0.2 / w_1, with geometric mean 1, up to its bounds.
     """
     sure, unsure = [0.99, 0.01], [0.5, 0.5]
     eta = np.array([sure] * 6 + [sure[::-1]] * 2 + [unsure] * 2)
     targets = np.array([0] * 6 + [1] * 2 + [0, 1])
     start = maximum_probability(np.array([0, 1]))
-    rule = fixed_point(Sample(eta, targets), start, 0.8, np.array([0.6, 0.22]) / 0.82)
-    np.testing.assert_allclose(rule.alpha, [1.1**-0.5, 1.1**0.5], rtol=1e-3)
-    assert (rule.scores(eta) >= rule.threshold).tolist() == [True] * 8 + [False] * 2
+    for weights, expected in (
+        ([0.5, 0.5], [0.75, 1.35]),
+        ([0.6, 0.22], [1.1**-0.5, 1.1**0.5]),
+    ):
+        rule = fixed_point(Sample(eta, targets), start, 0.8, np.array(weights) / sum(weights))
+        np.testing.assert_allclose(rule.alpha, expected, rtol=1e-3)
+        assert (rule.scores(eta) >= rule.threshold).tolist() == [True] * 8 + [False] * 2
+
+
+def test_no_group_is_accepted_before_another_for_its_alpha_alone():
+    """Samples of certain class have one score whatever their group: that of mu."""
+    rule = Rule(OF_CLASS, np.array([0.75, 1.35]), np.zeros(2))
+    np.testing.assert_allclose(rule.scores(np.eye(5)), 0.0, atol=1e-12)
 
 
 def test_the_fitted_rule_is_the_best_of_its_grid_and_uses_no_other_split():
