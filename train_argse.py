@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from common.console import setup_logging
 from experts.gate_files import ARGSE
-from experts.gating_flags import FITTING
+from experts.gating_flags import FITTING, SPLITS
 from experts.gating_flags import build_argse_parser as build_parser
 from experts.selective_job import apply, selective
 
@@ -34,7 +34,7 @@ def _main(argv: Sequence[str]) -> int:
     options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
     if options.apply is not None:
-        unused = ({*FITTING} - {"results_dir"}) | {"rounds", "output_dir", "seed", "dataset"}
+        unused = ({*FITTING, *SPLITS} - {"results_dir"}) | {"rounds", "output_dir", "seed"}
         parser.refuse(options, sorted(unused), "with --apply")
         return apply(options)
     parser.refuse(options, ("split",), "without --apply")

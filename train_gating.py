@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from common.console import setup_logging
 from experts.gate_files import SELECTIVE
-from experts.gating_flags import FITTING, TRAINING
+from experts.gating_flags import FITTING, SPLITS, TRAINING
 from experts.gating_flags import build_gating_parser as build_parser
 from experts.gating_job import pretrain
 from experts.selective_job import apply, selective
@@ -36,7 +36,7 @@ def _main(argv: Sequence[str]) -> int:
     options = parser.parse(argv)
     setup_logging(options.verbose, quiet=not options.verbose, plain=True)
     if options.apply is not None:
-        unused = ({*FITTING, *TRAINING} - {"results_dir"}) | {"mode", "output_dir", "seed"}
+        unused = ({*FITTING, *SPLITS, *TRAINING} - {"results_dir"}) | {"mode", "output_dir", "seed"}
         parser.refuse(options, sorted(unused), "with --apply")
         return apply(options)
     parser.refuse(options, ("split",), "without --apply")

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import train_argse
-import train_gating
 from common.console import EXIT_OK
-from common.errors import RunError
 from experts.gate_files import ARGSE, PRETRAINED
+from experts.gating_flags import build_argse_parser, build_gating_parser
+from experts.gating_job import pretrain
 from experts.risk_coverage import RISKS
+from experts.selective_job import selective
 from experts.selective_report import RECORD
 
 LOWS = ("0", "0.2")
@@ -48,11 +48,10 @@ def measured(options: argparse.Namespace, suffix: str) -> list[dict[str, Any]]:
     common = ["--logits_dir", str(options.logits_dir), "--splits_dir", str(options.splits_dir)]
     common += ["--quiet", "--experts", *(f"{name}{suffix}" for name in options.experts)]
     gate = root / f"{PRETRAINED}.ckpt"
-    status = train_gating.main([*common, "--output_dir", str(root)])
+    pretrain(build_gating_parser().parse([*common, "--output_dir", str(root)]))
     flags = ["--gate", str(gate), "--output_dir", str(root), "--results_dir", str(root)]
     flags += [] if options.groups is None else ["--groups", options.groups]
-    if status or train_argse.main([*common, *flags]):
-        raise RunError(f"gate and rule of the experts {suffix!r} must be fitted, got a failure")
+    selective(build_argse_parser().parse([*common, *flags]), ARGSE)
     (record,) = root.glob(f"*/{ARGSE}/{RECORD}")
     return json.loads(record.read_text())["rules"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 from common.errors import InputError
 from common.files import read_torch_file, write_torch_file
 from common.marks import listed
-from experts.gating import Gate, gate_of, num_features
+from experts.expert_logits import ORIGIN
+from experts.gating import Gate, gate_of
 from experts.selective import Rule
 
 FORMAT, VERSION = "ptq-gate", 1
 PRETRAINED, SELECTIVE, ARGSE = "gating_pretrained", "gating_selective", "argse"
+MOST_SHOWN = 120  # letters of a value in an error text
+KINDS = (PRETRAINED, SELECTIVE, ARGSE)
 UNIFORM, GATE = "uniform", "gate"  # mixtures
 
 
@@ -27,7 +31,8 @@ class StoredGate:
     """A gate and the experts that it was trained on.
 
     Attributes:
-        kind: ``PRETRAINED``, ``SELECTIVE`` or ``ARGSE``; the last two hold a rule.
+        kind: one of ``KINDS``; the last two hold a rule.
+        tunev: ``list_digest`` of the indices of ``tunev``, on which it was trained.
         experts: names in the order of the gate's outputs.
         origins: checkpoint and temperature of each expert's logits, as far as known.
         temperatures: of each expert, fitted on ``tunev``.
@@ -38,6 +43,7 @@ class StoredGate:
 
     kind: str
     slug: str
+    tunev: str
     num_classes: int
     experts: list[str]
     origins: list[dict[str, Any]]
@@ -60,25 +66,28 @@ class StoredGate:
                 f"{path} must hold a rule of train_gating.py --mode selective or train_argse.py, "
                 "got a gate alone"
             )
-        return Rule(
-            np.asarray(self.rule["groups"]),
-            np.asarray(self.rule["alpha"]),
-            np.asarray(self.rule["mu"]),
-            float(self.rule["threshold"]),
-        )
+        alpha, mu = np.asarray(self.rule["alpha"]), np.asarray(self.rule["mu"])
+        return Rule(np.asarray(self.rule["groups"]), alpha, mu, float(self.rule["threshold"]))
 
     def require_fit(
-        self, path: Path, experts: Sequence[str], classes: int, origins: Sequence[dict[str, Any]]
+        self,
+        path: Path,
+        experts: Sequence[str],
+        origins: Sequence[dict[str, Any]],
+        splits: dict[str, Any] | None = None,
     ) -> None:
         """Check that the gate was trained on these experts.
 
+        Args:
+            splits: slug, num_classes and tunev, as the gate must have them; None: not compared.
+
         Raises:
-            InputError: number, order, classes, checkpoints or temperatures differ.
+            InputError: number, order, classes, checkpoints, temperatures or splits differ.
         """
         pairs: list[tuple[str, Any, Any]] = [
-            ("experts", ", ".join(self.experts), ", ".join(experts)),
-            ("classes", self.num_classes, classes),
+            (key, getattr(self, key), value) for key, value in (splits or {}).items()
         ]
+        pairs.insert(0, ("experts", ", ".join(self.experts), ", ".join(experts)))
         for name, trained, given in zip(experts, self.origins, origins, strict=False):
             pairs += [
                 (f"{key} of {name}", trained[key], given[key])
@@ -87,6 +96,7 @@ class StoredGate:
             ]
         for what, own, found in pairs:
             if own != found:
+                own, found = (str(value)[:MOST_SHOWN] for value in (own, found))
                 raise InputError(f"{what} must be as in the gate {path}: {own}, got {found}")
 
 
@@ -108,7 +118,7 @@ def read_gate(path: Path) -> StoredGate:
     """Read a file of ``save_gate``.
 
     Raises:
-        InputError: there is none, or it is damaged or of another kind.
+        InputError: there is none, or it is damaged, of another kind, or holds impossible values.
     """
     if not path.exists():
         raise InputError(
@@ -116,26 +126,86 @@ def read_gate(path: Path) -> StoredGate:
         )
     content = read_torch_file(path)
     names = [part.name for part in dataclasses.fields(StoredGate)]
-    known = isinstance(content, dict) and content.get("format") == FORMAT
-    if not known or content.get("version") != VERSION or not set(names) <= content.keys():
+    if not isinstance(content, dict) or str(content.get("format")) != FORMAT:
         raise InputError(f"{path} must be a gate of train_gating.py, got another file")
+    if not {"version", *names} <= content.keys() or str(content["version"]) != str(VERSION):
+        raise InputError(f"{path} must be a gate of this version, got another; train it again")
     stored = StoredGate(**{name: content[name] for name in names})
-    width = num_features(len(stored.experts))
-    found = stored.state.get("mean")
-    if found is None or found.shape != (width,) or len(stored.temperatures) != len(stored.experts):
-        raise InputError(f"{path} must hold a gate of {len(stored.experts)} experts, got another")
-    try:
-        stored.gate()
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} must hold the tensors of a gate, got: {reason}") from None
+    for what, is_sound in _SOUND.items():
+        try:
+            good = is_sound(stored)
+        except Exception:  # noqa: BLE001  (values of any type fail in every possible way)
+            good = False
+        if not good:
+            raise InputError(f"{path} must be a whole gate, got impossible {what}")
     return stored
 
 
-def is_gate(path: Path) -> bool:
-    """Whether a file is one of ``save_gate``."""
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and not set(value) & set("/\\\0")
+
+
+def _are_numbers(values: Any, count: int, positive: bool) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(v, float) and math.isfinite(v) for v in values)
+        and (not positive or min(values) > 0)
+    )
+
+
+def _is_state(stored: StoredGate) -> bool:
+    gate = stored.gate()
+    tensors = stored.state.values()
+    return all(bool(torch.isfinite(value).all()) for value in tensors) and bool(
+        (gate.deviation > 0).all()
+    )
+
+
+def _is_rule(stored: StoredGate) -> bool:
+    rule = stored.rule
+    if rule is None:
+        return stored.kind == PRETRAINED
+    groups = rule["groups"]
+    count = len(set(groups))
+    return (
+        stored.kind != PRETRAINED
+        and all(type(group) is int for group in groups)
+        and len(groups) == stored.num_classes
+        and set(groups) == set(range(count))
+        and _are_numbers(rule["alpha"], count, positive=True)
+        and _are_numbers(rule["mu"], count, positive=False)
+        and type(rule["threshold"]) is float
+        and rule["threshold"] < math.inf
+    )
+
+
+# What a file holds -> whether it can be true.
+_SOUND: dict[str, Callable[[StoredGate], bool]] = {
+    "kind": lambda stored: stored.kind in KINDS,
+    "slug": lambda stored: _is_name(stored.slug) and isinstance(stored.tunev, str),
+    "number of classes": lambda stored: type(stored.num_classes) is int and stored.num_classes > 1,
+    "experts": lambda stored: (
+        isinstance(stored.experts, list)
+        and all(map(_is_name, stored.experts))
+        and 0 < len(set(stored.experts)) == len(stored.experts)
+    ),
+    "origins": lambda stored: (
+        len(stored.origins) == len(stored.experts)
+        and all(origin.keys() == set(ORIGIN) for origin in stored.origins)
+    ),
+    "temperatures": lambda stored: _are_numbers(
+        stored.temperatures, len(stored.experts), positive=True
+    ),
+    "tensors": _is_state,
+    "notes": lambda stored: isinstance(stored.notes, dict),
+    "rule": _is_rule,
+}
+
+
+def is_gate(path: Path, kind: str) -> bool:
+    """Whether a file is one of ``save_gate``, of this kind."""
     try:
-        read_gate(path)
+        return read_gate(path).kind == kind
     except (InputError, OSError):
         return False
-    return True

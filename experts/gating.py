@@ -9,7 +9,8 @@ Letters: E experts, N samples, C classes, F = 7 E + 3 features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.errors import RunError
 from evaluation.metrics import log_softmax
 from experts.calibration import fit_temperature
 from experts.expert_logits import ExpertLogits
@@ -70,7 +72,10 @@ class Gate(nn.Module):
         for before, after in zip((features, *WIDTHS), WIDTHS, strict=False):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
             layers += [nn.Dropout(DROPOUT)]
-        self.layers = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], experts))
+        last = nn.Linear(WIDTHS[-1], experts)
+        nn.init.zeros_(last.weight)  # so that the weights are uniform before training
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers((features - self.mean) / self.deviation).softmax(1)
@@ -122,10 +127,21 @@ def mixture(weights: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.einsum("ne,enc->nc", weights, p)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread, so that the bytes do not depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def gate_weights(gate: Gate, p: np.ndarray) -> np.ndarray:
     """The weights (N, E) that a gate gives to (E, N, C) posteriors."""
     gate.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         return gate(torch.from_numpy(features(p))).double().numpy()
 
 
@@ -158,13 +174,16 @@ def train_gate(p: np.ndarray, targets: np.ndarray, options: GateOptions) -> tupl
 
     Args:
         p: (E, N, C) posteriors.
-        targets: (N,) classes.
+        targets: (N,) classes, each of at least two samples.
+
+    Raises:
+        RunError: the loss is not finite.
     """
     train, held_out = (torch.from_numpy(part) for part in halves(targets, options.seed))
     x = torch.from_numpy(features(p))
     likelihoods = torch.from_numpy(p[:, np.arange(len(targets)), targets].T.copy()).float()
     generator = torch.Generator().manual_seed(options.seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(options.seed)
         gate = Gate(len(p))
         gate.mean.copy_(x[train].mean(0))
@@ -181,6 +200,11 @@ def train_gate(p: np.ndarray, targets: np.ndarray, options: GateOptions) -> tupl
                 gate.eval()
                 with torch.no_grad():
                     found.append(float(gate_loss(gate(x[part]), likelihoods[part], 0.0)))
+            if not math.isfinite(losses[0][-1] + losses[1][-1]):
+                raise RunError(
+                    f"loss of the gate must be finite, got {losses[0][-1]} in epoch {epoch}; a "
+                    "lower lr may help"
+                )
             if losses[1].index(min(losses[1])) == epoch:
                 best = {key: value.clone() for key, value in gate.state_dict().items()}
     gate.load_state_dict(best)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.flags import FlagParser, positive_int
-from experts.console import add_console_flags, add_data_flags
+from experts.console import add_console_flags
 from experts.gating import GateOptions
 from experts.selective import OBJECTIVES, ROUNDS
 
 MODES = ("pretrain", "selective")
+SPLITS = ("dataset", "splits_dir")
 TRAINING = ("epochs", "batch_size", "lr", "weight_decay")
-FITTING = ("gate", "coverage", "objective", "groups", "threshold", "results_dir")
+FITTING = ("gate", "coverage", "objective", "groups", "head_above", "results_dir")
 
 
 def build_gating_parser(description: str = "") -> FlagParser:
@@ -24,7 +25,7 @@ def build_gating_parser(description: str = "") -> FlagParser:
         "pretrain)",
     )
     _add_experts_flags(parser)
-    add_data_flags(parser)
+    _add_splits_flags(parser)
     _add_training_flags(parser)
     _add_fitting_flags(parser)
     _add_output_flags(parser)
@@ -35,7 +36,7 @@ def build_gating_parser(description: str = "") -> FlagParser:
 def build_argse_parser(description: str = "") -> FlagParser:
     parser = FlagParser(prog="train_argse.py", usage="%(prog)s [flags]", description=description)
     _add_experts_flags(parser)
-    add_data_flags(parser)
+    _add_splits_flags(parser)
     group = _add_fitting_flags(parser)
     group.add_argument(
         "--rounds",
@@ -61,6 +62,23 @@ def _add_experts_flags(parser: FlagParser) -> None:
         nargs="+",
         help="experts to mix, in this order; quantized ones too (default: the trained ones that "
         "have logits)",
+    )
+
+
+def _add_splits_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("splits").add_argument
+    add(
+        "--dataset",
+        type=str.lower,
+        default="auto",
+        help="data set of the splits: auto (found from the splits), digits, cifar10, cifar100, "
+        "imagenet (default auto)",
+    )
+    add(
+        "--splits_dir",
+        type=Path,
+        help="folder of the splits made by create_splits_fixed.py (default "
+        "data/{dataset}_lt_if{imb_factor}_splits_fixed)",
     )
 
 
@@ -112,13 +130,13 @@ def _add_fitting_flags(parser: FlagParser):
     add(
         "--groups",
         type=positive_int,
-        help="number of groups of equally many classes, by training samples (default: head above "
-        "and tail up to 20 training samples if both have two classes, else 2 groups)",
+        help="number of groups of nearly equally many classes, by training samples (default: as "
+        "--head_above 20 if both groups have two classes then, else 2 groups)",
     )
     add(
-        "--threshold",
+        "--head_above",
         type=positive_int,
-        help="make classes with more training samples the head, the others the tail",
+        help="make classes with more training samples than this the head, the others the tail",
     )
     return group
 
@@ -134,7 +152,8 @@ def _add_output_flags(parser: FlagParser) -> None:
         "--results_dir",
         type=Path,
         default=Path("outputs") / "selective",
-        help="folder of tables and figures (default outputs/selective)",
+        help="root folder of tables and figures, which are in {slug}/{kind} below it (default "
+        "outputs/selective)",
     )
     add("--seed", type=int, default=42, help="seed of training and intervals (default 42)")
     add(

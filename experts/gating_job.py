@@ -12,12 +12,12 @@ import numpy as np
 
 from common.console import EXIT_OK
 from common.errors import InputError
-from common.files import require_writable
-from common.marks import require_own_file, require_own_folder
+from common.files import require_writable, write_json
+from common.marks import listed, replace_link, require_own_file, require_own_folder
 from common.torch_setup import require_seed
 from experts.console import Console, console_of
-from experts.expert_logits import ExpertLogits, origins, read_experts
-from experts.gate_files import GATE, PRETRAINED, UNIFORM, StoredGate, is_gate, save_gate
+from experts.expert_logits import ExpertLogits, origins, read_experts, require_folders
+from experts.gate_files import GATE, PRETRAINED, UNIFORM, StoredGate, is_gate, read_gate, save_gate
 from experts.gating import (
     GateOptions,
     features,
@@ -30,6 +30,7 @@ from experts.gating import (
 )
 from experts.metrics import class_groups, expert_figures
 from experts.schedules import EXPERTS
+from experts.splits import list_digest
 from experts.stored_splits import StoredSplits
 from experts.verify_job import choose_splits, find_experts
 
@@ -41,7 +42,7 @@ def chosen_experts(options: argparse.Namespace) -> list[str]:
     """The experts to mix, in the order that was given, or in that of training.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one is given twice.
     """
     root: Path = options.logits_dir
     if options.experts is None:
@@ -50,22 +51,34 @@ def chosen_experts(options: argparse.Namespace) -> list[str]:
         if not trained:
             raise InputError(f"experts must be given, got none in {root} that was trained here")
         return trained
-    return [find_experts(root, [name])[0] for name in options.experts]
+    experts = [find_experts(root, [name])[0] for name in options.experts]
+    require_folders(root, experts)
+    return experts
 
 
 def gate_path(kind: str, splits: StoredSplits, folder: Path | None) -> Path:
     return (folder or Path("checkpoints") / kind / splits.slug) / f"{kind}.ckpt"
 
 
-def require_gate_place(path: Path, force: bool) -> None:
-    """Check, without writing, that a gate can be written there.
+def require_gate_place(path: Path, kind: str, experts: Sequence[str], force: bool) -> None:
+    """Check, without writing, that a gate of a kind and of these experts can be written there.
 
     Raises:
-        InputError: it would replace a file of the user, or the folder cannot be written.
+        InputError: it would replace a file of the user or a gate of other experts, or the folder
+            cannot be written.
     """
     require_own_folder(path.parent, force)
     require_writable(path.parent)
-    require_own_file(path, force, is_gate)
+    record = path.with_suffix(".json")
+    require_own_file(path, force, lambda file: is_gate(file, kind))
+    require_own_file(record, force)
+    if path.is_file() and not force and is_gate(path, kind):
+        former = read_gate(path).experts
+        if former != list(experts):
+            raise InputError(
+                f"{path} must be a gate of {', '.join(experts)} or new, got that of "
+                f"{', '.join(former)} (--output_dir writes elsewhere, --force replaces it)"
+            )
 
 
 def pretrain(options: argparse.Namespace) -> int:
@@ -75,17 +88,19 @@ def pretrain(options: argparse.Namespace) -> int:
     splits, reason = choose_splits(options)
     experts = chosen_experts(options)
     path = gate_path(PRETRAINED, splits, options.output_dir)
-    require_gate_place(path, options.force)
+    require_gate_place(path, PRETRAINED, experts, options.force)
     console.line(f"Dataset: {splits.dataset} ({reason}); experts: {', '.join(experts)}")
     data = read_experts(options.logits_dir, experts, ("tunev", "val"), splits)
     temperatures = fit_temperatures(data["tunev"])
     p = {name: posteriors(found.logits, temperatures) for name, found in data.items()}
+    _require_halves(data["tunev"].known_targets())
     gate, record = train_gate(p["tunev"], data["tunev"].known_targets(), training)
     console.line(
         f"gate: {features(p['val'][:, :1]).shape[1]} features, NLL on half of tunev "
         f"{record.held_out[0]:.4f} -> {min(record.held_out):.4f} (epoch {record.best_epoch} of "
         f"{training.epochs})"
     )
+    make_room(path.parent, options.force)
     mixtures = {
         UNIFORM: p["val"].mean(axis=0),
         LOGIT_MEAN: _logit_mean(data["val"], temperatures),
@@ -100,6 +115,7 @@ def pretrain(options: argparse.Namespace) -> int:
         StoredGate(
             PRETRAINED,
             splits.slug,
+            list_digest(splits.indices("tunev")),
             splits.num_classes,
             experts,
             origins(options.logits_dir, experts, "tunev"),
@@ -108,8 +124,31 @@ def pretrain(options: argparse.Namespace) -> int:
             notes,
         ),
     )
-    console.always(f"written: {path}")
+    record_path = path.with_suffix(".json")
+    with listed(record_path):
+        write_json(record_path, {"experts": experts, "temperatures": temperatures, **notes})
+    if record.best_epoch == 0:
+        console.line("no epoch was better than the start: the gate weighs all experts alike")
+    console.always(f"written: {path}, {record_path.name}")
+    console.line("next: python3 train_gating.py --mode selective")
     return EXIT_OK
+
+
+def make_room(folder: Path, force: bool) -> None:
+    """Remove a link in the place of a folder, if the user asks for it."""
+    if force:
+        replace_link(folder)
+
+
+def _require_halves(targets: np.ndarray) -> None:
+    """Check that both halves of ``tunev`` have samples of every class.
+
+    Raises:
+        InputError: a class has one sample.
+    """
+    counts = np.bincount(targets)
+    if counts[counts > 0].min() < 2:
+        raise InputError("tunev must have at least 2 samples of each class, got 1")
 
 
 def gate_options(options: argparse.Namespace) -> GateOptions:

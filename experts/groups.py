@@ -23,10 +23,12 @@ class Groups:
 
     Attributes:
         of_class: (C,) the group of each class.
+        counts: (C,) training samples of each class.
         rule: how it was made, in words.
     """
 
     of_class: np.ndarray
+    counts: np.ndarray
     rule: str
 
     @property
@@ -40,44 +42,59 @@ class Groups:
             return list(NAMES)
         return [f"group {index + 1}" for index in range(self.count)]
 
+    def lists(self) -> dict[str, list[int]]:
+        """The classes of each group by its name."""
+        found = {}
+        for index, name in enumerate(self.names):
+            found[name] = np.flatnonzero(self.of_class == index).tolist()
+        return found
+
     def describe(self) -> str:
-        sizes = np.bincount(self.of_class)
-        parts = [f"{name} {size} classes" for name, size in zip(self.names, sizes, strict=True)]
-        return f"groups: {', '.join(parts)} ({self.rule})"
+        parts = []
+        for index, name in enumerate(self.names):
+            own = self.counts[self.of_class == index]
+            parts.append(f"{name}: {len(own)} classes of {own.min()} to {own.max()}")
+        return f"training samples in {'; '.join(parts)} ({self.rule})"
 
 
-def make_groups(counts: Sequence[int], quantiles: int | None, threshold: int | None) -> Groups:
+def make_groups(counts: Sequence[int], quantiles: int | None, head_above: int | None) -> Groups:
     """Group classes by training samples.
 
     Args:
         counts: (C,) training samples of each class.
-        quantiles: number of groups of equally many classes.
-        threshold: head classes have more training samples than this, tail classes up to it. With
+        quantiles: number of groups of nearly equally many classes.
+        head_above: head classes have more training samples than this, tail classes up to it. With
             neither, it is 20 if both groups have two classes then, else there are two quantiles.
 
     Raises:
         InputError: a group has fewer than two classes.
     """
     values = np.asarray(counts)
-    if quantiles is None and threshold is None:
+    if quantiles is None and head_above is None:
         halves = _by_threshold(values, DEFAULT_THRESHOLD)
         if min(np.bincount(halves, minlength=2)) >= FEWEST:
-            return Groups(halves, f"above or up to {DEFAULT_THRESHOLD} training samples")
+            return Groups(halves, values, f"head_above {DEFAULT_THRESHOLD}")
         quantiles = 2
+    most = len(values) // FEWEST
+    if most < 2:
+        raise InputError(f"there must be at least {2 * FEWEST} classes, got {len(values)}")
+    if quantiles is not None and not 2 <= quantiles <= most:
+        raise InputError(
+            f"groups must be from 2 to {most} for {len(values)} classes, got {quantiles}"
+        )
     if quantiles is not None:
         rank = np.argsort(np.argsort(-values, kind="stable"), kind="stable")
-        found = Groups(rank * quantiles // len(values), f"{quantiles} of equally many classes")
-        given = f"groups {quantiles}"
+        of_class, rule = rank * quantiles // len(values), f"groups {quantiles}"
     else:
-        found = Groups(_by_threshold(values, int(threshold or 0)), f"threshold {threshold}")
-        quantiles, given = 2, f"threshold {threshold}"
-    sizes = np.bincount(found.of_class, minlength=quantiles)
-    if quantiles < 2 or sizes.min() < FEWEST:
+        of_class, rule = _by_threshold(values, int(head_above or 0)), f"head_above {head_above}"
+        quantiles = 2
+    sizes = np.bincount(of_class, minlength=quantiles)
+    if sizes.min() < FEWEST:
         raise InputError(
             f"every group must have at least {FEWEST} classes, got {', '.join(map(str, sizes))} "
-            f"with {given}"
+            f"with {rule}"
         )
-    return found
+    return Groups(of_class, values, rule)
 
 
 def _by_threshold(counts: np.ndarray, threshold: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Risk against coverage of rules that reject samples, and the area below the curve.
 
-Letters: N samples, K groups, T thresholds (one per rejection cost), B bootstrap samples.
+Letters: N samples, K groups, T thresholds (one per coverage or cost), B bootstrap samples.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experts.selective import threshold_for
+
 COSTS = np.linspace(0.0, 1.0, 21)
+COVERAGES = np.linspace(0.02, 1.0, 50)
+SWEEPS = {"coverage": COVERAGES, "cost": COSTS}
 LOWS = (0.0, 0.2)  # lowest coverages of the areas
 RISKS = ("overall", "balanced", "worst")
 BOOTSTRAPS = 1000
@@ -35,7 +39,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Curve:
-    """Coverage and risks at each cost, (T,) each; NaN risks where nothing is accepted.
+    """Coverage and risks at each threshold, (T,) each; NaN risks where nothing is accepted.
 
     Attributes:
         risks: overall, balanced and worst; by groups of the true class.
@@ -63,16 +67,28 @@ def cost_threshold(scores: np.ndarray, wrong: np.ndarray, cost: float) -> float:
     return float("inf") if best == 0 else float(ranked[counts[best] - 1])
 
 
-def accepted_at(fitted: Scored, applied: Scored, costs: np.ndarray = COSTS) -> np.ndarray:
+def accepted_at(
+    fitted: Scored, applied: Scored, sweep: str, values: np.ndarray | None = None
+) -> np.ndarray:
     """(T, N) bool: what is accepted of ``applied`` with thresholds chosen on ``fitted``.
 
-    A part without samples to choose on accepts everything if it costs most to reject.
+    A part without samples to choose on accepts everything.
+
+    Args:
+        sweep: whether the values are shares of samples to accept ("coverage"), or costs of a
+            rejection where that of an error is 1 ("cost").
+        values: (T,); None takes those of ``SWEEPS``.
     """
-    found = np.zeros((len(costs), len(applied.scores)), dtype=bool)
-    for part in np.unique(applied.parts):
+    values = SWEEPS[sweep] if values is None else values
+    found = np.ones((len(values), len(applied.scores)), dtype=bool)
+    for part in np.unique(fitted.parts):
         own, other = fitted.parts == part, applied.parts == part
-        for index, cost in enumerate(costs):
-            least = cost_threshold(fitted.scores[own], fitted.wrong[own], cost)
+        for index, value in enumerate(values):
+            least = (
+                threshold_for(fitted.scores[own], value)
+                if sweep == "coverage"
+                else cost_threshold(fitted.scores[own], fitted.wrong[own], value)
+            )
             found[index, other] = applied.scores[other] >= least
     return found
 

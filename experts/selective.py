@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,14 +79,22 @@ class Fit:
 
     Attributes:
         offset: lambda; mu falls from lambda / 2 in the head to -lambda / 2 in the tail.
-        objective: value on ``val``.
+        objective, on_tunev: value on ``val``, and on ``tunev``.
+        answered: share of the accepted samples of ``tunev`` in the group that has the least.
         weights: (K,) beta of the outer loop.
     """
 
     rule: Rule
     offset: float
     objective: float
+    on_tunev: float
+    answered: float
     weights: np.ndarray
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """What the best fit has least of; few samples often have no error at all."""
+        return self.objective, self.on_tunev, -self.answered
 
 
 def maximum_probability(of_class: np.ndarray) -> Rule:
@@ -96,7 +104,12 @@ def maximum_probability(of_class: np.ndarray) -> Rule:
 
 
 def threshold_for(scores: np.ndarray, coverage: float) -> float:
-    """The largest threshold that accepts at least a share of ``coverage`` of the samples."""
+    """The largest threshold that accepts at least a share of ``coverage`` of the samples.
+
+    With a coverage of 1 everything is accepted, whatever its score.
+    """
+    if coverage >= 1:
+        return -math.inf
     count = max(1, math.ceil(coverage * len(scores) - 1e-9))
     return float(np.sort(scores)[::-1][count - 1])
 
@@ -121,6 +134,15 @@ def errors_of(rule: Rule, sample: Sample) -> np.ndarray:
     return group_errors(accepted, wrong, rule.of_class[sample.targets])
 
 
+def group_coverages(rule: Rule, sample: Sample) -> np.ndarray:
+    """Share of the samples of each group that a rule accepts, (K,)."""
+    groups = rule.of_class[sample.targets]
+    accepted = rule.scores(sample.eta) >= rule.threshold
+    number = np.bincount(groups, minlength=len(rule.alpha))
+    found = np.bincount(groups[accepted], minlength=len(rule.alpha))
+    return found / np.maximum(number, 1)
+
+
 def normalised(values: np.ndarray) -> np.ndarray:
     """Values with geometric mean 1, clipped to [0.75, 1.35]."""
     return np.clip(values / np.exp(np.log(values).mean()), LOW, HIGH)
@@ -133,10 +155,10 @@ def fixed_point(sample: Sample, start: Rule, coverage: float, weights: np.ndarra
     the weights of their worst-group form), and the threshold accepts a share of ``coverage``.
 
     Args:
-        start: its mu and groups are kept.
+        start: its mu and groups are kept; alpha is where the iteration begins.
         weights: (K,).
     """
-    alpha, groups = np.ones_like(start.mu), start.of_class[sample.targets]
+    alpha, groups = start.alpha, start.of_class[sample.targets]
     least = 1.0 / len(groups)
     for _ in range(FIXED_POINT_ROUNDS):
         scores = Rule(start.of_class, alpha, start.mu).scores(sample.eta)
@@ -162,16 +184,25 @@ def fit_rule(
 ) -> Fit:
     """The rule of the least objective on ``val`` among 41 values of lambda, fitted on ``tunev``.
 
-    Of equal ones that with the lambda nearest to 0 is chosen.
+    For each of them alpha is that of the fixed point, which need not be stable (a larger alpha
+    makes errors of its group cost more, so that fewer of its samples are accepted), or the weights
+    alone.
+
+    Of equal ones that with the least objective on ``tunev`` is chosen, then that whose least
+    accepted group is accepted most, then that with the lambda nearest to 0.
     """
     groups = int(of_class.max()) + 1
     weights = np.full(groups, 1.0 / groups) if weights is None else weights
     found = []
     for offset in sorted(LAMBDAS.tolist(), key=abs):
         mu = np.linspace(offset / 2, -offset / 2, groups)
-        rule = fixed_point(tunev, Rule(of_class, np.ones(groups), mu), coverage, weights)
-        found.append(Fit(rule, offset, OBJECTIVES[objective](errors_of(rule, val)), weights))
-    return min(found, key=lambda fit: fit.objective)
+        start = Rule(of_class, normalised(weights), mu)
+        for rule in (start, fixed_point(tunev, start, coverage, weights)):
+            rule = replace(rule, threshold=threshold_for(rule.scores(tunev.eta), coverage))
+            values = [OBJECTIVES[objective](errors_of(rule, part)) for part in (val, tunev)]
+            answered = float(group_coverages(rule, tunev).min())
+            found.append(Fit(rule, offset, values[0], values[1], answered, weights))
+    return min(found, key=lambda fit: fit.rank)
 
 
 def fit_argse(
@@ -196,4 +227,4 @@ def fit_argse(
         errors = errors_of(found[-1].rule, tunev)
         new = np.maximum(weights * np.exp(RATE * (errors - errors.mean())), FLOOR)
         weights = MOMENTUM * weights + (1 - MOMENTUM) * new / new.sum()
-    return min(found, key=lambda fit: fit.objective), found
+    return min(found, key=lambda fit: fit.rank), found

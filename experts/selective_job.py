@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from experts.gate_files import (
     save_gate,
 )
 from experts.gating import gate_weights, mixture, posteriors
-from experts.gating_job import chosen_experts, gate_path, require_gate_place
+from experts.gating_job import chosen_experts, gate_path, make_room, require_gate_place
 from experts.groups import Groups, make_groups
-from experts.risk_coverage import Scored, accepted_at, areas, curve_of
+from experts.risk_coverage import SWEEPS, Scored, accepted_at, areas, curve_of
 from experts.selective import (
     Fit,
     Rule,
@@ -43,6 +43,7 @@ from experts.selective import (
     threshold_for,
 )
 from experts.selective_report import Measured, print_report, require_own_results, write_results
+from experts.splits import list_digest
 from experts.verify_job import choose_splits
 
 CHOW, CHOW_GROUPS = "maximum probability", "group thresholds"
@@ -81,22 +82,26 @@ def selective(options: argparse.Namespace, kind: str) -> int:
     if not 0 < options.coverage <= 1:
         raise InputError(f"coverage must be above 0 and at most 1, got {options.coverage}")
     seed = require_seed(options.seed)
-    if options.groups is not None and options.threshold is not None:
-        raise InputError(f"threshold must be left out with groups, got {options.threshold}")
+    if options.groups is not None and options.head_above is not None:
+        raise InputError(f"head_above must be left out with groups, got {options.head_above}")
     splits, reason = choose_splits(options)
-    groups = make_groups(splits.counts, options.groups, options.threshold)
+    groups = make_groups(splits.counts, options.groups, options.head_above)
     experts = chosen_experts(options)
     source = options.gate or gate_path(PRETRAINED, splits, None)
     stored = read_gate(source)
     found_origins = origins(options.logits_dir, experts, "tunev")
-    stored.require_fit(source, experts, splits.num_classes, found_origins)
+    own = {"slug": splits.slug, "num_classes": splits.num_classes}
+    own["tunev"] = list_digest(splits.indices("tunev"))
+    stored.require_fit(source, experts, found_origins, own)
     path = gate_path(kind, splits, options.output_dir)
-    require_gate_place(path, options.force)
+    require_gate_place(path, kind, experts, options.force)
     results = options.results_dir / splits.slug / kind
     require_own_results(results, options.force)
     console.line(f"Dataset: {splits.dataset} ({reason}); experts: {', '.join(experts)}")
     console.line(groups.describe())
     data = read_experts(options.logits_dir, experts, ("tunev", "val", "test"), splits)
+    for name, found in data.items():
+        _require_groups(name, groups, found.known_targets())
     samples = {
         name: _mixtures(stored, found.logits, found.known_targets()) for name, found in data.items()
     }
@@ -104,20 +109,52 @@ def selective(options: argparse.Namespace, kind: str) -> int:
     candidates = [candidate for name in MIXTURES for candidate in _candidates(name, fits, groups)]
     measured = [_measure(each, samples, options.coverage, seed) for each in candidates]
     best = fits[GATE][AR_GSE if kind == ARGSE else PLUG_IN]
-    save_gate(path, dataclasses.replace(stored, kind=kind, rule=_rule_record(best, options)))
+    rule = _rule_record(best, samples, options)
     about = {
         "kind": kind,
         "slug": splits.slug,
         "experts": experts,
-        "groups": groups.describe(),
+        "classes_by_group": groups.lists(),
         "coverage": options.coverage,
         "objective": options.objective,
         "seed": seed,
+        "saved_rule": rule,
     }
-    print_report(console, measured, groups)
+    print_report(console, measured, groups, options.coverage)
+    if kind == ARGSE and best.rank == fits[GATE][PLUG_IN].rank:
+        console.line(f"{AR_GSE} is the plug-in rule here: no round was better on val or tunev")
+    console.line(_verdict(measured, kind))
+    for folder in (results, path.parent):
+        make_room(folder, options.force)
     write_results(results, measured, groups, about)
+    save_gate(path, dataclasses.replace(stored, kind=kind, rule=rule))
     console.always(f"written: {path}, {results}")
     return EXIT_OK
+
+
+def _require_groups(name: str, groups: Groups, targets: np.ndarray) -> None:
+    """Check that a split has samples of every group.
+
+    Raises:
+        InputError: it has none of one.
+    """
+    found = np.bincount(groups.of_class[targets], minlength=groups.count)
+    for group, number in zip(groups.names, found, strict=True):
+        if number == 0:
+            raise InputError(f"{name} must have samples of every group, got none of {group}")
+
+
+def _verdict(measured: Sequence[Measured], kind: str) -> str:
+    """How the saved rule compares with maximum probability on the same mixture, in words."""
+    own, chow = (
+        next(each for each in measured if (each.rule, each.mixture) == (name, GATE)).area("worst")
+        for name in (AR_GSE if kind == ARGSE else PLUG_IN, CHOW)
+    )
+    word = "below" if own.value < chow.value else "not below"
+    return (
+        f"AURC of the worst group: {own.value:.4f} with the saved rule, {word} "
+        f"{chow.value:.4f} with maximum probability on the same gate"
+    )
 
 
 def _mixtures(stored: StoredGate, logits: np.ndarray, targets: np.ndarray) -> dict[str, Sample]:
@@ -160,32 +197,34 @@ def _measure(
 ) -> Measured:
     """Thresholds from ``tunev`` and ``val``, everything else from ``test``."""
     tunev, val, test = (samples[name][candidate.mixture] for name in ("tunev", "val", "test"))
-    both = Sample(
-        np.concatenate([tunev.eta, val.eta]), np.concatenate([tunev.targets, val.targets])
-    )
-    chosen, applied = candidate.scored(both), candidate.scored(test)
-    accepted = accepted_at(chosen, applied)
-    at_target = np.zeros((1, len(applied.scores)), dtype=bool)
-    for part in np.unique(applied.parts):
-        own, other = chosen.parts == part, applied.parts == part
-        least = threshold_for(chosen.scores[own], coverage) if own.any() else -np.inf
-        at_target[0, other] = applied.scores[other] >= least
+    chosen, applied = candidate.scored(_both(tunev, val)), candidate.scored(test)
+    accepted = {sweep: accepted_at(chosen, applied, sweep) for sweep in SWEEPS}
+    at_target = accepted_at(chosen, applied, "coverage", np.array([coverage]))
     return Measured(
         candidate.name,
         candidate.mixture,
-        curve_of(accepted, applied),
-        areas(accepted, applied, seed),
+        {sweep: curve_of(taken, applied) for sweep, taken in accepted.items()},
+        {sweep: areas(taken, applied, seed) for sweep, taken in accepted.items()},
         curve_of(at_target, applied),
     )
 
 
-def _rule_record(fit: Fit, options: argparse.Namespace) -> dict[str, Any]:
-    rule = fit.rule
+def _both(tunev: Sample, val: Sample) -> Sample:
+    """The samples that thresholds are chosen on."""
+    return Sample(
+        np.concatenate([tunev.eta, val.eta]), np.concatenate([tunev.targets, val.targets])
+    )
+
+
+def _rule_record(
+    fit: Fit, samples: Mapping[str, Mapping[str, Sample]], options: argparse.Namespace
+) -> dict[str, Any]:
+    rule, both = fit.rule, _both(samples["tunev"][GATE], samples["val"][GATE])
     return {
         "groups": rule.of_class.tolist(),
         "alpha": rule.alpha.tolist(),
         "mu": rule.mu.tolist(),
-        "threshold": rule.threshold,
+        "threshold": threshold_for(rule.scores(both.eta), options.coverage),
         "lambda": fit.offset,
         "weights": fit.weights.tolist(),
         "coverage": options.coverage,
@@ -202,14 +241,15 @@ def apply(options: argparse.Namespace) -> int:
     rule = stored.stored_rule(options.apply)
     experts = stored.experts if options.experts is None else options.experts
     found_origins = origins(options.logits_dir, experts, options.split)
-    stored.require_fit(options.apply, experts, stored.num_classes, found_origins)
-    data = read_plain(options.logits_dir, experts, options.split, stored.num_classes)
+    stored.require_fit(options.apply, experts, found_origins)
+    data = read_plain(options.logits_dir, experts, options.split, stored.num_classes, stored.slug)
     targets = np.zeros(data.logits.shape[1], dtype=int)
     eta = _mixtures(stored, data.logits, targets)[GATE].eta
     scores, predictions = rule.scores(eta), rule.predictions(eta)
     accepted = scores >= rule.threshold
-    path = options.results_dir / f"applied_{options.split}.csv"
+    path = options.results_dir / stored.slug / stored.kind / f"applied_{options.split}.csv"
     require_own_results(path.parent, options.force, (path.name,))
+    make_room(path.parent, options.force)
     _write_decisions(path, data.indices, predictions, accepted, scores)
     console.always(f"{accepted.sum()} of {len(scores)} samples are accepted; written: {path}")
     return EXIT_OK

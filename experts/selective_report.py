@@ -13,14 +13,18 @@ from common.files import atomic_file, require_writable, write_json
 from common.marks import listed, require_own_file, require_own_folder
 from experts.console import Console
 from experts.groups import Groups
-from experts.risk_coverage import COSTS, RISKS, Area, Curve
+from experts.risk_coverage import RISKS, SWEEPS, Area, Curve
 
 SUMMARY, RECORD, CURVES = "selective_summary.csv", "selective_summary.json", "selective_curves.csv"
 RISK_PLOT, SHARE_PLOT = "risk_coverage.png", "accepted_by_group.png"
 FILES = (SUMMARY, RECORD, CURVES, RISK_PLOT, SHARE_PLOT)
 FORMAT_VERSION = 1
-SHOWN = ("overall", "worst")  # panels of the plot
-LOW = 0.0  # lowest coverage of the printed areas
+SHOWN = {  # panels of the plot
+    "overall": "all samples",
+    "balanced": "mean over groups",
+    "worst": "worst group",
+}
+SHOWN_SWEEP = "coverage"
 
 
 @dataclass(frozen=True)
@@ -28,22 +32,25 @@ class Measured:
     """A rule on a mixture, measured on ``test``.
 
     Attributes:
-        curve: at every rejection cost.
+        curves, areas: by sweep of the thresholds, "coverage" and "cost".
         at_target: at the thresholds that accept the requested share of ``tunev`` and ``val``.
     """
 
     rule: str
     mixture: str
-    curve: Curve
-    areas: list[Area]
+    curves: dict[str, Curve]
+    areas: dict[str, list[Area]]
     at_target: Curve
 
     @property
     def title(self) -> str:
         return f"{self.rule}, {self.mixture}"
 
-    def area(self, risk: str, low: float) -> Area:
-        return next(found for found in self.areas if (found.risk, found.low) == (risk, low))
+    def area(self, risk: str) -> Area:
+        """The area over all coverages, by the sweep of coverages."""
+        return next(
+            found for found in self.areas[SHOWN_SWEEP] if (found.risk, found.low) == (risk, 0)
+        )
 
 
 def require_own_results(folder: Path, force: bool, names: Sequence[str] = FILES) -> None:
@@ -58,29 +65,25 @@ def require_own_results(folder: Path, force: bool, names: Sequence[str] = FILES)
         require_own_file(folder / name, force)
 
 
-def print_report(console: Console, measured: Sequence[Measured], groups: Groups) -> None:
-    """One line per rule: areas with intervals, and what is accepted at the target."""
+def print_report(
+    console: Console, measured: Sequence[Measured], groups: Groups, coverage: float
+) -> None:
+    """One line per rule: areas, and what is accepted at the threshold for ``coverage``."""
     width = max(len(each.title) for each in measured)
-    heads = [f"AURC {risk}" for risk in RISKS]
+    names = " / ".join(groups.names)
     console.line(
-        f"{'on test':<{width}}  "
-        + "  ".join(f"{head:<24}" for head in heads)
-        + f"coverage   risk  accepted {' / '.join(groups.names)}"
+        f"{'on test, in %':<{width}}  {'AURC, over all coverages':<28}  "
+        f"at the thresholds for {100 * coverage:g} %"
     )
+    heads = "  ".join(f"{risk:>8}" for risk in RISKS)
+    console.line(f"{'rule, mixture':<{width}}  {heads}  coverage  {heads}  accepted of {names}")
     for each in measured:
-        cells = [_interval(each.area(risk, LOW)) for risk in RISKS]
         target = each.at_target
+        found = [each.area(risk).value for risk in RISKS]
+        values = [*found, target.coverage[0], *(target.risks[risk][0] for risk in RISKS)]
+        cells = "  ".join(f"{100 * value:8.2f}" for value in values)
         shares = " / ".join(f"{100 * share:.1f}" for share in target.group_coverages[0])
-        console.line(
-            f"{each.title:<{width}}  "
-            + "  ".join(f"{cell:<24}" for cell in cells)
-            + f"{100 * target.coverage[0]:8.1f}  {100 * target.risks['overall'][0]:5.2f}  {shares}"
-        )
-
-
-def _interval(found: Area) -> str:
-    low, high = found.interval
-    return f"{found.value:.4f} [{low:.4f}, {high:.4f}]"
+        console.line(f"{each.title:<{width}}  {cells}  {shares}")
 
 
 def write_results(
@@ -97,24 +100,28 @@ def write_results(
         with listed(folder / RECORD):
             rows = [_row(each, groups) for each in measured]
             write_json(folder / RECORD, {"format_version": FORMAT_VERSION, **about, "rules": rows})
-        _draw(folder, measured, groups)
+        _draw(folder, measured, groups, about["coverage"])
     except OSError as error:
         raise RunError(f"results must be writable, got {error}") from error
 
 
 def _row(each: Measured, groups: Groups) -> dict[str, Any]:
     row: dict[str, Any] = {"rule": each.rule, "mixture": each.mixture}
-    for found in each.areas:
-        key = f"aurc_{found.risk}_from_{found.low:g}"
-        row |= {key: found.value, f"{key}_low": found.interval[0], f"{key}_high": found.interval[1]}
+    for sweep, areas in each.areas.items():
+        for found in areas:
+            by = "" if sweep == SHOWN_SWEEP else f"_by_{sweep}"
+            key = f"aurc_{found.risk}_from_{found.low:g}{by}"
+            low, high = found.interval
+            row |= {key: found.value, f"{key}_low": low, f"{key}_high": high}
     return row | _point(each.at_target, 0, groups)
 
 
 def _curve(each: Measured, groups: Groups) -> list[dict[str, Any]]:
     head = {"rule": each.rule, "mixture": each.mixture}
     return [
-        {**head, "cost": round(float(cost), 10), **_point(each.curve, index, groups)}
-        for index, cost in enumerate(COSTS)
+        {**head, "sweep": sweep, "value": round(float(value), 10), **_point(curve, index, groups)}
+        for sweep, curve in each.curves.items()
+        for index, value in enumerate(SWEEPS[sweep])
     ]
 
 
@@ -135,21 +142,29 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _draw(folder: Path, measured: Sequence[Measured], groups: Groups) -> None:
+def _draw(folder: Path, measured: Sequence[Measured], groups: Groups, coverage: float) -> None:
     from plots.axes import save_figure
     from plots.experts import bar_figure
-    from plots.selective import risk_figure
+    from plots.selective import Line, risk_figure
 
     panels = {
-        f"{name} risk": {
-            each.title: (each.curve.coverage, each.curve.risks[name]) for each in measured
-        }
-        for name in SHOWN
+        title: [
+            Line(
+                each.title,
+                each.rule,
+                each.mixture,
+                (each.curves[SHOWN_SWEEP].coverage, each.curves[SHOWN_SWEEP].risks[name]),
+                (each.at_target.coverage[0], each.at_target.risks[name][0]),
+            )
+            for each in measured
+        ]
+        for name, title in SHOWN.items()
     }
     shares = {each.title: 100 * each.at_target.group_coverages[0] for each in measured}
+    title = f"test, at the thresholds for {100 * coverage:g} %"
     figures = {
         RISK_PLOT: risk_figure(panels),
-        SHARE_PLOT: bar_figure({"test": shares}, groups.names, "accepted (%)"),
+        SHARE_PLOT: bar_figure({title: shares}, groups.names, "accepted (%)"),
     }
     for name, figure in figures.items():
         with listed(folder / name):

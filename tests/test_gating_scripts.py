@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Case:
 
     @property
     def splits(self) -> Path:
-        return self.root / "splits"
+        return self.root / f"{SLUG}_splits_fixed"
 
     @property
     def common(self) -> list[str]:
@@ -65,6 +66,14 @@ class Case:
 
     def argse(self, *flags: str) -> int:
         return train_argse.main([*self.fitting, "--rounds", "3", *flags])
+
+    def side(self, expert: str, split: str, /, **changes: object) -> None:
+        """Write the side file of logits; None leaves an entry out."""
+        path = npz_path(self.logits, expert, split)
+        content: dict[str, object] = {"npz_sha256": sha256_file(path), "expert": expert}
+        content |= {"split": split, "slug": SLUG, **changes}
+        known = {key: value for key, value in content.items() if value is not None}
+        side_path(path).write_text(json.dumps(known))
 
     def change(self, expert: str, split: str, **arrays: np.ndarray) -> None:
         path = npz_path(self.logits, expert, split)
@@ -134,7 +143,7 @@ def test_a_rule_leaves_tables_figures_and_itself_with_the_same_bytes_each_time(c
     summary = rows_of(folder / "selective_summary.csv")
     assert len(summary) == 2 * rules
     curves = rows_of(folder / "selective_curves.csv")
-    assert len(curves) == 2 * rules * 21
+    assert len(curves) == 2 * rules * (50 + 21)
     for row in summary:
         for risk in ("overall", "balanced", "worst"):
             value = float(row[f"aurc_{risk}_from_0"])
@@ -144,6 +153,8 @@ def test_a_rule_leaves_tables_figures_and_itself_with_the_same_bytes_each_time(c
     record = json.loads((folder / "selective_summary.json").read_text())
     assert record["experts"] == list(EXPERTS)
     assert len(record["rules"]) == 2 * rules
+    stored = torch.load(next((case.root / "rule").glob("*.ckpt")), weights_only=True)
+    assert record["saved_rule"] == stored["rule"]
 
 
 def test_labels_of_test_change_no_parameter(case):
@@ -162,22 +173,47 @@ def test_labels_of_test_change_no_parameter(case):
     assert (slug / "gating_selective" / "selective_summary.csv").read_text() != measured
 
 
-def test_an_applied_rule_says_what_it_says_in_the_measurement(case):
-    assert case.selective("--coverage", "0.6") == 0
+@pytest.mark.parametrize("coverage", ["0.6", "1"])
+def test_an_applied_rule_does_what_its_row_of_the_table_says(coverage, case):
+    assert case.selective("--coverage", coverage) == 0
     rule = case.root / "rule" / "gating_selective.ckpt"
     flags = ["--apply", str(rule), "--logits_dir", str(case.logits)]
     flags += ["--results_dir", str(case.root / "applied")]
-    assert train_gating.main([*flags, "--split", "tunev"]) == 0
-    found = rows_of(case.root / "applied" / "applied_tunev.csv")
-    indices = json.loads((case.splits / "tunev_indices.json").read_text())
+    assert train_gating.main(flags) == 0
+    (path,) = (case.root / "applied").glob(f"{SLUG}/gating_selective/applied_test.csv")
+    found = rows_of(path)
+    indices = json.loads((case.splits / "test_indices.json").read_text())
     assert [int(row["index"]) for row in found] == indices
-    accepted = np.array([int(row["accepted"]) for row in found])
+    accepted = np.array([row["accepted"] == "1" for row in found])
     scores = np.array([float(row["score"]) for row in found])
-    assert accepted.mean() == pytest.approx(0.6, abs=0.5 / len(found) + 1e-9)
-    assert scores[accepted == 1].min() > scores[accepted == 0].max()
-    assert train_argse.main(flags) == 0
-    assert len(rows_of(case.root / "applied" / "applied_test.csv")) == 400
+    targets = read_npz(npz_path(case.logits, EXPERTS[0], "test"))["targets"]
+    wrong = np.array([int(row["prediction"]) for row in found]) != targets
+    table = rows_of(case.results / SLUG / "gating_selective" / "selective_summary.csv")
+    row = next(row for row in table if (row["rule"], row["mixture"]) == ("plug-in", "gate"))
+    assert float(row["coverage"]) == accepted.mean()
+    assert float(row["risk_overall"]) == pytest.approx(wrong[accepted].mean())
+    if coverage == "1":
+        assert accepted.all()
+    else:
+        assert scores[accepted].min() > scores[~accepted].max()
+    assert train_argse.main([*flags, "--split", "tunev"]) == 0
     assert train_gating.main(["--apply", str(case.pretrained), *flags[2:]]) == 2
+
+
+def test_a_gate_of_other_experts_is_not_replaced_unasked(case, capsys):
+    other = ["--experts", "ce", "balsoftmax"]
+    assert case.pretrain(*other) == 2
+    text = "must be a gate of ce_baseline, balsoftmax_baseline or new, got that of ce_baseline, bal"
+    assert text in capsys.readouterr().err
+    assert case.pretrain(*other, "--force") == 0
+
+
+def test_an_untrained_gate_weighs_all_experts_alike(case, capsys):
+    assert case.pretrain("--lr", "0") == 0
+    text = capsys.readouterr().out
+    assert "no epoch was better than the start: the gate weighs all experts alike" in text
+    rows = json.loads(case.pretrained.with_suffix(".json").read_text())["val"]
+    assert rows["gate"]["nll"] == pytest.approx(rows["uniform"]["nll"], rel=1e-6)
 
 
 def damage_nan(case: Case) -> None:
@@ -219,7 +255,6 @@ def damage_missing_file(case: Case) -> None:
     [
         (damage_nan, "got a failure of check 7, No NaN or Inf values"),
         (damage_labels, "val: balsoftmax_baseline differ from ce_baseline"),
-        (damage_splits, "check 12, Indices match split"),
         (damage_other_split, "check 12, Indices match split"),
         (damage_missing_file, "check 1, File present"),
     ],
@@ -234,20 +269,31 @@ def test_logits_that_fail_a_check_end_with_its_name(damage, text, script, case, 
     assert not case.results.exists()
 
 
+def test_other_splits_than_those_of_the_gate_are_refused(case, capsys):
+    damage_splits(case)
+    assert case.selective() == 2
+    assert "tunev must be as in the gate" in capsys.readouterr().err
+    assert case.pretrain() == 1
+    assert "check 12, Indices match split" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
         (["--coverage", "0"], "coverage must be above 0 and at most 1, got 0.0"),
         (["--coverage", "1.01"], "coverage must be above 0 and at most 1, got 1.01"),
         (["--coverage", "nan"], "coverage must be above 0 and at most 1, got nan"),
-        (["--groups", "8"], "every group must have at least 2 classes"),
-        (["--groups", "1"], "every group must have at least 2 classes"),
-        (["--threshold", "500"], "every group must have at least 2 classes, got 0, 10"),
-        (["--groups", "2", "--threshold", "9"], "threshold must be left out with groups, got 9"),
+        (["--groups", "8"], "groups must be from 2 to 5 for 10 classes, got 8"),
+        (["--groups", "1"], "groups must be from 2 to 5"),
+        (
+            ["--head_above", "500"],
+            "every group must have at least 2 classes, got 0, 10 with head_above 500",
+        ),
+        (["--groups", "2", "--head_above", "9"], "head_above must be left out with groups, got 9"),
         (["--experts", "ce"], "experts must be as in the gate"),
-        (["--experts", "ce", "ce", "ce"], "experts must be as in the gate"),
+        (["--experts", "ce", "ce", "ce"], "experts must differ"),
         (["--experts", *reversed(EXPERTS)], "experts must be as in the gate"),
-        (["--experts", "nobody"], "experts must be as in the gate"),
+        (["--experts", "nobody"], "logits of nobody must be in"),
         (["--gate", "nowhere.ckpt"], "train_gating.py --mode pretrain writes it"),
         (["--lr", "0.1"], "lr must be left out with --mode selective, got 0.1"),
         (["--split", "val"], "split must be left out without --apply, got val"),
@@ -298,20 +344,157 @@ def test_a_gate_of_logits_with_other_temperatures_is_refused(case, capsys):
     assert "temperature of ce_baseline must be as in the gate" in capsys.readouterr().err
 
 
-def test_a_damaged_gate_is_one_line(case, capsys):
+@pytest.fixture(scope="module")
+def rule_file(made) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experts.risk_coverage.BOOTSTRAPS", 2)
+        folder = made.root / "whole"
+        flags = ["--output_dir", str(folder), "--results_dir", str(folder)]
+        assert made.selective(*flags) == 0
+    return folder / "gating_selective.ckpt"
+
+
+def of_rule(**changes: object) -> Callable[[dict], None]:
+    return lambda content: content["rule"].update(changes)
+
+
+def of_state(name: str, value: float) -> Callable[[dict], None]:
+    return lambda content: content["state"][name].fill_(value)
+
+
+def of_file(**changes: object) -> Callable[[dict], None]:
+    return lambda content: content.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (of_file(format="other"), "must be a gate of train_gating.py, got another file"),
+        (of_file(version=0), "must be a gate of this version, got another; train it again"),
+        (of_file(version=torch.zeros(2)), "must be a gate of this version"),
+        (of_file(kind="other"), "impossible kind"),
+        (of_file(slug="../x"), "impossible slug"),
+        (of_file(slug=None), "impossible slug"),
+        (of_file(num_classes=1), "impossible number of classes"),
+        (of_file(num_classes=9), "impossible rule"),
+        (of_file(experts=None), "impossible experts"),
+        (of_file(experts=[1, 2, 3]), "impossible experts"),
+        (of_file(experts=["a", "a", "b"]), "impossible experts"),
+        (of_file(origins=None), "impossible origins"),
+        (of_file(origins=[{}] * 3), "impossible origins"),
+        (of_file(temperatures=[0.0] * 3), "impossible temperatures"),
+        (of_file(temperatures=[float("nan")] * 3), "impossible temperatures"),
+        (of_file(temperatures=["a"] * 3), "impossible temperatures"),
+        (of_file(temperatures=[1.0] * 2), "impossible temperatures"),
+        (of_file(state=None), "impossible tensors"),
+        (of_file(state={"mean": torch.zeros(24)}), "impossible tensors"),
+        (of_state("deviation", 0.0), "impossible tensors"),
+        (of_state("layers.0.weight", float("nan")), "impossible tensors"),
+        (of_file(rule={}), "impossible rule"),
+        (of_file(rule="a"), "impossible rule"),
+        (of_rule(alpha=[0.0, 1.0]), "impossible rule"),
+        (of_rule(alpha=[1.0]), "impossible rule"),
+        (of_rule(alpha=[float("nan"), 1.0]), "impossible rule"),
+        (of_rule(mu=[0.0, 0.0, 0.0]), "impossible rule"),
+        (of_rule(mu=[float("inf"), 0.0]), "impossible rule"),
+        (of_rule(threshold=float("nan")), "impossible rule"),
+        (of_rule(threshold=float("inf")), "impossible rule"),
+        (of_rule(threshold="x"), "impossible rule"),
+        (of_rule(groups=[0] * 9 + [-1]), "impossible rule"),
+        (of_rule(groups=[0] * 9 + [7]), "impossible rule"),
+        (of_rule(groups=[0, 1]), "impossible rule"),
+    ],
+)
+def test_a_tampered_file_is_refused_in_one_line(change, text, rule_file, tmp_path, capsys):
+    content = torch.load(rule_file, weights_only=True)
+    change(content)
+    path = tmp_path / "bad.ckpt"
+    torch.save(content, path)
+    logits = str(rule_file.parents[1] / "logits")
+    flags = ["--apply", str(path), "--logits_dir", logits, "--results_dir", str(tmp_path / "out")]
+    assert train_gating.main(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0
+    assert text in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_gate_is_one_line(case, capsys):
     content = case.pretrained.read_bytes()
     case.pretrained.write_bytes(content[: len(content) // 2])
     assert case.selective() == 2
-    torch.save({"format": "ptq-gate", "version": 1}, case.pretrained)
+    assert "must be a whole torch.save file" in capsys.readouterr().err
+
+
+def swapped(case: Case) -> None:
+    for expert, other in (EXPERTS[:2], EXPERTS[1::-1]):
+        case.side(expert, "test", expert=other)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda case: case.side(EXPERTS[0], "test", npz_sha256="0"), "another npz_sha256"),
+        (lambda case: case.side(EXPERTS[0], "test", split="val"), "another split"),
+        (lambda case: case.side(EXPERTS[0], "test", slug="other"), "another slug"),
+        (lambda case: case.side(EXPERTS[0], "test", expert=None), "another expert"),
+        (swapped, "another expert"),
+        (lambda case: case.change(EXPERTS[0], "test", indices=np.arange(5)), "hold indices (N,)"),
+        (lambda case: case.change(EXPERTS[0], "test", indices=np.arange(400)), "have the indices"),
+        (lambda case: case.change(EXPERTS[0], "test", targets=np.ones(400)), "hold targets (N,)"),
+        (lambda case: case.change(EXPERTS[0], "test", logits=np.zeros((400, 9))), "(N, 10)"),
+        (lambda case: case.change(EXPERTS[0], "test", logits=np.full((400, 10), 1e99)), "ordinary"),
+    ],
+)
+def test_logits_that_do_not_fit_are_refused_by_an_application(
+    damage, text, case, rule_file, tmp_path, capsys
+):
+    damage(case)
+    flags = ["--apply", str(rule_file), "--logits_dir", str(case.logits)]
+    assert train_gating.main([*flags, "--results_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0
+    assert text in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("split", "group"), [("tunev", "tail"), ("val", "head"), ("test", "tail")])
+def test_a_split_without_a_group_is_refused(split, group, case, capsys):
+    label = {"tail": 0, "head": 9}[group]
+    targets = np.full({"test": 400}.get(split, 50), label)
+    (case.splits / "split_info.json").unlink()
+    for expert in EXPERTS:
+        logits = read_npz(npz_path(case.logits, expert, split))["logits"].copy()
+        logits[np.arange(len(logits)) % 3 > 0, label] += 20
+        case.change(expert, split, logits=logits, targets=targets, predictions=logits.argmax(1))
+    assert case.selective("--against_data", "no") == 2  # no such flag
     assert case.selective() == 2
-    stored = {"experts": ["a"], "state": {"mean": torch.zeros(3)}, "temperatures": [1.0]}
-    stored |= {"kind": "x", "slug": "x", "num_classes": 10, "origins": [], "notes": {}}
-    torch.save({"format": "ptq-gate", "version": 1, "rule": None, **stored}, case.pretrained)
-    assert case.selective() == 2
-    whole, keys, width = capsys.readouterr().err.strip().splitlines()
-    assert "must be a whole torch.save file" in whole
-    assert "must be a gate of train_gating.py, got another file" in keys
-    assert "must hold a gate of 1 experts, got another" in width
+    error = capsys.readouterr().err.strip()
+    assert f"{split} must have samples of every group, got none of {group}" in error
+    assert not case.results.exists()
+
+
+def test_a_gate_whose_loss_is_not_finite_is_told(case, capsys):
+    assert case.pretrain("--lr", "1e30") == 1
+    assert "loss of the gate must be finite, got" in capsys.readouterr().err
+
+
+def test_force_replaces_a_link_and_not_what_it_leads_to(case, tmp_path):
+    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine.mkdir()
+    (mine / "gating_pretrained.ckpt").write_text("user")
+    link.symlink_to(mine)
+    assert case.pretrain("--output_dir", str(link)) == 2
+    assert case.pretrain("--output_dir", str(link), "--force") == 0
+    assert (mine / "gating_pretrained.ckpt").read_text() == "user"
+    assert not link.is_symlink()
+
+
+def test_a_rule_in_the_place_of_a_gate_is_kept(case, rule_file):
+    folder = case.root / "copy"
+    folder.mkdir()
+    shutil.copy(rule_file, folder / "gating_pretrained.ckpt")
+    assert case.pretrain("--output_dir", str(folder)) == 2
 
 
 def test_files_of_the_user_are_kept(case, capsys):

@@ -37,6 +37,7 @@ from experts.selective import (
     fit_argse,
     fit_rule,
     fixed_point,
+    group_coverages,
     group_errors,
     maximum_probability,
     normalised,
@@ -156,12 +157,16 @@ def test_groups_by_threshold_and_by_quantiles():
     assert make_groups(counts, 3, None).of_class.tolist() == [0, 2, 0, 1, 1, 2]
     assert make_groups([9, 8, 7, 6], None, None).of_class.tolist() == [0, 0, 1, 1]
     assert make_groups(counts, 3, None).names == ["group 1", "group 2", "group 3"]
-    with pytest.raises(InputError, match="at least 2 classes, got 5, 1 with threshold 6"):
+    assert make_groups(counts, None, 59).lists() == {"head": [0, 2], "tail": [1, 3, 4, 5]}
+    text = "training samples in head: 2 classes of 60 to 100; tail: 4 classes of 5 to 21"
+    assert make_groups(counts, None, 59).describe() == f"{text} (head_above 59)"
+    with pytest.raises(InputError, match="at least 2 classes, got 5, 1 with head_above 6"):
         make_groups(counts, None, 6)
-    with pytest.raises(InputError, match="at least 2 classes, got 2, 1, 2, 1 with groups 4"):
-        make_groups(counts, 4, None)
-    with pytest.raises(InputError, match="got 6 with groups 1"):
-        make_groups(counts, 1, None)
+    for number in (1, 4, 10**30):
+        with pytest.raises(InputError, match=f"from 2 to 3 for 6 classes, got {number}"):
+            make_groups(counts, number, None)
+    with pytest.raises(InputError, match="at least 4 classes, got 3"):
+        make_groups(counts[:3], None, None)
 
 
 def test_alpha_one_and_mu_zero_are_the_maximum_probability():
@@ -183,6 +188,7 @@ def test_the_rule_by_hand():
 def test_a_threshold_accepts_the_coverage(coverage, count):
     scores = np.array([0.1, 0.5, 0.3, 0.4, 0.2])
     assert (scores >= threshold_for(scores, coverage)).sum() == count
+    assert threshold_for(scores, 1.0) == -np.inf
 
 
 def test_errors_of_groups_are_among_the_accepted_and_one_without_any():
@@ -237,12 +243,28 @@ def test_the_fitted_rule_is_the_best_of_its_grid_and_uses_no_other_split():
     assert accepted.mean() == pytest.approx(0.7, abs=0.01)
 
 
+def test_of_rules_without_an_error_that_which_serves_all_groups_is_chosen():
+    """Ten samples of the head are surer than ten of the tail, and all are right."""
+    sure, unsure = np.linspace(0.9, 0.99, 10), np.linspace(0.6, 0.75, 10)
+    head = [[value, 1 - value, 0.0, 0.0] for value in sure]
+    tail = [[0.0, 0.0, value, 1 - value] for value in unsure]
+    eta = np.array([*head, *tail])
+    perfect = Sample(eta, np.array([0] * 10 + [2] * 10))
+    of_class = np.array([0, 0, 1, 1])
+    plain = maximum_probability(of_class)
+    threshold = threshold_for(plain.scores(eta), 0.5)
+    assert (plain.scores(eta) >= threshold).tolist() == [True] * 10 + [False] * 10
+    fit = fit_rule(perfect, perfect, of_class, 0.5, "worst")
+    assert (fit.objective, fit.on_tunev) == (0.0, 0.0)
+    assert fit.answered == group_coverages(fit.rule, perfect).min() >= 0.3
+
+
 def test_the_outer_loop_begins_with_the_plug_in_rule_and_moves_alpha():
     tunev, val = sample(1), sample(2)
     best, rounds = fit_argse(tunev, val, OF_CLASS, 0.7, "worst", rounds=6)
     first = fit_rule(tunev, val, OF_CLASS, 0.7, "worst")
     assert np.array_equal(rounds[0].rule.alpha, first.rule.alpha)
-    assert best.objective == min(fit.objective for fit in rounds) <= first.objective
+    assert best.rank == min(fit.rank for fit in rounds) <= first.rank
     errors = errors_of(first.rule, tunev)
     new = np.maximum(0.5 * np.exp(0.2 * (errors - errors.mean())), 0.05)
     expected = 0.25 * 0.5 + 0.75 * new / new.sum()
@@ -274,7 +296,22 @@ def ten(scores: np.ndarray) -> tuple[Scored, np.ndarray]:
     wrong = np.array([False] * 8 + [True] * 2)
     zeros = np.zeros(10, dtype=int)
     scored = Scored(scores, wrong, zeros, zeros)
-    return scored, accepted_at(scored, scored)
+    return scored, accepted_at(scored, scored, "cost")
+
+
+def test_areas_by_coverage_on_ten_samples():
+    """Perfect: 8 right ones first, then the risk is 1 / 9 and 2 / 10. Useless: all at once."""
+    perfect, _ = ten(np.arange(10.0, 0.0, -1.0))
+    values = np.linspace(0.1, 1.0, 10)
+    curve = curve_of(accepted_at(perfect, perfect, "coverage", values), perfect)
+    np.testing.assert_allclose(curve.coverage, values)
+    np.testing.assert_allclose(curve.risks["overall"], [0.0] * 8 + [1 / 9, 0.2])
+    expected = 0.1 * (1 / 9) / 2 + 0.1 * (1 / 9 + 0.2) / 2
+    assert area(curve.coverage, curve.risks["overall"]) == pytest.approx(expected)
+    useless, _ = ten(np.ones(10))
+    curve = curve_of(accepted_at(useless, useless, "coverage", values), useless)
+    assert curve.coverage.tolist() == [1.0] * 10
+    assert area(curve.coverage, curve.risks["overall"]) == pytest.approx(0.2)
 
 
 def test_areas_of_a_perfect_and_of_a_useless_score_on_ten_samples():
@@ -299,7 +336,7 @@ def test_a_curve_by_groups_and_its_bootstrap_interval():
     groups = random.randint(2, size=300)
     wrong = random.rand(300) < np.where(groups == 1, 0.4, 0.1)
     scored = Scored(random.rand(300) - 0.5 * wrong, wrong, groups, groups)
-    accepted = accepted_at(scored, scored)
+    accepted = accepted_at(scored, scored, "cost")
     curve = curve_of(accepted, scored)
     assert (np.diff(curve.coverage) >= 0).all()
     for index in (5, 20):
@@ -323,5 +360,5 @@ def test_each_part_has_the_threshold_of_its_own_samples():
     parts = np.array([0, 0, 0, 1, 1, 1])
     scored = Scored(scores, wrong, parts, parts)
     middle = int(np.argmin(np.abs(COSTS - 0.5)))
-    accepted = accepted_at(scored, scored)[middle]
+    accepted = accepted_at(scored, scored, "cost")[middle]
     assert accepted.tolist() == [True, True, True, True, False, False]
