@@ -36,6 +36,7 @@ def bar_figure(
             handles[name] = drawn
         axes.set(title=title, ylabel=label, xticks=range(len(groups)))
         axes.set_xticklabels(groups)
+        axes.margins(y=0.12)  # room for the numbers
         axes.grid(axis="y", alpha=0.3)
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
