@@ -18,7 +18,7 @@ from common.files import atomic_file
 from common.marks import listed
 from common.names import require_name
 from common.torch_setup import require_seed
-from experts.console import console_of
+from experts.console import Console, console_of
 from experts.expert_logits import origins, read_experts, read_plain
 from experts.gate_files import (
     ARGSE,
@@ -44,6 +44,7 @@ from experts.selective import (
 )
 from experts.selective_report import Measured, print_report, require_own_results, write_results
 from experts.splits import list_digest
+from experts.stored_splits import StoredSplits
 from experts.verify_job import choose_splits
 
 CHOW, CHOW_GROUPS = "maximum probability", "group thresholds"
@@ -72,6 +73,25 @@ class _Candidate:
         )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is checked before anything is computed."""
+
+    options: argparse.Namespace
+    kind: str
+    splits: StoredSplits
+    groups: Groups
+    experts: list[str]
+    stored: StoredGate
+    path: Path
+    results: Path
+
+    @property
+    def saved(self) -> str:
+        """The name of the rule that is saved."""
+        return AR_GSE if self.kind == ARGSE else PLUG_IN
+
+
 def selective(options: argparse.Namespace, kind: str) -> int:
     """Fit rules on ``tunev`` and ``val``, measure them on ``test``; returns the exit status.
 
@@ -79,9 +99,30 @@ def selective(options: argparse.Namespace, kind: str) -> int:
         kind: ``SELECTIVE`` fits the plug-in rule, ``ARGSE`` its outer loop as well.
     """
     console = console_of(options)
+    job = _prepare(options, kind, console)
+    samples = _read_samples(job)
+    fits = {name: _fitted(samples, name, job) for name in MIXTURES}
+    candidates = [each for name in MIXTURES for each in _candidates(name, fits, job.groups)]
+    measured = [_measure(each, samples, options.coverage, options.seed) for each in candidates]
+    best = fits[GATE][job.saved]
+    print_report(console, measured, job.groups, options.coverage)
+    if kind == ARGSE and best.rank == fits[GATE][PLUG_IN].rank:
+        console.line(f"{AR_GSE} is the plug-in rule here: no round was better on val or tunev")
+    console.line(_verdict(measured, job.saved))
+    _write(job, measured, _rule_record(best, samples, options))
+    console.always(f"written: {job.path}, {job.results}")
+    return EXIT_OK
+
+
+def _prepare(options: argparse.Namespace, kind: str, console: Console) -> _Job:
+    """Check everything that is known without the logits.
+
+    Raises:
+        InputError: a value, the gate or a place of output is unusable.
+    """
     if not 0 < options.coverage <= 1:
         raise InputError(f"coverage must be above 0 and at most 1, got {options.coverage}")
-    seed = require_seed(options.seed)
+    require_seed(options.seed)
     if options.groups is not None and options.head_above is not None:
         raise InputError(f"head_above must be left out with groups, got {options.head_above}")
     splits, reason = choose_splits(options)
@@ -89,47 +130,45 @@ def selective(options: argparse.Namespace, kind: str) -> int:
     experts = chosen_experts(options)
     source = options.gate or gate_path(PRETRAINED, splits, None)
     stored = read_gate(source)
-    found_origins = origins(options.logits_dir, experts, "tunev")
     own = {"slug": splits.slug, "num_classes": splits.num_classes}
     own["tunev"] = list_digest(splits.indices("tunev"))
-    stored.require_fit(source, experts, found_origins, own)
+    stored.require_fit(source, experts, origins(options.logits_dir, experts, "tunev"), own)
     path = gate_path(kind, splits, options.output_dir)
     require_gate_place(path, kind, experts, options.force)
     results = options.results_dir / splits.slug / kind
     require_own_results(results, options.force)
     console.line(f"Dataset: {splits.dataset} ({reason}); experts: {', '.join(experts)}")
     console.line(groups.describe())
-    data = read_experts(options.logits_dir, experts, ("tunev", "val", "test"), splits)
+    return _Job(options, kind, splits, groups, experts, stored, path, results)
+
+
+def _read_samples(job: _Job) -> dict[str, dict[str, Sample]]:
+    """The probabilities of both mixtures on every split."""
+    names = ("tunev", "val", "test")
+    data = read_experts(job.options.logits_dir, job.experts, names, job.splits)
     for name, found in data.items():
-        _require_groups(name, groups, found.known_targets())
-    samples = {
-        name: _mixtures(stored, found.logits, found.known_targets()) for name, found in data.items()
+        _require_groups(name, job.groups, found.known_targets())
+    return {
+        name: _mixtures(job.stored, found.logits, found.known_targets())
+        for name, found in data.items()
     }
-    fits = {name: _fitted(samples, name, groups, options, kind) for name in MIXTURES}
-    candidates = [candidate for name in MIXTURES for candidate in _candidates(name, fits, groups)]
-    measured = [_measure(each, samples, options.coverage, seed) for each in candidates]
-    best = fits[GATE][AR_GSE if kind == ARGSE else PLUG_IN]
-    rule = _rule_record(best, samples, options)
+
+
+def _write(job: _Job, measured: Sequence[Measured], rule: dict[str, Any]) -> None:
     about = {
-        "kind": kind,
-        "slug": splits.slug,
-        "experts": experts,
-        "classes_by_group": groups.lists(),
-        "coverage": options.coverage,
-        "objective": options.objective,
-        "seed": seed,
+        "kind": job.kind,
+        "slug": job.splits.slug,
+        "experts": job.experts,
+        "classes_by_group": job.groups.lists(),
+        "coverage": job.options.coverage,
+        "objective": job.options.objective,
+        "seed": job.options.seed,
         "saved_rule": rule,
     }
-    print_report(console, measured, groups, options.coverage)
-    if kind == ARGSE and best.rank == fits[GATE][PLUG_IN].rank:
-        console.line(f"{AR_GSE} is the plug-in rule here: no round was better on val or tunev")
-    console.line(_verdict(measured, kind))
-    for folder in (results, path.parent):
-        make_room(folder, options.force)
-    write_results(results, measured, groups, about)
-    save_gate(path, dataclasses.replace(stored, kind=kind, rule=rule))
-    console.always(f"written: {path}, {results}")
-    return EXIT_OK
+    for folder in (job.results, job.path.parent):
+        make_room(folder, job.options.force)
+    write_results(job.results, measured, job.groups, about)
+    save_gate(job.path, dataclasses.replace(job.stored, kind=job.kind, rule=rule))
 
 
 def _require_groups(name: str, groups: Groups, targets: np.ndarray) -> None:
@@ -144,11 +183,11 @@ def _require_groups(name: str, groups: Groups, targets: np.ndarray) -> None:
             raise InputError(f"{name} must have samples of every group, got none of {group}")
 
 
-def _verdict(measured: Sequence[Measured], kind: str) -> str:
+def _verdict(measured: Sequence[Measured], saved: str) -> str:
     """How the saved rule compares with maximum probability on the same mixture, in words."""
     own, chow = (
         next(each for each in measured if (each.rule, each.mixture) == (name, GATE)).area("worst")
-        for name in (AR_GSE if kind == ARGSE else PLUG_IN, CHOW)
+        for name in (saved, CHOW)
     )
     word = "below" if own.value < chow.value else "not below"
     return (
@@ -164,15 +203,11 @@ def _mixtures(stored: StoredGate, logits: np.ndarray, targets: np.ndarray) -> di
     return {UNIFORM: Sample(p.mean(axis=0), targets), GATE: Sample(mixed, targets)}
 
 
-def _fitted(
-    samples: Mapping[str, Mapping[str, Sample]],
-    name: str,
-    groups: Groups,
-    options: argparse.Namespace,
-    kind: str,
-) -> dict[str, Fit]:
-    arguments = (samples["tunev"][name], samples["val"][name], groups.of_class)
-    if kind == ARGSE:
+def _fitted(samples: Mapping[str, Mapping[str, Sample]], name: str, job: _Job) -> dict[str, Fit]:
+    """The rules on a mixture by name."""
+    options = job.options
+    arguments = (samples["tunev"][name], samples["val"][name], job.groups.of_class)
+    if job.kind == ARGSE:
         best, rounds = fit_argse(*arguments, options.coverage, options.objective, options.rounds)
         return {PLUG_IN: rounds[0], AR_GSE: best}
     return {PLUG_IN: fit_rule(*arguments, options.coverage, options.objective)}
