@@ -146,9 +146,9 @@ class MethodSettings:
     distill_batch: int = setting(16, "distillation: number of images per step", low=1, high=10**6)
     distill_lr: float = setting(
         8e-3,
-        "distillation: initial learning rate of the weights, in steps of their grids, or of the "
-        "activations' grids where those are coarser; all learning rates fall to 0 along half a "
-        "cosine",
+        "distillation: initial learning rate of the weights, in steps of their grids; it is "
+        "multiplied by (2^n_bits_w - 1) / (2^n_bits_a - 1) if the activations have fewer bits; all "
+        "learning rates fall to 0 along half a cosine",
         low=0,
         high=1000,
     )

@@ -17,6 +17,7 @@ from quant.distillation.latent import REACH, LatentWeight, TrainableNetwork
 from quant.network.layers import QuantConv2d, QuantLinear
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.observe import watch
+from quant.settings import MethodSettings
 from tests.conftest import make_tiny_images, make_tiny_network
 
 SETTINGS = {"n_bits_w": 2, "n_bits_a": 3, "distill_batch": 16, "init_wmode": "minmax"}
@@ -143,6 +144,12 @@ def test_every_setting_changes_the_training(name, value):
         traces.append(trace)
     assert traces[0][0] == traces[1][0]
     assert traces[0] != traces[1]
+
+
+@pytest.mark.parametrize(("w", "a", "factor"), [(4, 2, 5), (3, 2, 7 / 3), (2, 4, 1), (8, 32, 1)])
+def test_weights_of_finer_grids_move_in_steps_of_the_activations(w, a, factor):
+    settings = MethodSettings(n_bits_w=w, n_bits_a=a, distill_steps=1, distill_lr=0.01)
+    assert stage._code_rate(settings) == pytest.approx(0.01 * factor)
 
 
 def test_codes_are_hard_and_levels_few(trained):

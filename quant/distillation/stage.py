@@ -28,7 +28,7 @@ from common.errors import InputError, RunError
 from quant.arithmetic.augmentation import augmented
 from quant.arithmetic.optim import FusedAdam
 from quant.arithmetic.primitives import quant_max
-from quant.distillation.latent import LatentWeight, TrainableNetwork
+from quant.distillation.latent import TrainableNetwork
 from quant.network.chain import Task, generator_for
 from quant.network.forward import run_unit
 from quant.network.model import QuantModel
@@ -75,10 +75,7 @@ class _Distillation:
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
         weights = trainable.weights
         self.optimizers = [
-            *(
-                (FusedAdam([weight.codes], 0.0), settings.distill_lr * self._pace(weight))
-                for weight in weights
-            ),
+            (FusedAdam([weight.codes for weight in weights], 0.0), _code_rate(settings)),
             (FusedAdam([weight.ratio for weight in weights], 0.0), settings.distill_lr_scale),
             (FusedAdam(trainable.biases, 0.0), settings.distill_lr_scale),
             *(
@@ -89,13 +86,6 @@ class _Distillation:
         self.step = 0
         self.least, self.best_step, self.best = math.inf, 0, self._values()
         self.first = math.nan
-
-    def _pace(self, weight: LatentWeight) -> float:
-        """Steps of the weight's grid in a step of the coarser of its grid and the activations'.
-
-        Weights make up for what the activations lose, which takes ways of the size of their steps.
-        """
-        return max(1.0, float(weight.most.max()) / quant_max(self.settings.n_bits_a))
 
     def run(self) -> None:
         """Train to the end and leave the best state in the network."""
@@ -225,6 +215,15 @@ class _Distillation:
         self.least, self.best_step = stored["least"], stored["best_step"]
         logger.info("distillation: %d steps taken from the earlier run", self.step)
         return True
+
+
+def _code_rate(settings: MethodSettings) -> float:
+    """Learning rate of latent codes: ``distill_lr`` steps of the coarser of the two grids.
+
+    Weights make up for what the activations lose, which takes ways of the size of their steps.
+    """
+    finer = quant_max(settings.n_bits_w) / quant_max(settings.n_bits_a)
+    return settings.distill_lr * max(1.0, finer)
 
 
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:
