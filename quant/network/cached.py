@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class ActivationCache:
 
     def _empty(self, shape: Sequence[int], batch: Tensor, like: Tensor) -> Tensor:
         if self.folder is not None and like.device.type == "cpu":
-            return _mapped(shape, batch.dtype, self.folder)
+            return _mapped(shape, self.folder)
         whole = torch.empty(
             shape, dtype=batch.dtype, device=like.device, pin_memory=like.is_pinned()
         )
@@ -61,20 +62,20 @@ class ActivationCache:
         return whole
 
 
-def _mapped(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Tensor:
-    """A tensor in a file without a name, whose space is reserved at once."""
-    count = math.prod(shape)
+def _mapped(shape: Sequence[int], folder: Path) -> Tensor:
+    """A float32 tensor in a file without a name, whose space is reserved at once."""
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".activations_") as file:
-            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(*shape)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=tuple(shape)))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise RunError(
-            f"disk of {folder} must have {in_gb(count * dtype.itemsize)} free for cached "
-            f"activations, got {in_gb(free_disk(folder))}"
+            f"disk of {folder} must have {in_gb(size)} free for cached activations, got "
+            f"{in_gb(free_disk(folder))}"
         ) from error
 
 
