@@ -8,7 +8,7 @@ run: .venv/runtime
 	$(BIN)/python main_imagenet.py
 
 test: .venv/development
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/development
 	$(BIN)/ruff check .
