@@ -180,11 +180,11 @@ class _Search:
         return max(1, MOST_ELEMENTS // self.sample.rows.shape[1])
 
     def _step(self, width: Tensor, reach: Tensor) -> Tensor:
-        return (reach * (width / NUM_WIDTHS) / self.top).clamp(min=MIN_SCALE)
+        return (reach * width / NUM_WIDTHS / self.top).clamp(min=MIN_SCALE)
 
     def qparams(self, width: Tensor, zero: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of ranges of rows that reach so far, all (..., rows)."""
-        step = reach * (width / NUM_WIDTHS) / self.top
+        step = reach * width / NUM_WIDTHS / self.top
         return choose_qparams(-zero * step, (self.top - zero) * step, self.grid.bits)
 
 
