@@ -44,24 +44,43 @@ def _can_show(marks: dict[str, str]) -> bool:
 def add_data_flags(parser: FlagParser) -> argparse._ArgumentGroup:
     """Add the flags of the data set and its splits; returns their group."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        type=str.lower,
-        default="auto",
-        help="data set: auto (found from --data_root or the splits), digits, cifar10, cifar100, "
-        "imagenet (default auto)",
-    )
+    add_splits_flags(group, "--data_root or the splits")
     group.add_argument(
         "--data_root", type=Path, help="folder of CIFAR or ImageNet (default data for CIFAR)"
     )
     group.add_argument("--class_order", metavar="ORDER", help=CLASS_ORDER_HELP)
+    return group
+
+
+def add_splits_flags(group: argparse._ArgumentGroup, found_from: str) -> None:
+    """Add the flags of splits alone.
+
+    Args:
+        found_from: what decides on the data set if none is given, in words.
+    """
+    group.add_argument(
+        "--dataset",
+        type=str.lower,
+        default="auto",
+        help=f"data set: auto (found from {found_from}), digits, cifar10, cifar100, imagenet "
+        "(default auto)",
+    )
     group.add_argument(
         "--splits_dir",
         type=Path,
         help="folder of the splits made by create_splits_fixed.py (default "
         "data/{dataset}_lt_if{imb_factor}_splits_fixed)",
     )
-    return group
+
+
+def add_logits_dir_flag(group: argparse._ArgumentGroup) -> None:
+    """Add the flag of the folder that ``recompute_logits.py`` writes to by default."""
+    group.add_argument(
+        "--logits_dir",
+        type=Path,
+        default=Path("outputs") / "logits_fixed",
+        help="folder of the experts' logits (default outputs/logits_fixed)",
+    )
 
 
 def add_console_flags(parser: FlagParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.flags import FlagParser, positive_int
-from experts.console import add_console_flags
+from experts.console import add_console_flags, add_logits_dir_flag, add_splits_flags
 from experts.gating import GateOptions
 from experts.selective import OBJECTIVES, ROUNDS
 
@@ -25,7 +25,7 @@ def build_gating_parser(description: str = "") -> FlagParser:
         "pretrain)",
     )
     _add_experts_flags(parser)
-    _add_splits_flags(parser)
+    add_splits_flags(parser.add_argument_group("splits"), "the splits")
     _add_training_flags(parser)
     _add_fitting_flags(parser)
     _add_output_flags(parser)
@@ -36,7 +36,7 @@ def build_gating_parser(description: str = "") -> FlagParser:
 def build_argse_parser(description: str = "") -> FlagParser:
     parser = FlagParser(prog="train_argse.py", usage="%(prog)s [flags]", description=description)
     _add_experts_flags(parser)
-    _add_splits_flags(parser)
+    add_splits_flags(parser.add_argument_group("splits"), "the splits")
     group = _add_fitting_flags(parser)
     group.add_argument(
         "--rounds",
@@ -50,35 +50,13 @@ def build_argse_parser(description: str = "") -> FlagParser:
 
 
 def _add_experts_flags(parser: FlagParser) -> None:
-    add = parser.add_argument_group("logits").add_argument
-    add(
-        "--logits_dir",
-        type=Path,
-        default=Path("outputs") / "logits_fixed",
-        help="folder of the experts' logits (default outputs/logits_fixed)",
-    )
-    add(
+    group = parser.add_argument_group("logits")
+    add_logits_dir_flag(group)
+    group.add_argument(
         "--experts",
         nargs="+",
         help="experts to mix, in this order; quantized ones too (default: the trained ones that "
         "have logits)",
-    )
-
-
-def _add_splits_flags(parser: FlagParser) -> None:
-    add = parser.add_argument_group("splits").add_argument
-    add(
-        "--dataset",
-        type=str.lower,
-        default="auto",
-        help="data set of the splits: auto (found from the splits), digits, cifar10, cifar100, "
-        "imagenet (default auto)",
-    )
-    add(
-        "--splits_dir",
-        type=Path,
-        help="folder of the splits made by create_splits_fixed.py (default "
-        "data/{dataset}_lt_if{imb_factor}_splits_fixed)",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.flags import FlagParser
-from experts.console import add_console_flags, add_data_flags
+from experts.console import add_console_flags, add_data_flags, add_logits_dir_flag
 from experts.metrics import DEFAULT_THRESHOLD, GROUP_RULES
 from experts.splits import SPLITS
 from experts.verification import FAIL, METRICS, WARN
@@ -31,13 +31,9 @@ def build_parser(description: str = "") -> FlagParser:
 
 
 def _add_logits_flags(parser: FlagParser) -> None:
-    add = parser.add_argument_group("logits").add_argument
-    add(
-        "--logits_dir",
-        type=Path,
-        default=Path("outputs") / "logits_fixed",
-        help="folder of the experts' logits (default outputs/logits_fixed)",
-    )
+    group = parser.add_argument_group("logits")
+    add_logits_dir_flag(group)
+    add = group.add_argument
     add("--experts", nargs="+", help="experts to check; each must exist (default all that do)")
     add(
         "--splits",

@@ -20,7 +20,7 @@ from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
 from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
-from quant.network.needs import cached_bytes, passing_bytes
+from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
 from quant.network.states import UnitReport, UnitStates
 from quant.settings import MethodSettings, ShortForms, spelled_out
 
@@ -37,6 +37,8 @@ class BaseQuantizationMethod(ABC):
         short_forms: settings that set other settings.
         beats_rtn: claim, checked by the contract tests, that the error on the calibration images is
             not above that of ``rtn``.
+        walks_units: whether the activations of one unit at a time are cached (``walk_chain``), not
+            those of all.
         settings: values of all settings.
         given: names of the settings that were given, directly or by a short form.
     """
@@ -46,6 +48,7 @@ class BaseQuantizationMethod(ABC):
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
     short_forms: ClassVar[ShortForms] = {}
     beats_rtn: ClassVar[bool] = False
+    walks_units: ClassVar[bool] = True
 
     def __init__(self, **settings: Any):
         known = [field.name for field in dataclasses.fields(self.settings_class)]
@@ -129,19 +132,28 @@ class BaseQuantizationMethod(ABC):
 
     def _cache(self, task: Task) -> ActivationCache:
         """Choose where cached activations are, and log what they take."""
-        settings, count = self.settings, len(task.images)
-        if settings.cache_activations == "disk" and task.images.device.type != "cpu":
+        place, count = self.settings.cache_activations, len(task.images)
+        on_gpu = task.images.device.type != "cpu"
+        if place == "disk" and on_gpu:
             raise InputError("keep_cpu must be given with cache_activations disk, got a GPU")
-        cached, passing = cached_bytes(task.reference, count), passing_bytes(task.reference, count)
-        cache = choose_cache(settings.cache_activations, cached, task.cache_dir)
+        if place == "disk" and not self.walks_units:
+            raise InputError(
+                f"cache_activations must be left out for {self.name}, which keeps the activations "
+                "of all units in memory, got disk"
+            )
+        size = (cached_bytes if self.walks_units else kept_bytes)(task.reference, count)
+        cache = ActivationCache()
+        if self.walks_units and not on_gpu:
+            cache = choose_cache(place, size, task.cache_dir)
+        memory = "GPU memory" if on_gpu else "memory"
         logger.info(
             "plan: %d units, %d calibration images; cached activations take up to %s of %s, one "
             "pass through a unit up to %s of memory",
             len(task.model.units),
             count,
-            in_gb(cached),
-            "memory" if cache.folder is None else f"the disk of {cache.folder}",
-            in_gb(passing),
+            in_gb(size),
+            memory if cache.folder is None else f"the disk of {cache.folder}",
+            in_gb(passing_bytes(task.reference, count)),
         )
         return cache
 

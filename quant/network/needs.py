@@ -23,11 +23,14 @@ def cached_bytes(model: QuantModel, count: int) -> int:
     return FLOAT_BYTES * count * SETS * max(before + after for before, after in pairs)
 
 
+def kept_bytes(model: QuantModel, count: int) -> int:
+    """Most bytes of the inputs of all units and of the values inside one, of ``count`` images."""
+    return FLOAT_BYTES * count * (sum(_input_values(model)) + _most_alive_anywhere(model))
+
+
 def passing_bytes(model: QuantModel, count: int) -> int:
     """Most bytes of activations inside a unit in a pass over at most ``RANGE_SAMPLES`` images."""
-    pairs = zip(_graphs(model), _input_values(model), strict=True)
-    most = max(_most_alive(unit, size) for unit, size in pairs)
-    return FLOAT_BYTES * min(count, RANGE_SAMPLES) * most
+    return FLOAT_BYTES * min(count, RANGE_SAMPLES) * _most_alive_anywhere(model)
 
 
 def _graphs(model: QuantModel) -> Iterator[fx.GraphModule]:
@@ -41,6 +44,11 @@ def _input_values(model: QuantModel) -> list[int]:
 
 def _output_values(unit: fx.GraphModule) -> int:
     return _values(source_of(unit.graph.output_node()))
+
+
+def _most_alive_anywhere(model: QuantModel) -> int:
+    pairs = zip(_graphs(model), _input_values(model), strict=True)
+    return max(_most_alive(unit, size) for unit, size in pairs)
 
 
 def _most_alive(unit: fx.GraphModule, size: int) -> int:

@@ -113,6 +113,10 @@ class UnitStates:
             names = [path.name for path in self.folder.iterdir() if is_state_file(path.name)]
             mark(self.folder, names)
 
+    def has(self, index: int) -> bool:
+        """Whether a file of a unit is there, which ``restore`` may still not believe."""
+        return self._path(index).exists()
+
     def restore(self, index: int, unit: nn.Module) -> UnitReport | None:
         """Load a finished unit into ``unit``; return None and change nothing if it is not stored.
 

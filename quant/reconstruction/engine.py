@@ -74,7 +74,7 @@ class _Refiner:
         if self.correction is None or unit is None:
             return data
         inputs = self.correction.corrected(data.index, data.name, data.float_input)
-        target = run_unit(unit, inputs, data.device)
+        target = run_unit(unit, inputs, data.device, data.cache)
         return dataclasses.replace(data, float_input=inputs, target=target)
 
     def _prediction(self, index: int) -> PredictionDifference | None:

@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import logging
 import time
+from collections.abc import Collection
 from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
+from common.errors import RunError
 from quant.network.chain import Task, UnitData, nearest
 from quant.network.forward import run_unit
 from quant.reconstruction.buffers import StepInput
@@ -26,15 +28,26 @@ logger = logging.getLogger(__name__)
 
 
 def log_forecast(task: Task, settings: ReconstructionSettings) -> None:
-    """Log about how long the optimisation will take, if it has many steps."""
+    """Log about how long the optimisation will take, if it has many steps.
+
+    Units of an earlier run that are stored are left out.
+    """
     steps = settings.iters_w
-    if steps >= MANY_STEPS:
-        logger.info(
-            "plan: %d steps for each of %d units take about %s",
-            steps,
-            len(task.model.units),
-            in_words(steps * step_seconds(task, settings)),
-        )
+    left = [
+        i for i in range(len(task.model.units)) if task.states is None or not task.states.has(i)
+    ]
+    if steps < MANY_STEPS or not left:
+        return
+    try:
+        seconds = step_seconds(task, settings, left)
+    except RunError:  # the run itself says what is wrong, and where
+        return
+    logger.info(
+        "plan: %d steps for each of %d units take about %s",
+        steps,
+        len(left),
+        in_words(steps * seconds),
+    )
 
 
 def in_words(seconds: float) -> str:
@@ -44,17 +57,21 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.3g} hours"
 
 
-def step_seconds(task: Task, settings: ReconstructionSettings) -> float:
-    """Seconds of one step of every unit, measured on copies with the images of one batch.
+def step_seconds(task: Task, settings: ReconstructionSettings, indices: Collection[int]) -> float:
+    """Seconds of one step of each of some units, measured on copies with the images of one batch.
 
     The terms of PD-Quant, compilation and CUDA graphs are left out.
+
+    Raises:
+        RunError: a loss is not finite.
     """
     plain = dataclasses.replace(settings, compile=False, cuda_graph=False)
     values = task.images[: settings.batch_size_recon]
     total = 0.0
     for index, unit in enumerate(task.model.units):
         target = run_unit(task.reference.units[index], values, task.model.device)
-        total += _seconds(copy.deepcopy(unit), values, target, task.model.device, plain)
+        if index in indices:
+            total += _seconds(copy.deepcopy(unit), values, target, task.model.device, plain)
         values = target
     return total
 

@@ -44,6 +44,7 @@ class Lapq(BaseQuantizationMethod):
     settings_class = LapqSettings
     short_forms = SHORT_FORMS
     beats_rtn = True
+    walks_units = False
 
     def _quantize(self, task: Task) -> None:
         settings = self.settings
