@@ -20,11 +20,11 @@ from experts.expert_logits import ExpertLogits, origins, read_experts, require_f
 from experts.gate_files import GATE, PRETRAINED, UNIFORM, StoredGate, is_gate, read_gate, save_gate
 from experts.gating import (
     GateOptions,
-    features,
     fit_temperatures,
     gate_state,
     gate_weights,
     mixture,
+    num_features,
     posteriors,
     train_gate,
 )
@@ -69,9 +69,7 @@ def require_gate_place(path: Path, kind: str, experts: Sequence[str], force: boo
     """
     require_own_folder(path.parent, force)
     require_writable(path.parent)
-    record = path.with_suffix(".json")
     require_own_file(path, force, lambda file: is_gate(file, kind))
-    require_own_file(record, force)
     if path.is_file() and not force and is_gate(path, kind):
         former = read_gate(path).experts
         if former != list(experts):
@@ -89,49 +87,65 @@ def pretrain(options: argparse.Namespace) -> int:
     experts = chosen_experts(options)
     path = gate_path(PRETRAINED, splits, options.output_dir)
     require_gate_place(path, PRETRAINED, experts, options.force)
+    require_own_file(_record_of(path), options.force)
     console.line(f"Dataset: {splits.dataset} ({reason}); experts: {', '.join(experts)}")
     data = read_experts(options.logits_dir, experts, ("tunev", "val"), splits)
+    _require_halves(data["tunev"].known_targets())
+    stored = _trained(data, training, splits, origins(options.logits_dir, experts, "tunev"))
+    record = stored.notes["record"]
+    console.line(
+        f"gate: {num_features(len(experts))} features, NLL on half of tunev "
+        f"{record['held_out'][0]:.4f} -> {min(record['held_out']):.4f} (epoch "
+        f"{record['best_epoch']} of {training.epochs})"
+    )
+    _print(console, stored.notes["val"], stored.notes["beats_baselines"])
+    if record["best_epoch"] == 0:
+        console.line("no epoch was better than the start: the gate weighs all experts alike")
+    make_room(path.parent, options.force)
+    save_gate(path, stored)
+    with listed(_record_of(path)):
+        content = {"experts": experts, "temperatures": stored.temperatures, **stored.notes}
+        write_json(_record_of(path), content)
+    console.always(f"written: {path}, {_record_of(path).name}")
+    console.line("next: python3 train_gating.py --mode selective")
+    return EXIT_OK
+
+
+def _record_of(path: Path) -> Path:
+    """The file that says in words what a gate's file holds."""
+    return path.with_suffix(".json")
+
+
+def _trained(
+    data: Mapping[str, ExpertLogits],
+    training: GateOptions,
+    splits: StoredSplits,
+    found_origins: list[dict[str, Any]],
+) -> StoredGate:
+    """A gate trained on ``tunev``, and in its notes how it compares with baselines on ``val``."""
     temperatures = fit_temperatures(data["tunev"])
     p = {name: posteriors(found.logits, temperatures) for name, found in data.items()}
-    _require_halves(data["tunev"].known_targets())
     gate, record = train_gate(p["tunev"], data["tunev"].known_targets(), training)
-    console.line(
-        f"gate: {features(p['val'][:, :1]).shape[1]} features, NLL on half of tunev "
-        f"{record.held_out[0]:.4f} -> {min(record.held_out):.4f} (epoch {record.best_epoch} of "
-        f"{training.epochs})"
-    )
-    make_room(path.parent, options.force)
-    mixtures = {
+    experts = data["val"].experts
+    probabilities = dict(zip(experts, p["val"], strict=True)) | {
         UNIFORM: p["val"].mean(axis=0),
         LOGIT_MEAN: _logit_mean(data["val"], temperatures),
         GATE: mixture(gate_weights(gate, p["val"]), p["val"]),
     }
-    rows = compare(dict(zip(experts, p["val"], strict=True)) | mixtures, data["val"], splits)
+    rows = compare(probabilities, data["val"], splits)
     notes = {"training": asdict(training), "record": asdict(record), "val": rows}
-    notes["beats_baselines"] = beaten = _beats(rows)
-    _print(console, rows, beaten)
-    save_gate(
-        path,
-        StoredGate(
-            PRETRAINED,
-            splits.slug,
-            list_digest(splits.indices("tunev")),
-            splits.num_classes,
-            experts,
-            origins(options.logits_dir, experts, "tunev"),
-            temperatures,
-            gate_state(gate),
-            notes,
-        ),
+    notes["beats_baselines"] = _beats(rows)
+    return StoredGate(
+        PRETRAINED,
+        splits.slug,
+        list_digest(splits.indices("tunev")),
+        splits.num_classes,
+        list(experts),
+        found_origins,
+        temperatures,
+        gate_state(gate),
+        notes,
     )
-    record_path = path.with_suffix(".json")
-    with listed(record_path):
-        write_json(record_path, {"experts": experts, "temperatures": temperatures, **notes})
-    if record.best_epoch == 0:
-        console.line("no epoch was better than the start: the gate weighs all experts alike")
-    console.always(f"written: {path}, {record_path.name}")
-    console.line("next: python3 train_gating.py --mode selective")
-    return EXIT_OK
 
 
 def make_room(folder: Path, force: bool) -> None:

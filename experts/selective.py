@@ -7,10 +7,10 @@ With the mixture's probabilities eta, the group g(y) of a class, and per group a
     accepted   where score >= threshold
 
 This is the plug-in rule of Narasimhan et al., "Learning to Reject Meets Long-Tail Learning", ICLR
-2024, section 4, with 1 / alpha for their alpha. (AR-GSE has 1 / alpha in the sum and alpha in front
-of it, which accepts every sample of one group before any of another.) With alpha = 1 and mu = 0 it
-is the rule of the maximum probability (Chow 1970). A rule sees predictions alone; the groups of
-true classes are used to fit it and to measure errors.
+2024, theorem 1, with 1 / alpha for their alpha. (The code of AR-GSE has 1 / alpha in the sum and
+alpha in front of it, which accepts every sample of one group before any of another.) With alpha = 1
+and mu = 0 it is the rule of the maximum probability (Chow 1970). A rule sees predictions alone; the
+groups of true classes are used to fit it and to measure errors.
 
 Letters: N samples, C classes, K groups.
 """
@@ -80,7 +80,7 @@ class Fit:
     Attributes:
         offset: lambda; mu falls from lambda / 2 in the head to -lambda / 2 in the tail.
         objective, on_tunev: value on ``val``, and on ``tunev``.
-        answered: share of the accepted samples of ``tunev`` in the group that has the least.
+        answered: accepted share of the samples of a group of ``tunev``, least over groups.
         weights: (K,) beta of the outer loop.
     """
 
@@ -112,6 +112,11 @@ def threshold_for(scores: np.ndarray, coverage: float) -> float:
         return -math.inf
     count = max(1, math.ceil(coverage * len(scores) - 1e-9))
     return float(np.sort(scores)[::-1][count - 1])
+
+
+def accepting(rule: Rule, sample: Sample, coverage: float) -> Rule:
+    """The rule with the threshold that accepts a share of ``coverage`` of a split."""
+    return replace(rule, threshold=threshold_for(rule.scores(sample.eta), coverage))
 
 
 def group_errors(accepted: np.ndarray, wrong: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -170,8 +175,7 @@ def fixed_point(sample: Sample, start: Rule, coverage: float, weights: np.ndarra
         alpha = new
         if settled:
             break
-    scores = Rule(start.of_class, alpha, start.mu).scores(sample.eta)
-    return Rule(start.of_class, alpha, start.mu, threshold_for(scores, coverage))
+    return accepting(replace(start, alpha=alpha), sample, coverage)
 
 
 def fit_rule(
@@ -197,8 +201,8 @@ def fit_rule(
     for offset in sorted(LAMBDAS.tolist(), key=abs):
         mu = np.linspace(offset / 2, -offset / 2, groups)
         start = Rule(of_class, normalised(weights), mu)
-        for rule in (start, fixed_point(tunev, start, coverage, weights)):
-            rule = replace(rule, threshold=threshold_for(rule.scores(tunev.eta), coverage))
+        rules = (accepting(start, tunev, coverage), fixed_point(tunev, start, coverage, weights))
+        for rule in rules:
             values = [OBJECTIVES[objective](errors_of(rule, part)) for part in (val, tunev)]
             answered = float(group_coverages(rule, tunev).min())
             found.append(Fit(rule, offset, values[0], values[1], answered, weights))

@@ -37,10 +37,10 @@ from experts.selective import (
     Fit,
     Rule,
     Sample,
+    accepting,
     fit_argse,
     fit_rule,
     maximum_probability,
-    threshold_for,
 )
 from experts.selective_report import Measured, print_report, require_own_results, write_results
 from experts.splits import list_digest
@@ -254,12 +254,13 @@ def _both(tunev: Sample, val: Sample) -> Sample:
 def _rule_record(
     fit: Fit, samples: Mapping[str, Mapping[str, Sample]], options: argparse.Namespace
 ) -> dict[str, Any]:
-    rule, both = fit.rule, _both(samples["tunev"][GATE], samples["val"][GATE])
+    both = _both(samples["tunev"][GATE], samples["val"][GATE])
+    rule = accepting(fit.rule, both, options.coverage)
     return {
         "groups": rule.of_class.tolist(),
         "alpha": rule.alpha.tolist(),
         "mu": rule.mu.tolist(),
-        "threshold": threshold_for(rule.scores(both.eta), options.coverage),
+        "threshold": rule.threshold,
         "lambda": fit.offset,
         "weights": fit.weights.tolist(),
         "coverage": options.coverage,
@@ -274,7 +275,7 @@ def apply(options: argparse.Namespace) -> int:
     require_name("split", options.split)
     stored = read_gate(options.apply)
     rule = stored.stored_rule(options.apply)
-    experts = stored.experts if options.experts is None else options.experts
+    experts = stored.experts if options.experts is None else chosen_experts(options)
     found_origins = origins(options.logits_dir, experts, options.split)
     stored.require_fit(options.apply, experts, found_origins)
     data = read_plain(options.logits_dir, experts, options.split, stored.num_classes, stored.slug)

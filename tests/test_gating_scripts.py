@@ -17,6 +17,7 @@ import create_splits_fixed
 import train_argse
 import train_gating
 from common.files import sha256_file
+from experts.selective import fit_rule
 from experts.splits import list_digest
 from loaders import load_dataset
 from loaders.transforms import Preprocess
@@ -267,6 +268,78 @@ def test_logits_that_fail_a_check_end_with_its_name(damage, text, script, case, 
     assert error.count("\n") == 0
     assert text in error
     assert not case.results.exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--epochs", "3"],
+        ["--batch_size", "8"],
+        ["--lr", "0.01"],
+        ["--weight_decay", "3"],
+        ["--seed", "7"],
+        ["--experts", "balsoftmax", "ce", "logitadjust"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_every_flag_of_the_training_changes_the_gate(flags, case):
+    before = torch.load(case.pretrained, weights_only=True)
+    assert case.pretrain(*flags, "--force") == 0
+    after = torch.load(case.pretrained, weights_only=True)
+    assert before["notes"]["record"]["train"] != after["notes"]["record"]["train"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--coverage", "0.4"], "coverage"),
+        (["--objective", "balanced"], "objective_on_val"),
+        (["--groups", "3"], "groups"),
+        (["--head_above", "50"], "groups"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_flag_of_the_rule_changes_it(flags, key, case):
+    rules = []
+    for given in ([], flags):
+        assert case.selective("--coverage", "1", *given) == 0  # with errors, on which all depend
+        path = case.root / "rule" / "gating_selective.ckpt"
+        rules.append(torch.load(path, weights_only=True)["rule"])
+    assert rules[0][key] != rules[1][key]
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_rounds_are_the_fits_of_each_mixture(rounds, case, monkeypatch):
+    fits: list[np.ndarray] = []
+
+    def counted(*arguments, **options):
+        fits.append(arguments[-1])
+        return fit_rule(*arguments, **options)
+
+    monkeypatch.setattr("experts.selective.fit_rule", counted)
+    assert case.argse("--rounds", str(rounds), "--coverage", "1") == 0
+    assert len(fits) == 2 * rounds
+    assert all(weights.sum() == pytest.approx(1.0) for weights in fits)
+
+
+def test_the_seed_changes_the_intervals_alone(case):
+    tables = []
+    for seed in ("1", "2"):
+        assert case.selective("--seed", seed) == 0
+        folder = case.results / SLUG / "gating_selective"
+        tables.append(rows_of(folder / "selective_summary.csv"))
+    different = {
+        key for one, other in zip(*tables, strict=True) for key in one if one[key] != other[key]
+    }
+    assert different
+    assert all(key.endswith(("_low", "_high")) for key in different)
+
+
+def test_an_application_takes_the_short_names_of_experts(case, rule_file, tmp_path):
+    flags = ["--apply", str(rule_file), "--logits_dir", str(case.logits)]
+    flags += ["--results_dir", str(tmp_path / "out")]
+    assert train_gating.main([*flags, "--experts", "ce", "balsoftmax", "logitadjust"]) == 0
+    assert train_gating.main([*flags, "--experts", "balsoftmax", "ce", "logitadjust"]) == 2
 
 
 def test_other_splits_than_those_of_the_gate_are_refused(case, capsys):

@@ -18,17 +18,17 @@ from common.errors import InputError, RunError
 from common.machine import available_memory, free_disk, in_gb
 from main_imagenet import main
 from pipeline import needs
-from quant import QuantizationManager
+from quant import QuantizationManager, UnitStates
 from quant.arithmetic.spec import QuantSpec
 from quant.network import cached
 from quant.network.cached import ActivationCache, choose_cache
 from quant.network.chain import Task
 from quant.network.forward import run_unit
 from quant.network.model import FLOAT_SPEC
-from quant.network.needs import cached_bytes, passing_bytes
-from quant.reconstruction.forecast import in_words, step_seconds
+from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
+from quant.reconstruction.forecast import in_words, log_forecast, step_seconds
 from quant.reconstruction.settings import ReconstructionSettings
-from tests.conftest import GRID, captured_once, chain_of
+from tests.conftest import GRID, captured_once, chain_of, make_tiny_images
 
 SMALL = ["--quant_method", "rtn", "--init_wmode", "minmax", "--init_amode", "minmax", "--no-plots"]
 
@@ -143,7 +143,9 @@ def test_the_forecast_is_near_the_time_of_the_steps_and_changes_nothing(
     task = Task(*chains, captured_once(tiny_network, tiny_images), tiny_images)
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     random = torch.get_rng_state()
-    seconds = step_seconds(task, ReconstructionSettings(batch_size_recon=16))
+    seconds = step_seconds(
+        task, ReconstructionSettings(batch_size_recon=16), range(len(task.model.units))
+    )
     assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     method = QuantizationManager().get_quantization_method(
@@ -155,6 +157,54 @@ def test_the_forecast_is_near_the_time_of_the_steps_and_changes_nothing(
     taken = time.perf_counter() - start
     assert 0.1 * taken < 500 * seconds < 10 * taken
     assert "plan: 500 steps for each of" in caplog.text
+
+
+def test_the_forecast_leaves_out_what_is_stored_and_never_fails_the_run(
+    tiny_network, tiny_images, tmp_path, caplog, monkeypatch
+):
+    chains = [chain_of(tiny_network, spec) for spec in (QuantSpec(4, 4), FLOAT_SPEC)]
+    states = UnitStates(tmp_path, {})
+    states.open(False)
+    for index in (0, 2):
+        (tmp_path / f"unit_{index:03d}.pt").touch()
+    task = Task(*chains, captured_once(tiny_network, tiny_images), tiny_images, states=states)
+    settings = ReconstructionSettings(batch_size_recon=8, iters_w=600, lr_round=0.01)
+    with caplog.at_level(logging.INFO):
+        log_forecast(task, settings)
+    assert f"600 steps for each of {len(task.model.units) - 2} units" in caplog.text
+    caplog.clear()
+
+    def fail(*_: object) -> None:
+        raise RunError("loss must be finite")
+
+    monkeypatch.setattr("quant.reconstruction.forecast.UnitStep.check", fail)
+    log_forecast(task, settings)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("place", ["auto", "memory"])
+def test_lapq_keeps_all_units_in_memory_and_says_so(place, tiny_network, tiny_images, caplog):
+    few = {"p_steps": 1, "powell_maxiter": 0, "gradient_steps": 0, "num_samples": 8}
+    make = QuantizationManager().get_quantization_method
+    with caplog.at_level(logging.INFO):
+        make("lapq", cache_activations=place, **few).quantize_model(
+            tiny_network, None, [tiny_images]
+        )
+    told = in_gb(kept_bytes(chain_of(tiny_network, FLOAT_SPEC), 8))
+    assert f"cached activations take up to {told} of memory" in caplog.text
+    with pytest.raises(InputError, match="must be left out for lapq, which keeps the activations"):
+        make("lapq", cache_activations="disk", **few).quantize_model(
+            tiny_network, None, [tiny_images]
+        )
+
+
+def test_kept_bytes_are_the_inputs_of_all_units_and_the_values_in_the_largest(tiny_network):
+    model = chain_of(tiny_network, FLOAT_SPEC)
+    values, total = make_tiny_images()[:2], 0
+    for unit in model.units:
+        total += values[0].numel()
+        values = run_unit(unit, values, torch.device("cpu"))
+    assert kept_bytes(model, 3) == 3 * 4 * total + passing_bytes(model, 3)
 
 
 def test_durations_in_words():
