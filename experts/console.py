@@ -83,10 +83,17 @@ def add_logits_dir_flag(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_console_flags(parser: FlagParser) -> None:
-    """Add the flags of the console output."""
+def add_console_flags(parser: FlagParser, has_marks: bool = True) -> None:
+    """Add the flags of the console output.
+
+    Args:
+        has_marks: whether the script prints check marks.
+    """
     add = parser.add_argument_group("console").add_argument
-    add("--ascii", action="store_true", help="print check marks as [ok], [FAIL] and [warn]")
+    if has_marks:
+        add("--ascii", action="store_true", help="print check marks as [ok], [FAIL] and [warn]")
+    else:
+        parser.set_defaults(ascii=True)
     add("--quiet", action="store_true", help="print only failures and the result")
     add("--verbose", action="store_true", help="log more, with tracebacks of errors")
 

@@ -29,7 +29,7 @@ def build_gating_parser(description: str = "") -> FlagParser:
     _add_training_flags(parser)
     _add_fitting_flags(parser)
     _add_output_flags(parser)
-    add_console_flags(parser)
+    add_console_flags(parser, has_marks=False)
     return parser
 
 
@@ -45,7 +45,7 @@ def build_argse_parser(description: str = "") -> FlagParser:
         help=f"rounds that move weight to groups with more errors (default {ROUNDS})",
     )
     _add_output_flags(parser)
-    add_console_flags(parser)
+    add_console_flags(parser, has_marks=False)
     return parser
 
 

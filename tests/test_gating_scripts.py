@@ -371,6 +371,7 @@ def test_other_splits_than_those_of_the_gate_are_refused(case, capsys):
         (["--lr", "0.1"], "lr must be left out with --mode selective, got 0.1"),
         (["--split", "val"], "split must be left out without --apply, got val"),
         (["--seed", "-1"], "seed must be"),
+        (["--ascii"], "got '--ascii'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_writes_nothing(flags, text, case, capsys):
