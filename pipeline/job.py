@@ -43,7 +43,7 @@ from pipeline.options import DEFAULT_ARCH, DEFAULT_SHRINKAGE, RunOptions
 from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod, MethodSettings
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
-from quant.network.own_copy import own_copy, unwrapped
+from quant.network.own_copy import device_of, own_copy, unwrapped
 
 IN_PYTHON = "python"  # origin of networks that are no file and no name
 
@@ -348,7 +348,7 @@ def _try_network(job: Job) -> None:
         return
     shape = "x".join(map(str, images.shape[1:]))
     try:
-        value = job.model.network(images)
+        value = job.model.network(images.to(device_of(job.model.network)))
     except Exception as error:  # noqa: BLE001  (code of the user, which can fail in every way)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(

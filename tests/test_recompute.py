@@ -12,6 +12,7 @@ import torch
 import main_imagenet
 from common.marks import MARK
 from common.sealed import SEAL, write_record
+from common.torch_setup import pick_device
 from evaluation.inference import infer_logits
 from experts import recompute
 from experts.checkpoints import load_expert
@@ -63,7 +64,8 @@ def test_logits_are_those_of_the_network(lab, logits):
     found = arrays(logits)
     images = sources.images("test", found["indices"].tolist())
     expert = load_expert(lab.folder / "best_ce_baseline.pth", 10).expert
-    result = infer_logits({"e": expert}, images.batches(128), torch.device("cpu"))
+    device = pick_device("auto")
+    result = infer_logits({"e": expert.to(device)}, images.batches(128), device)
     assert np.array_equal(result.logits["e"], found["logits"])
     assert np.array_equal(result.targets, found["targets"])
 

@@ -30,11 +30,12 @@ from quant.network.operations import (
     source_of,
 )
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
-from quant.network.own_copy import attributes_of, own_copy, settle_attributes, unwrapped
+from quant.network.own_copy import attributes_of, device_of, own_copy, settle_attributes, unwrapped
 from quant.network.products import linear_from_products_
 
 EXAMPLES = 8  # images on which a network and its graph are compared
 FEWEST = 2  # torch.export takes a single image for a fixed number of images
+LARGEST = 65_535  # images at once for which cuDNN has a batch norm; the graph takes more
 
 aten = torch.ops.aten
 
@@ -69,7 +70,7 @@ def capture(model: nn.Module, images: Tensor) -> CapturedNetwork:
     """
     model, output = _without_choice(unwrapped(model))
     model = own_copy(model)
-    examples = images[:EXAMPLES].clone().to(_device(model))
+    examples = images[:EXAMPLES].clone().to(device_of(model))
     if len(examples) < FEWEST:
         examples = examples.repeat(FEWEST, *[1] * (images.dim() - 1))
     before = attributes_of(model)
@@ -93,10 +94,6 @@ def _without_choice(model: nn.Module) -> tuple[nn.Module, str | None]:
     if isinstance(model, OneOutput):
         return unwrapped(model.network), model.output
     return model, None
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
 
 
 @torch.no_grad()
@@ -144,7 +141,8 @@ def _exported(model: nn.Module, images: Tensor, output: str | None) -> fx.GraphM
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = export(model, (images,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+            batch = Dim("batch", max=LARGEST)
+            program = export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
             network = _without_effects(program.module())
             if not make_functional_(network.graph) or any(map(calls_graph, network.graph.nodes)):
                 network = _without_effects(program.run_decompositions({}).module())

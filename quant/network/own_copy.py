@@ -23,6 +23,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first tensor of a network that has any."""
+    return next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
+
+
 def own_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in evaluation mode, without gradients.
 
