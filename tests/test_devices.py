@@ -10,9 +10,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import load_model
-from quant import QuantizationManager, QuantModel
+from quant import (
+    BaseQuantizationMethod,
+    QuantizationManager,
+    read_quantized_file,
+    restore_quantized,
+)
 from quant.network.capture import LARGEST, _exported
-from quant.network.operations import operation
+from quant.network.operations import operation, place_
 
 IMAGES = torch.zeros(2, 3, 24, 24)
 NAMES = ("cifar_resnet20", "squeezenet1_1")
@@ -36,21 +41,59 @@ def test_a_network_on_a_gpu_is_captured_as_on_the_cpu(arch):
     assert operations(model, images) == wanted
 
 
-def quantized(arch: str) -> QuantModel:
-    method = QuantizationManager().get_quantization_method(
+def rtn() -> BaseQuantizationMethod:
+    return QuantizationManager().get_quantization_method(
         "rtn", num_samples=2, init_wmode="minmax", init_amode="minmax"
     )
-    return method.quantize_model(network(arch), None, [torch.randn(IMAGES.shape)])
 
 
 @pytest.mark.parametrize("arch", NAMES)
 def test_a_quantized_network_that_is_moved_takes_all_its_tensors_along(arch):
-    moved = quantized(arch)
+    moved = rtn().quantize_model(network(arch), None, [torch.randn(IMAGES.shape)])
     with FakeTensorMode(allow_non_fake_inputs=True):
         moved.to_empty(device="cuda")
         assert moved(torch.empty(IMAGES.shape, device="cuda")).device.type == "cuda"
         with pytest.raises(RuntimeError, match="device"):
             moved(torch.empty(IMAGES.shape))
+
+
+class MadeInside(nn.Module):
+    """Adds tensors that its code makes for each batch, on the device of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        ones = torch.ones(x.shape[0], 4, 1, 1, device=x.device)
+        numbers = 0 * torch.arange(x.shape[0], device=x.device).view(-1, 1)
+        return self.head((self.stem(x) + ones).mean((2, 3))) + numbers.to(x.device, torch.float32)
+
+
+def test_tensors_that_a_network_makes_are_on_the_device_it_is_moved_to():
+    network = MadeInside().eval()
+    images = torch.randn(IMAGES.shape)
+    model = rtn().quantize_model(network, None, [images])
+    moved = copy.deepcopy(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        moved.to_empty(device="cuda")
+        assert moved(torch.empty(IMAGES.shape, device="cuda")).device.type == "cuda"
+    there = copy.deepcopy(model).to("meta")
+    assert there(images.to("meta")).device.type == "meta"
+    there.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert torch.equal(there(images), model(images))
+
+
+def test_a_network_saved_on_a_gpu_is_read_to_the_cpu(tmp_path):
+    network = MadeInside().eval()
+    images = torch.randn(IMAGES.shape)
+    model = rtn().quantize_model(network, None, [images])
+    wanted = model(images)
+    for unit in model.units:
+        place_(unit, torch.device("cuda"))
+    model.save(tmp_path / "model.pt", {"arch": "own"})
+    restored = restore_quantized(read_quantized_file(tmp_path / "model.pt"))
+    assert torch.equal(restored(images), wanted)
 
 
 def test_more_images_than_a_batch_norm_of_a_gpu_takes_run_through_the_graph(tiny_network):

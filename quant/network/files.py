@@ -162,7 +162,7 @@ def _decoded(value: Any, nodes: dict[str, fx.Node], depth: int = 0) -> Any:
         if key == NODE:
             return nodes[name]
         if key == DEVICE:
-            return torch.device(name)
+            return torch.device("cpu")  # where a network is read to, wherever it was saved
         for kind, known in TORCH_VALUES.items():
             if key == known:
                 return _torch_value(kind, name)

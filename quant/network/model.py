@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from quant.network.capture import CapturedNetwork
 from quant.network.files import describe_unit
 from quant.network.guard import require_equal
 from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.operations import place_
 from quant.network.passes import prepared
 from quant.network.placement import LAYERS, insert_quantizers_
 from quant.network.units import cut_into_units
@@ -74,6 +75,15 @@ class QuantModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(tensor.device for tensor in self.state_dict().values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantModel:
+        """Move tensors, as ``to`` and ``cuda`` do, and those that operations will create."""
+        before = self.device
+        super()._apply(fn, recurse)
+        if self.device != before:
+            for unit in self.units:
+                place_(cast(fx.GraphModule, unit), self.device)
+        return self
 
     def named_units(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.unit_names, self.units, strict=True))

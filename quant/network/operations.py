@@ -71,6 +71,17 @@ def called_module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def place_(network: fx.GraphModule, device: torch.device) -> None:
+    """Let the operations that name a device create their tensors on ``device``."""
+
+    def placed(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in network.graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), placed)
+    network.recompile()
+
+
 def is_pooling_or_shape(node: fx.Node) -> bool:
     """Whether the node only moves, selects or pools values."""
     return operation(node) in POOLING_OR_SHAPE
