@@ -617,7 +617,8 @@ def test_what_cannot_be_quantized_exactly_is_refused_with_its_reason(name):
 def test_wrappers_are_unwrapped(wrap):
     network = ready(Trunk())
     chain = make_chain(capture(wrap(network), IMAGES), W16A16)
-    assert torch.allclose(chain(IMAGES), network(IMAGES), atol=1e-5)
+    images = IMAGES.to(chain.device)  # a GPU, where there is one
+    assert torch.allclose(chain(images), network(images), atol=1e-5)
 
 
 def test_lapq_takes_networks_whose_graph_holds_the_number_of_images():

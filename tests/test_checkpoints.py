@@ -193,9 +193,11 @@ def test_wrapped_networks_from_python_give_the_codes_of_the_network():
     ranges = {"init_wmode": "minmax", "init_amode": "minmax"}
     method = QuantizationManager().get_quantization_method("rtn", num_samples=16, **ranges)
     with torch.no_grad():
-        plain = method.quantize_model(network, None, [images])(images)
-        wrapped = WRAPPED["compiled in DataParallel"](network)
-        assert torch.equal(plain, method.quantize_model(wrapped, None, [images])(images))
+        wrapped = WRAPPED["compiled in DataParallel"](network)  # on the GPU, where there is one
+        plain = method.quantize_model(network, None, [images])
+        images = images.to(plain.device)
+        given = method.quantize_model(wrapped, None, [images])
+        assert torch.equal(plain(images), given(images))
 
 
 def test_a_whole_run_on_a_data_parallel_network_is_that_of_the_network(tmp_path):

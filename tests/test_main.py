@@ -19,6 +19,7 @@ from PIL import Image
 import main_imagenet
 import verify_logits
 from common.files import sha256_file
+from common.torch_setup import pick_device
 from correction import ClusterAffineCorrection
 from evaluation.inference import infer_logits
 from loaders import load_dataset
@@ -100,8 +101,9 @@ def test_saved_logits_are_those_of_the_networks(finished):
     saved = LogitsAnalyzer(root).load(f"initial_logits_{TAG}")
     entry = get_entry("digits_resnet")
     data = load_dataset("digits", None, entry.preprocess)
-    model = load_model("digits_resnet").network
-    result = infer_logits({"fp": model}, data.val.batches(64), torch.device("cpu"))
+    device = pick_device("auto")
+    model = load_model("digits_resnet").network.to(device)
+    result = infer_logits({"fp": model}, data.val.batches(64), device)
     assert np.array_equal(saved.logits["fullprecision"], result.logits["fp"])
     assert np.array_equal(saved.targets, data.val.labels)
     assert len(list((root / f"initial_logits_{TAG}").glob("*_quantized_chunk*_of_003.csv"))) == 3
@@ -385,12 +387,14 @@ from models.digits import DIGITS_ENTRY
 data = load_dataset("digits", None, DIGITS_ENTRY.preprocess)
 print([name for name in ("torchvision", "sklearn") if name in sys.modules])
 import numpy as np, torch
+from common.torch_setup import pick_device
 from evaluation.inference import infer_logits
 from logits_io import LogitsAnalyzer
 from models import load_quantized
 torch.set_num_threads(1)
 model, metadata = load_quantized({str(root / f"run_{TAG}" / "quantized_model.pt")!r})
-result = infer_logits({{"q": model}}, data.val.batches(64), torch.device("cpu"))
+device = pick_device("auto")
+result = infer_logits({{"q": model.to(device)}}, data.val.batches(64), device)
 saved = LogitsAnalyzer({str(root)!r}).load("initial_logits_{TAG}").logits["quantized"]
 equal = np.array_equal(result.logits["q"], saved)
 print(equal, metadata["arch"], metadata["method"], metadata["settings"]["n_bits_w"])
