@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.cifar_runs import table_head, table_line
 from common.console import EXIT_OK
-from common.torch_setup import import_torchvision, pick_device
+from common.torch_setup import import_torchvision, pick_device, seed_all
 from quant.methods.qdrop import QDropSettings
 from quant.network.capture import capture
 from quant.network.chain import Task, UnitData, nearest, walk_chain
@@ -29,7 +29,7 @@ def step_milliseconds(options: argparse.Namespace, cuda_graph: bool) -> dict[str
     settings = QDropSettings(
         iters_w=options.steps, lr_round=3.0 / options.steps, cuda_graph=cuda_graph
     )
-    torch.manual_seed(0)
+    seed_all(0)
     network = import_torchvision().models.resnet18().eval().to(device)
     images = torch.randn(options.images, 3, options.pixels, options.pixels, device=device)
     found: dict[str, float] = {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+TF32 = "tf32"
 
 
 def seed_all(seed: int) -> None:
@@ -28,6 +32,27 @@ def seed_all(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep TF32 switched off in the block (or the decorated function), for the reason above.
+
+    torch's older and newer switches are both as before afterwards.
+    """
+    import torch
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    places = (cudnn.conv, cudnn.rnn, matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before[0] == TF32, before[2] == TF32
+        for place, precision in zip(places, before, strict=True):
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
 
 
 def require_seed(seed: int) -> int:

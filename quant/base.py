@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError, RunError, require_known
 from common.machine import in_gb
+from common.torch_setup import full_float32
 from quant.distillation.stage import distill
 from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
@@ -65,6 +66,7 @@ class BaseQuantizationMethod(ABC):
         """All settings with their values."""
         return dataclasses.asdict(self.settings)
 
+    @full_float32()
     def quantize_model(
         self,
         model: nn.Module | CapturedNetwork,

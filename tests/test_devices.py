@@ -99,3 +99,41 @@ def test_a_network_saved_on_a_gpu_is_read_to_the_cpu(tmp_path):
 def test_more_images_than_a_batch_norm_of_a_gpu_takes_run_through_the_graph(tiny_network):
     graph = _exported(tiny_network, torch.zeros(2, 3, 8, 8), None)
     assert graph(torch.zeros(LARGEST + 1, 3, 1, 1).expand(-1, -1, 8, 8)).shape[0] == LARGEST + 1
+
+
+SWITCHES = (
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.cuda.matmul,
+)
+
+
+def precisions() -> list[str]:
+    return [switch.fp32_precision for switch in SWITCHES]
+
+
+@pytest.mark.parametrize("given", ["high", "highest"])
+def test_a_network_is_quantized_in_full_float32_whatever_the_precision_of_products(given):
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3 * 24 * 24, 4)
+
+        def forward(self, x):
+            seen.append("tf32" in precisions())
+            return self.head(x.flatten(1))
+
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision(given)
+    before = precisions()
+    assert ("tf32" in before) and (given == "highest") == (before[2] != "tf32")
+    try:
+        rtn().quantize_model(Watching().eval(), None, [torch.randn(IMAGES.shape)])
+        assert seen and not any(seen)
+        assert precisions() == before
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

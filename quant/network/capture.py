@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from common.errors import InputError
+from common.torch_setup import full_float32
 from quant.network.attention import decompose_attention_
 from quant.network.calls import modules_from_calls_
 from quant.network.constants import fold_constants_
@@ -57,6 +58,7 @@ class CapturedNetwork:
     logits: Tensor
 
 
+@full_float32()
 def capture(model: nn.Module, images: Tensor) -> CapturedNetwork:
     """Capture a copy of ``model`` in evaluation mode.
 

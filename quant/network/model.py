@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from common.errors import InputError
 from common.files import write_torch_file
+from common.torch_setup import full_float32
 from quant.arithmetic.packing import pack_state
 from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
 from quant.network.capture import CapturedNetwork
@@ -110,6 +111,7 @@ class QuantModel(nn.Module):
         write_torch_file(Path(path), content)
 
 
+@full_float32()
 def make_chain(network: CapturedNetwork, spec: QuantSpec) -> QuantModel:
     """A chain of units with quantizers as given by ``spec``, equal to the network until they act.
 
