@@ -6,13 +6,15 @@ that are stored in different types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from export import kernels
+from export.building import CODES, SCALE, ZERO_POINT, Builder
 from export.containers import (
     StoredActivation,
     StoredWeight,
@@ -20,9 +22,10 @@ from export.containers import (
     stored_activation,
     stored_weight,
 )
-from export.network import ACTIVATION, DOMAIN, NAME, WEIGHT
+from export.network import ACTIVATION, BIAS, DOMAIN, NAME, WEIGHT
 from quant import QuantModel
 from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.targets import bias_steps
 
 INT2_OPSET, INT2_IR_VERSION = 25, 13
 SIGNED: dict[int, Any] = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8, 16: np.int16}
@@ -47,34 +50,53 @@ MOVING = {
     "Transpose",
     "Unsqueeze",
 }
-CODES, SCALE, ZERO_POINT = "codes", "scale", "zero_point"
 
 
-def lower(model: ir.Model, quantized: QuantModel, int2: bool) -> None:
+def lower(model: ir.Model, quantized: QuantModel, int2: bool, for_kernels: bool) -> None:
     """Replace our own operators in ``model``, in place, and remove the exporter's annotations.
+
+    Args:
+        for_kernels: write the pattern that a runtime runs in integers, not the exact one.
 
     Raises:
         InputError: a weight or an activation fits no integer type of ONNX.
     """
     modules = dict(quantized.named_modules())
+    steps = bias_steps(list(quantized.units)) if for_kernels else {}
     for node in list(model.graph):
         if node.domain == DOMAIN:
             name = node.attributes[NAME].as_string()
             module = modules[name]
-            builder = _Builder(model.graph, node, name)
-            if node.op_type == WEIGHT:
+            builder = Builder(model.graph, node, name)
+            if node.op_type == ACTIVATION:
+                assert isinstance(module, ActivationQuantizer)
+                result = _lowered_activation(builder, module, int2, for_kernels)
+            elif node.op_type == BIAS:
                 assert isinstance(module, QuantLayer)
-                result = _weight(builder, stored_weight(name, module, int2), module)
+                builder.name = f"{name}.bias"
+                result = kernels.bias(builder, module, steps[module])
             else:
-                assert node.op_type == ACTIVATION and isinstance(module, ActivationQuantizer)
-                narrow = _may_be_narrow(node, module)
-                result = _activation(builder, stored_activation(name, module, int2, narrow))
+                assert node.op_type == WEIGHT and isinstance(module, QuantLayer)
+                result = (
+                    kernels.weight(builder, module)
+                    if for_kernels
+                    else _weight(builder, stored_weight(name, module, int2), module)
+                )
             builder.finish(result)
     model.graph.opset_imports.pop(DOMAIN, None)  # absent if nothing is quantized
     if _uses_int2(model):
         model.graph.opset_imports[""] = INT2_OPSET
         model.ir_version = max(model.ir_version, INT2_IR_VERSION)
     _strip(model)
+
+
+def _lowered_activation(
+    builder: Builder, quantizer: ActivationQuantizer, int2: bool, for_kernels: bool
+) -> ir.Value:
+    if for_kernels:
+        return kernels.activation(builder, quantizer)
+    narrow = _may_be_narrow(builder.node, quantizer)
+    return _activation(builder, stored_activation(builder.name, quantizer, int2, narrow))
 
 
 def _may_be_narrow(node: ir.Node, quantizer: ActivationQuantizer) -> bool:
@@ -98,39 +120,7 @@ def _may_be_narrow(node: ir.Node, quantizer: ActivationQuantizer) -> bool:
     )
 
 
-class _Builder:
-    """Makes the nodes and initialisers that replace one node."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node, name: str):
-        self.graph, self.node, self.name = graph, node, name
-        self.nodes: list[ir.Node] = []
-
-    def constant(self, what: str, values: np.ndarray, dtype: Any = np.float32) -> ir.Value:
-        name = f"{self.name}.{what}"
-        tensor = ir.Tensor(np.array(values, order="C").astype(dtype), name=name)
-        value = ir.Value(
-            name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def add(self, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
-        name = f"{self.name}.{op_type}"
-        node = ir.node(op_type, inputs=inputs, attributes=attributes, name=name)
-        node.outputs[0].name = f"{name}_{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def finish(self, result: ir.Value) -> None:
-        """Insert the new nodes and make ``result`` the output in place of the old node's."""
-        former = self.node.outputs[0]
-        result.shape, result.type = former.shape, former.type
-        self.graph.insert_before(self.node, self.nodes)
-        former.replace_all_uses_with(result, replace_graph_outputs=True)
-        self.graph.remove(self.node, safe=True)
-
-
-def _weight(builder: _Builder, stored: StoredWeight, layer: QuantLayer) -> ir.Value:
+def _weight(builder: Builder, stored: StoredWeight, layer: QuantLayer) -> ir.Value:
     dtype = SIGNED[stored.width]
     value = builder.add(
         "DequantizeLinear",
@@ -151,7 +141,7 @@ def _weight(builder: _Builder, stored: StoredWeight, layer: QuantLayer) -> ir.Va
     return value
 
 
-def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
+def _activation(builder: Builder, stored: StoredActivation) -> ir.Value:
     dtype = UNSIGNED[stored.width]
     axis = {"axis": 1} if stored.scale.ndim else {}
     scale = builder.constant(SCALE, stored.scale)
@@ -169,7 +159,7 @@ def _activation(builder: _Builder, stored: StoredActivation) -> ir.Value:
     return builder.add("DequantizeLinear", [codes, scale, zero_point], **axis)
 
 
-def _clamped(builder: _Builder, value: ir.Value, stored: StoredActivation) -> ir.Value:
+def _clamped(builder: Builder, value: ir.Value, stored: StoredActivation) -> ir.Value:
     """The values clamped to the range of their channel's codes."""
     value = builder.add("Max", [value, builder.constant("low", stored.low)])
     return builder.add("Min", [value, builder.constant("high", stored.high)])

@@ -1,8 +1,9 @@
 """The form of a quantized model that torch's exporter can export.
 
-Its weights and activation quantizers are operators of our own, ``ptq::Weight`` (no input) and
-``ptq::Activation`` (one input), which hold the name of their layer or quantizer. The module
-``export.lowering`` replaces them by ONNX's; the integers never pass through the exporter.
+Its weights, biases of integer kernels and activation quantizers are operators of our own,
+``ptq::Weight`` and ``ptq::Bias`` (no input) and ``ptq::Activation`` (one input), which hold the
+name of their layer or quantizer. The module ``export.lowering`` replaces them by ONNX's; the
+integers never pass through the exporter.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from correction import ClusterAffineCorrection
 from correction.tensors import TensorForm, corrected_tensor
 from quant import QuantModel
 from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer
+from quant.network.targets import bias_steps
 
 DOMAIN = "ptq"
-WEIGHT, ACTIVATION, NAME = "Weight", "Activation", "name"
+WEIGHT, BIAS, ACTIVATION, NAME = "Weight", "Bias", "Activation", "name"
 
 
 class ExportableLayer(nn.Module):
@@ -85,6 +87,51 @@ class ExportableLinear(ExportableLayer):
         return out.squeeze(3).transpose(1, 2).reshape(*outer, self.shape[0])
 
 
+class KernelLayer(ExportableLayer):
+    """A quantized layer as the integer kernels of a runtime expect it: with its bias inside.
+
+    Args:
+        integer_bias: whether the bias is stored in integers.
+    """
+
+    def __init__(self, name: str, layer: QuantLayer, integer_bias: bool):
+        super().__init__(name, layer)
+        self.register_buffer("bias", layer.bias)
+        self.integer_bias = integer_bias and layer.bias is not None
+
+    def stored_bias(self) -> Tensor | None:
+        if not self.integer_bias:
+            return self.bias
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{BIAS}",
+            (),
+            attrs={NAME: self.name},
+            dtype=torch.float32,
+            shape=self.shape[:1],
+            version=1,
+        )
+
+
+class KernelConv2d(KernelLayer):
+    """See ``KernelLayer``."""
+
+    def __init__(self, name: str, layer: QuantConv2d, integer_bias: bool):
+        super().__init__(name, layer, integer_bias)
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
+        self.padding = layer.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight(), self.stored_bias()
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class KernelLinear(KernelLayer):
+    """See ``KernelLayer``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight(), self.stored_bias())
+
+
 class ExportableActivation(nn.Module):
     """An activation quantizer as an operator."""
 
@@ -129,15 +176,25 @@ class _Corrected(nn.Module):
         return self.correction(x)
 
 
-def exportable(quantized: QuantModel, correction: ClusterAffineCorrection | None) -> nn.Module:
+def exportable(
+    quantized: QuantModel, correction: ClusterAffineCorrection | None, for_kernels: bool
+) -> nn.Module:
     """A copy of the network for torch's exporter, followed by the correction, if any.
 
     It can be exported but not run.
+
+    Args:
+        for_kernels: in the form that a runtime runs in integers, not the exact one.
     """
     network = copy.deepcopy(quantized).cpu()
+    steps = bias_steps(list(network.units)) if for_kernels else {}
     for name, module in list(network.named_modules()):
         replacement: nn.Module | None = None
-        if isinstance(module, QuantConv2d):
+        if isinstance(module, QuantLayer) and for_kernels:
+            is_integer = module in steps and bool((steps[module] > 0).all())
+            kind = KernelConv2d if isinstance(module, QuantConv2d) else KernelLinear
+            replacement = kind(name, module, is_integer)  # type: ignore[arg-type]
+        elif isinstance(module, QuantConv2d):
             replacement = ExportableConv2d(name, module)
         elif isinstance(module, QuantLayer):
             replacement = ExportableLinear(name, module)

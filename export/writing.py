@@ -19,6 +19,7 @@ from export.network import exportable
 from export.tools import require_export_tools
 from quant import QuantModel
 
+EXACT = "exact"
 OPSET = 21  # the first with 4-bit integers in QuantizeLinear and DequantizeLinear
 IMAGE, LOGITS = "image", "logits"
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
@@ -30,6 +31,7 @@ def write_onnx(
     image_shape: Sequence[int],
     *,
     correction: ClusterAffineCorrection | None = None,
+    target: str = EXACT,
     int2: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> None:
@@ -43,6 +45,8 @@ def write_onnx(
     Args:
         image_shape: (3, H, W).
         correction: correction to make part of the graph.
+        target: ``exact``, or the runtime that the file is for; the model must have been quantized
+            for it. Weights are then INT8, biases INT32 and activations UINT8.
         int2: store weights and activations of up to 2 bits as INT2 and UINT2, opset 25.
         notes: metadata to store in the file.
 
@@ -57,8 +61,9 @@ def write_onnx(
 
     from export.lowering import lower
 
-    model = _exported(exportable(quantized, correction), image_shape)
-    lower(model, quantized, int2)
+    for_kernels = target != EXACT
+    model = _exported(exportable(quantized, correction, for_kernels), image_shape)
+    lower(model, quantized, int2, for_kernels)
     model.metadata_props.update(notes or {})
     with atomic_file(path) as part:
         ir.save(model, part)

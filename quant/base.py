@@ -23,6 +23,7 @@ from quant.network.chain import Task
 from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
 from quant.network.states import UnitReport, UnitStates
+from quant.network.targets import fit_to_target_
 from quant.settings import MethodSettings, ShortForms, spelled_out
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ class BaseQuantizationMethod(ABC):
             task = dataclasses.replace(task, cache=self._cache(task))
             self._quantize(task)
             distill(task, self.settings)
+            if self.settings.has_target:
+                fit_to_target_(task.model.named_units(), task.model.spec)
         except torch.OutOfMemoryError as error:
             raise RunError(self._out_of_memory(error, resumable=states is not None)) from error
         return task.model

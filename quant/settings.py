@@ -11,7 +11,13 @@ from typing import Any
 from common.errors import InputError
 from quant.arithmetic.augmentation import AUGMENTATIONS
 from quant.arithmetic.ranges import RANGE_MODES
-from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
+from quant.arithmetic.spec import (
+    NO_TARGET,
+    NOT_QUANTIZED,
+    TARGET_BITS,
+    TARGETS,
+    QuantSpec,
+)
 
 OPTIONAL = " | None"
 CACHE_PLACES = ("auto", "memory", "disk")
@@ -19,16 +25,16 @@ TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": st
 # The flags of main_imagenet.py itself, which no setting may have as its name.
 RESERVED_NAMES = frozenset(
     """
-    alpha alpha_list arch arch_args augment_calibration batch_size bitwidth_sweep bw_act bw_bank
-    bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed bw_sensitivity
-    bw_target_average bw_tolerance bw_weighting cache_dir calibration_list checkpoint
-    checkpoint_format checkpoint_key chunk_size class_order compression config correction
-    correction_samples correction_source crop data_path dataset device download dry_run
-    expect_top1 export_images export_onnx force help input_size int2 interpolation list_archs
-    list_methods list_recipes load_correction log_dir logits_format mean min_agreement
-    num_clusters num_clusters_list output output_dir pca_dim pca_dim_list plots print_config
-    quant_method quiet recipe resize resume save_results shrinkage skip_bad_images std table
-    val_labels verbose weights with_correction workers
+    alpha alpha_list arch arch_args augment_calibration batch_size benchmark bitwidth_sweep
+    bw_act bw_bank bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed
+    bw_sensitivity bw_target_average bw_tolerance bw_weighting cache_dir calibration_list
+    checkpoint checkpoint_format checkpoint_key chunk_size class_order compression config
+    correction correction_samples correction_source crop data_path dataset device download
+    dry_run expect_top1 export_images export_onnx export_target force help input_size int2
+    interpolation list_archs list_methods list_recipes load_correction log_dir logits_format
+    mean min_agreement num_clusters num_clusters_list output output_dir pca_dim pca_dim_list
+    plots print_config quant_method quiet recipe resize resume save_results shrinkage
+    skip_bad_images std table val_labels verbose weights with_correction workers
     """.split()
 )
 
@@ -104,7 +110,14 @@ DISTILL_STEPS_HELP = (
     "steps in which the quantized network learns the float network's outputs on the calibration "
     "images, after the method (0: none)"
 )
-BIAS_CORRECTION_HELP = "correct the mean of each quantized weight channel to that of the float one"
+BIAS_CORRECTION_HELP = (
+    "correct the mean of each quantized weight channel to that of the float one (never with "
+    "quant_target, whose integer kernels have no such shift)"
+)
+TARGET_HELP = (
+    "runtime whose 8-bit kernels will run the network, which is then quantized as they need it "
+    "(none: as accurately as possible, to run in float)"
+)
 BITS: dict[str, Any] = {
     "choices": (*range(1, 17), NOT_QUANTIZED),
     "must": "between 1 and 16, or 32 (not quantized)",
@@ -127,6 +140,15 @@ class MethodSettings:
     )
     disable_8bit_head_stem: bool = setting(
         False, "quantize the first and the last layer to n_bits_w and n_bits_a instead of 8 bits"
+    )
+    symmetric: bool = setting(
+        False, "use the middle code as the zero point of every weight (off: choose it)"
+    )
+    quant_target: str = setting(NO_TARGET, TARGET_HELP, choices=TARGETS)
+    target_vnni: bool = setting(
+        False,
+        "the processor that runs the network has VNNI or AMX, so that 8-bit weights keep 8 bits "
+        "(off: they have 7, since products of 8 and 8 bits overflow without it)",
     )
     num_samples: int = setting(1024, "number of calibration images", low=1, high=10**9)
     keep_cpu: bool = setting(
@@ -178,6 +200,21 @@ class MethodSettings:
             object.__setattr__(self, field.name, check_setting(field, getattr(self, field.name)))
         if self.distill_steps == 0:
             self._refuse_settings_of_distillation()
+        self._require_target()
+
+    def _require_target(self) -> None:
+        """Check what the integer kernels of a target need."""
+        if self.quant_target == NO_TARGET:
+            if self.target_vnni:
+                raise InputError("target_vnni must be given with quant_target, got it alone")
+            return
+        target = f"with quant_target {self.quant_target}"
+        if self.n_bits_a != TARGET_BITS:
+            raise InputError(f"n_bits_a must be {TARGET_BITS} {target}, got {self.n_bits_a}")
+        if self.n_bits_w > TARGET_BITS:
+            raise InputError(
+                f"n_bits_w must be at most {TARGET_BITS} {target}, got {self.n_bits_w}"
+            )
 
     def _refuse_settings_of_distillation(self) -> None:
         for field in dataclasses.fields(self):
@@ -196,8 +233,19 @@ class MethodSettings:
     @property
     def spec(self) -> QuantSpec:
         return QuantSpec(
-            self.n_bits_w, self.n_bits_a, self.channel_wise, not self.disable_8bit_head_stem
+            self.n_bits_w,
+            self.n_bits_a,
+            self.channel_wise,
+            not self.disable_8bit_head_stem,
+            symmetric=self.symmetric,
+            target=self.quant_target,
+            target_vnni=self.target_vnni,
         )
+
+    @property
+    def has_target(self) -> bool:
+        """Whether integer kernels will run the network."""
+        return self.quant_target != NO_TARGET
 
 
 ShortForms = Mapping[str, Callable[[Any], dict[str, Any]]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import RunError
-from quant.arithmetic.primitives import choose_qparams
+from quant.arithmetic.primitives import MIN_SCALE, choose_qparams
 from quant.arithmetic.range_search import Grid, Sample, search_qparams
 
 RANGE_MODES = ("mse", "minmax", "minmax_scale")
@@ -18,26 +18,42 @@ VALUES_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
 
 
 def weight_qparams(
-    weight: Tensor, bits: int, per_channel: bool, mode: str
+    weight: Tensor, bits: int, per_channel: bool, mode: str, symmetric: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a weight.
 
     Args:
         weight: (O, ...) float, O output channels.
         mode: one of ``RANGE_MODES``.
+        symmetric: whether the zero point is 2^(bits - 1), the middle code.
 
     Returns:
         Each (O, 1, ...) if ``per_channel``, else (1, 1, ...).
     """
     # The rows are the output channels, or the whole tensor.
     rows = weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
-    if mode == "mse":
+    if symmetric:
+        scale, zero_point = _symmetric_qparams(rows, bits, mode)
+    elif mode == "mse":
         scale, zero_point = search_qparams(Sample(rows), Grid(bits))
     else:
         ends = _scaled_min_max(rows.amin(1), rows.amax(1), bits, mode)
         scale, zero_point = choose_qparams(*ends, bits)
     shape = (-1,) + (1,) * (weight.dim() - 1)
     return scale.reshape(shape), zero_point.reshape(shape)
+
+
+def _symmetric_qparams(rows: Tensor, bits: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each (rows,), of ranges around the middle code."""
+    middle = 2 ** (bits - 1)
+    if mode == "mse" and bits > 1 and rows.amin() >= 0:  # half of the codes would be searched
+        scale, _ = search_qparams(Sample(rows), Grid(bits - 1))
+        return scale, torch.full_like(scale, middle)
+    if mode == "mse":
+        return search_qparams(Sample(rows), Grid(bits, symmetric=True))
+    low, high = _scaled_min_max(rows.amin(1), rows.amax(1), bits, mode)
+    scale = torch.maximum(-low / middle, high / max(1, middle - 1)).clamp(min=MIN_SCALE)
+    return scale, torch.full_like(scale, middle)
 
 
 def activation_qparams(batches: Sequence[Tensor], bits: int, mode: str) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 NOT_QUANTIZED = 32
 HEAD_STEM_BITS = 8
 ACT_POINTS = ("inputs", "outputs")
+NO_TARGET, OPENVINO, ONNXRUNTIME = "none", "openvino", "onnxruntime"
+TARGETS = (NO_TARGET, OPENVINO, ONNXRUNTIME)
+TARGET_BITS = 8  # of the activations of a target, and at most of its weights
+# Largest integers of weights. A processor without VNNI adds two products of a weight and an 8-bit
+# activation in 16 bits: 2 * 255 * 64 fits, 2 * 255 * 65 does not.
+MAX_LEVEL, MAX_LEVEL_VNNI = 64, 127
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,12 @@ class QuantSpec:
             it, so that sums are not quantized; with ``head_stem_8bit`` that of the stem has at
             least 8 bits (ACIQ, code of Banner et al.).
         fold: fold batch norms into the layers before them.
+        symmetric: weights have the zero point 2^(bits - 1), the middle code.
+        target: of ``TARGETS``, the runtime whose integer kernels run the network. The image is
+            quantized too and, for ``onnxruntime``, what a convolution gives to a sum. Weights have
+            no more bits than their integers allow, and are symmetric where their zero point would
+            need more.
+        target_vnni: whether the target's processor has VNNI or AMX, which adds in 32 bits.
     """
 
     n_bits_w: int
@@ -33,10 +45,14 @@ class QuantSpec:
     float_ends: bool = False
     act_points: str = "inputs"
     fold: bool = True
+    symmetric: bool = False
+    target: str = NO_TARGET
+    target_vnni: bool = False
 
     def weight_bits(self, is_end: bool) -> int:
         """Bits of a weight; ``is_end`` if it belongs to the stem or the head."""
-        return self._bits(self.n_bits_w, is_end)
+        bits = self._bits(self.n_bits_w, is_end)
+        return bits if self.most_weight_bits is None else min(bits, self.most_weight_bits)
 
     def activation_bits(self, is_end: bool) -> int:
         """Bits of an activation.
@@ -49,6 +65,22 @@ class QuantSpec:
     def is_fixed(self, is_end: bool) -> bool:
         """Whether a tensor has fixed bits, which searches and random assignments do not change."""
         return is_end and self.head_stem_8bit
+
+    @property
+    def most_weight_bits(self) -> int | None:
+        """The most bits that a weight of a target has; None without a target."""
+        if self.target == NO_TARGET:
+            return None
+        return TARGET_BITS if self.target_vnni else TARGET_BITS - 1
+
+    @property
+    def max_level(self) -> int:
+        """The largest integer, zero point subtracted, that a weight of a target may have."""
+        return MAX_LEVEL_VNNI if self.target_vnni else MAX_LEVEL
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Whether a weight of these bits has the middle code as its zero point."""
+        return self.symmetric or (self.target != NO_TARGET and 2**bits - 1 > self.max_level)
 
     def _bits(self, bits: int, is_end: bool) -> int:
         return max(bits, HEAD_STEM_BITS) if self.is_fixed(is_end) else bits

@@ -229,7 +229,9 @@ def _nearest_banks(
         weight = layer.full_precision_weight()
         banks[name] = {}
         for bits in request.options:
-            scale, zero_point = weight_qparams(weight, bits, layer.per_channel, request.range_mode)
+            scale, zero_point = weight_qparams(
+                weight, bits, layer.per_channel, request.range_mode, layer.symmetric
+            )
             codes = quantize(weight, scale, zero_point, bits)
             values = (codes, scale, zero_point, layer.bits.new_tensor(bits), None, None, bias)
             banks[name][bits] = dict(zip(STATE, values, strict=True))

@@ -30,7 +30,7 @@ class QuantLayer(nn.Module):
     ``quantized`` switches between the quantized and the full-precision weight. The latter exists
     only while a network is being quantized; it is not in the ``state_dict``, and a loaded layer has
     none. While ``rounding`` is set, it computes the quantized weight. ``is_end`` is true for the
-    stem and the head.
+    stem and the head; ``symmetric`` where ranges are chosen around the middle code.
     """
 
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
@@ -51,6 +51,7 @@ class QuantLayer(nn.Module):
         shape = (channels,) + (1,) * (weight.dim() - 1)
         self.per_channel = per_channel
         self.is_end = is_end
+        self.symmetric = False
         self.quantized = False
         self.rounding: Rounding | None = None
         self.register_buffer("weight", weight, persistent=False)
@@ -82,7 +83,7 @@ class QuantLayer(nn.Module):
     def quantize_to_nearest(self, mode: str) -> None:
         """Choose the range of the weight by ``mode`` (of ``RANGE_MODES``) and round to nearest."""
         scale, zero_point = weight_qparams(
-            self.full_precision_weight(), int(self.bits), self.per_channel, mode
+            self.full_precision_weight(), int(self.bits), self.per_channel, mode, self.symmetric
         )
         self.round_to(scale, zero_point)
 

@@ -18,6 +18,10 @@ POOLING_OR_SHAPE = frozenset(
     "adaptive_max_pool1d adaptive_max_pool2d mean "
     "pixel_shuffle pixel_unshuffle channel_shuffle upsample_nearest2d".split()
 )
+AVERAGES = frozenset(
+    "avg_pool1d avg_pool2d mean "
+    "adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d".split()
+)
 RELUS = frozenset(["relu", "relu6"])
 CLAMPS = frozenset(["hardtanh", "clamp", "clamp_min"])  # a ReLU where the minimum is 0
 SEVERAL_OUTPUTS = frozenset("chunk split split_with_sizes tensor_split unbind".split())
@@ -85,6 +89,11 @@ def place_(network: fx.GraphModule, device: torch.device) -> None:
 def is_pooling_or_shape(node: fx.Node) -> bool:
     """Whether the node only moves, selects or pools values."""
     return operation(node) in POOLING_OR_SHAPE
+
+
+def is_average(node: fx.Node) -> bool:
+    """Whether the node averages values, so that they leave the grid of a quantizer."""
+    return operation(node) in AVERAGES
 
 
 def is_relu(node: fx.Node) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from common.errors import InputError
-from quant.arithmetic.spec import NOT_QUANTIZED, QuantSpec
+from quant.arithmetic.spec import NO_TARGET, NOT_QUANTIZED, ONNXRUNTIME, QuantSpec
 from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear
 from quant.network.operations import (
     PRODUCTS,
@@ -48,8 +48,11 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
     """
     layers = _find_layers(network)
     weights = {node: node in layers.stems | layers.heads for node in layers.all}
-    find = _layer_outputs if spec.act_points == "outputs" else _layer_inputs
-    activations = find(network, layers)
+    if spec.target != NO_TARGET:
+        activations = _points_of_target(network, layers, spec)
+    else:
+        find = _layer_outputs if spec.act_points == "outputs" else _layer_inputs
+        activations = find(network, layers)
     if spec.float_ends:
         convolutions = [node for node in layers.all if _is_convolution(network, node)]
         inner = set(convolutions[1:-1])
@@ -122,6 +125,25 @@ def _layer_inputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, boo
     return found
 
 
+def _points_of_target(
+    network: fx.GraphModule, layers: _Layers, spec: QuantSpec
+) -> dict[fx.Node, bool]:
+    """As ``_layer_inputs``, and the inputs of stems.
+
+    For ONNX Runtime, whose integer convolutions give integers only, also what convolutions give to
+    other operations than a ReLU.
+    """
+    found = {
+        _producer(_values(node)[0]): True for node in network.graph.nodes if node in layers.stems
+    }
+    found |= _layer_inputs(network, layers)
+    if spec.target == ONNXRUNTIME:
+        outputs = _layer_outputs(network, layers)
+        heads = {node for node in outputs if node in layers.heads}
+        found |= {node: False for node in outputs if node not in found and node not in heads}
+    return found
+
+
 def _layer_outputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, bool]:
     """Each convolution, or the ReLU that is its only reader, and whether it is the stem's."""
     found: dict[fx.Node, bool] = {}
@@ -148,10 +170,15 @@ def _producer(node: fx.Node) -> fx.Node:
 def _replace_layer(network: fx.GraphModule, node: fx.Node, spec: QuantSpec, is_end: bool) -> None:
     layer = called_module(network, node)
     bits = spec.weight_bits(is_end)
+    quantized: QuantLayer
     if isinstance(layer, nn.Conv2d):
-        network.set_submodule(str(node.target), QuantConv2d(layer, bits, spec.channel_wise, is_end))
+        quantized = QuantConv2d(layer, bits, spec.channel_wise, is_end)
     elif isinstance(layer, nn.Linear):
-        network.set_submodule(str(node.target), QuantLinear(layer, bits, spec.channel_wise, is_end))
+        quantized = QuantLinear(layer, bits, spec.channel_wise, is_end)
+    else:
+        return  # called twice, it is replaced already
+    quantized.symmetric = spec.is_symmetric(bits)
+    network.set_submodule(str(node.target), quantized)
 
 
 def _insert_activation_quantizer(

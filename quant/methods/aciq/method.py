@@ -113,6 +113,10 @@ class AciqSettings(MethodSettings):
         for name, bits in (("mix_weights", self.n_bits_w), ("mix_acts", self.n_bits_a)):
             if getattr(self, name) and bits > MIXED_BITS:
                 raise InputError(f"bits must be at most {MIXED_BITS} for {name}, got {bits}")
+        if self.has_target and self.per_channel_act:
+            raise InputError("per_channel_act must be off with quant_target, got on")
+        if self.has_target and self.act_points != "inputs":
+            raise InputError(f"act_points must be inputs with quant_target, got {self.act_points}")
 
     @property
     def spec(self) -> QuantSpec:
@@ -157,8 +161,9 @@ def _quantize_weight(layer: QuantLayer, settings: AciqSettings) -> None:
         _round_mixed(layer, bits, settings)
     else:
         layer.quantize_to_nearest(settings.init_wmode)
-    if settings.bias_correction or settings.variance_correction:
-        layer.match_moments(mean=settings.bias_correction, variance=settings.variance_correction)
+    corrects_mean = settings.bias_correction and not settings.has_target
+    if corrects_mean or settings.variance_correction:
+        layer.match_moments(mean=corrects_mean, variance=settings.variance_correction)
 
 
 def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
@@ -166,12 +171,14 @@ def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
     weight = layer.full_precision_weight()
     rows = weight.flatten(1)
     given = allocate_bits(rows.std(1, correction=0), bits, settings.mix_ratio)
+    spec = settings.spec
+    given = given.clamp(max=spec.most_weight_bits or MAX_BITS)
     scale, zero_point = constant_qparams(rows.mean(1, keepdim=True))
     for number in range(1, MAX_BITS + 1):
         chosen = (given == number).nonzero().flatten()
         if len(chosen) > 0:
             scale[chosen], zero_point[chosen] = weight_qparams(
-                rows[chosen], number, True, settings.init_wmode
+                rows[chosen], number, True, settings.init_wmode, spec.is_symmetric(number)
             )
     shape = (-1,) + (1,) * (weight.dim() - 1)
     layer.round_to(scale.reshape(shape), zero_point.reshape(shape), given.reshape(shape))

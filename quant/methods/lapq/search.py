@@ -50,7 +50,7 @@ class Tensors:
     """The quantized weights and activations of a chain, in the order of the units."""
 
     def __init__(self, units: list[nn.Module], settings: LapqSettings):
-        self.bias_correction = settings.bias_correction
+        self.bias_correction = settings.bias_correction and not settings.has_target
         self.modules: list[QuantLayer | ActivationQuantizer] = []
         self.units: list[int] = []
         for index, unit in enumerate(units):
@@ -126,14 +126,16 @@ class StepSearch:
         numbers = {module: index for index, module in enumerate(self.tensors.modules)}
 
         def set_range(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
-            scale, zero_point = self._best(histogram(batches), quantizer.num_bits, norm)
+            grid = self._grid(quantizer.num_bits, norm, symmetric=False)
+            scale, zero_point = _best(histogram(batches), grid)
             self.tensors.set(numbers[quantizer], scale[0], zero_point[0])
 
         for unit in self.units:
             for quantizer in activation_quantizers(unit).values():
                 quantizer.quantized = False
             for layer in quant_layers(unit).values():
-                scale, zero_point = self._best(self.samples[layer], int(layer.bits), norm)
+                grid = self._grid(int(layer.bits), norm, layer.symmetric)
+                scale, zero_point = _best(self.samples[layer], grid)
                 shape = (-1,) + (1,) * (layer.codes.dim() - 1)
                 self.tensors.set(numbers[layer], scale.reshape(shape), zero_point.reshape(shape))
             value = run_front_to_back(unit, value, self.device, set_range)
@@ -144,10 +146,8 @@ class StepSearch:
             self.report("lapq/start_loss", loss, round(100 * norm))
         return Start(norm, self.tensors.qparams(), loss)
 
-    def _best(self, sample: Sample, bits: int, norm: float) -> QParams:
-        if norm == FULL_RANGE:
-            return full_qparams(sample, Grid(bits, symmetric=not self.settings.asymmetric))
-        return search_qparams(sample, Grid(bits, norm, symmetric=not self.settings.asymmetric))
+    def _grid(self, bits: int, norm: float, symmetric: bool) -> Grid:
+        return Grid(bits, norm, symmetric or not self.settings.asymmetric)
 
     def gradient_descent(self, start: Start) -> Start:
         """Gradient descent over one factor per tensor; ``start`` if no result has a lower loss.
@@ -282,3 +282,8 @@ def weight_sample(layer: QuantLayer) -> Sample:
     if layer.per_channel:
         return Sample(weight.flatten(1))
     return histogram([weight]) if weight.numel() > NUM_BINS else Sample(weight.reshape(1, -1))
+
+
+def _best(sample: Sample, grid: Grid) -> QParams:
+    """Ranges of least error; for the power ``FULL_RANGE`` those that clip nothing."""
+    return (full_qparams if grid.norm == FULL_RANGE else search_qparams)(sample, grid)
