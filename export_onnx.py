@@ -1,9 +1,12 @@
-"""Write a quantized model as an ONNX file with integer weights, and check it in ONNX Runtime.
+"""Write a quantized model as an ONNX file with integer weights, and check it in its runtime.
 
     python export_onnx.py outputs/rtn/run_digits_resnet_w4bit_a4bit_seed1005/quantized_model.pt
         a model of the embedded digits, which are also the images of the check
     python export_onnx.py RUN/quantized_model.pt --data_path IMAGES --with_correction --int2
         with RUN/correction.npz as part of the graph, and 2-bit tensors stored as INT2
+    python export_onnx.py RUN/quantized_model.pt --noise --benchmark
+        the time of the file beside that of the float network; fast if the model was quantized with
+        --quant_target
 
 Writes quantized_model.onnx and export_report.json next to the model, or into --output_dir. Exit
 status: 0 file and model agree, 1 they do not, 2 wrong usage or unusable input.
@@ -28,9 +31,9 @@ from correction import ClusterAffineCorrection
 from export import export_and_verify
 from export.check_images import check_images
 from export.own_files import EXPORT_FILES, require_own_export
-from export.reporting import NOTES, ExportJob
+from export.reporting import NOTES, ExportJob, table
 from export.settings import add_export_flags, export_settings
-from logits_io.naming import CORRECTION_FILE, ONNX_FILE
+from logits_io.naming import CORRECTION_FILE
 from models import load_quantized
 
 OF_IMAGES = ("dataset", "data_path", "val_labels", "class_order")
@@ -91,6 +94,7 @@ def _main(argv: Sequence[str]) -> int:
         require_own_folder(folder, options.force)
     require_own_export(folder, options.force)
     quantized, metadata = load_quantized(options.model)
+    settings.target_for(quantized.spec.target)
     images = check_images(options, settings, metadata)
     job = ExportJob(
         quantized=quantized,
@@ -106,7 +110,7 @@ def _main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         mark(folder, EXPORT_FILES)
         problems = export_and_verify(job, settings, folder)
-    write_stdout("\n".join(problems) or str(folder / ONNX_FILE))
+    write_stdout("\n".join(problems) or table(folder))
     return EXIT_FAILED if problems else EXIT_OK
 
 

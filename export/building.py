@@ -28,16 +28,23 @@ class Builder:
         return value
 
     def add(self, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
-        name = f"{self.name}.{op_type}"
+        name = f"{self.name}.{op_type}_{len(self.nodes)}"
         node = ir.node(op_type, inputs=inputs, attributes=attributes, name=name)
-        node.outputs[0].name = f"{name}_{len(self.nodes)}"
+        node.outputs[0].name = name
         self.nodes.append(node)
         return node.outputs[0]
 
     def finish(self, result: ir.Value) -> None:
-        """Insert the new nodes and make ``result`` the output in place of the old node's."""
+        """Insert the new nodes and make ``result`` the output in place of the old node's.
+
+        A node that only the old one read is removed as well.
+        """
         former = self.node.outputs[0]
         result.shape, result.type = former.shape, former.type
         self.graph.insert_before(self.node, self.nodes)
         former.replace_all_uses_with(result, replace_graph_outputs=True)
+        sources = [value.producer() for value in self.node.inputs if value is not None]
         self.graph.remove(self.node, safe=True)
+        for source in sources:
+            if source is not None and not any(value.uses() for value in source.outputs):
+                self.graph.remove(source, safe=True)

@@ -7,22 +7,27 @@ import json
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common.files import write_json
 from correction import ClusterAffineCorrection
+from export.runtimes import Kernels, kernels_of, machine_flags
 from export.settings import ExportSettings
-from export.tools import PACKAGES
-from export.verification import REORDERED, uses_int2, verify
+from export.timing import milliseconds
+from export.tools import EXACT, packages_for
+from export.verification import REORDERED, SIMULATION, uses_int2, verify
 from export.writing import write_onnx
 from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 from quant import QuantModel
+from quant.arithmetic.spec import NO_TARGET
 
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
+QUANTIZE = "for integers quantize with --quant_target openvino or onnxruntime"
 # Entries of the model's metadata that go into the file and the report.
 NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")
 
@@ -60,6 +65,7 @@ def export_and_verify(
         OSError: a file cannot be written.
     """
     path = folder / name
+    target = settings.target_for(job.quantized.spec.target)
     (folder / EXPORT_REPORT_FILE).unlink(missing_ok=True)
     notes = {
         key: value if isinstance(value, str) else json.dumps(value)
@@ -70,25 +76,33 @@ def export_and_verify(
         path,
         job.image_shape,
         correction=job.correction,
+        target=target,
         int2=settings.int2,
         notes=notes,
     )
-    found = verify(path, job.quantized, job.batches, job.correction)
+    found = verify(path, job.quantized, job.batches, job.correction, target)
     has_int2 = settings.int2 and uses_int2(path)
     if settings.int2 and not has_int2:
         logger.warning("%s: no tensor is stored in 2 bits: none has 2 bits or fewer", name)
-    limit = _limit(found, settings.min_agreement)
+    limit = _limit(found, settings.least_agreement(target))
     problems = _problems(found, limit)
+    image = torch.zeros(1, *job.image_shape)
+    kernels = kernels_of(path, target, image)
     report = {
         "file": name,
+        "target": target,
         "correction": job.correction is not None,
         "int2": has_int2,
         **found,
+        "kernels": asdict(kernels),
+        "hint": _hint(target, job.quantized),
+        "machine": machine_flags(),
+        "milliseconds": milliseconds(path, job.quantized, target) if settings.benchmark else None,
         "limit": limit,
         "problems": problems,
         "input": INPUT,
         **job.notes,
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in packages_for(target)},
     }
     write_json(folder / EXPORT_REPORT_FILE, report)
     sizes = found["bytes"]
@@ -102,7 +116,34 @@ def export_and_verify(
         sizes["file"],
         sizes["float32"],
     )
+    logger.info("%s: %s", name, "; ".join(filter(None, [kernels.text, report["hint"]])))
     return problems
+
+
+def _hint(target: str, quantized: QuantModel) -> str:
+    """How to get a file that runs in integers; empty for such a file."""
+    if target != EXACT:
+        return ""
+    made_for = quantized.spec.target
+    return QUANTIZE if made_for == NO_TARGET else f"for integers use --export_target {made_for}"
+
+
+def table(folder: Path) -> str:
+    """The report of a folder as lines for people."""
+    report = json.loads((folder / EXPORT_REPORT_FILE).read_text(encoding="utf-8"))
+    kernels, top1, time = Kernels(**report["kernels"]), report["top1_pct"], report["milliseconds"]
+    lines = [
+        ("file", str(folder / report["file"])),
+        ("target", report["target"]),
+        ("agreement", f"{100 * report['agreement']:.2f} % of {report['images']} images"),
+        ("Top-1", f"{top1['file']:.2f} % (simulation {top1[SIMULATION]:.2f} %)"),
+        ("size", f"{report['bytes']['file']:,} bytes (float32 {report['bytes']['float32']:,})"),
+        ("integers", kernels.text + (f"; {report['hint']}" if report["hint"] else "")),
+    ]
+    if time is not None:
+        text = f"{time['file']:.2f} ms (float {time['float']:.2f} ms, {time['ratio']:.2f} times)"
+        lines.append(("time", f"{text}, one image, one thread; {' '.join(report['machine'])}"))
+    return "\n".join(f"{name + ':':<11}{text}" for name, text in lines)
 
 
 def _limit(found: dict[str, Any], min_agreement: float) -> float:

@@ -10,11 +10,12 @@ import numpy as np
 from common.errors import InputError
 from common.flags import FlagParser
 from export.containers import MAX_ACTIVATION_BITS, too_many_bits
-from export.tools import require_export_tools
+from export.tools import EXACT, EXPORT_TARGETS, require_export_tools, resolved_target
 from quant.arithmetic.spec import NOT_QUANTIZED
 
 ONNX_FLAG = "export_onnx"
 MAX_IMAGES = 1_000_000
+LEAST_AGREEMENT, LEAST_AGREEMENT_OF_KERNELS = 0.995, 0.99
 
 
 def has_integer_type(n_bits_a: int) -> bool:
@@ -31,13 +32,18 @@ class ExportSettings:
         int2: store tensors in 2-bit integers where these suffice.
         export_images: number of images that the file is checked on, at most all.
         min_agreement: minimum fraction of them with the same argmax as the simulation; lowered if
-            the simulation agrees less with itself when it sums in another order.
+            the simulation agrees less with itself when it sums in another order. None: 0.995 of the
+            exact file, 0.99 of another.
+        export_target: of ``EXPORT_TARGETS``; None: that of the model.
+        benchmark: measure the time of the file beside that of the float network.
     """
 
     with_correction: bool = False
     int2: bool = False
     export_images: int = 1000
-    min_agreement: float = 0.995
+    min_agreement: float | None = None
+    export_target: str | None = None
+    benchmark: bool = False
 
     def require_sane(self) -> None:
         """Check the ranges of the numbers.
@@ -49,7 +55,7 @@ class ExportSettings:
             raise InputError(
                 f"export_images must be from 1 to {MAX_IMAGES}, got {self.export_images}"
             )
-        if not 0 <= self.min_agreement <= 1:
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise InputError(f"min_agreement must be from 0 to 1, got {self.min_agreement}")
 
     def require_bits(self, n_bits_a: int) -> None:
@@ -60,6 +66,25 @@ class ExportSettings:
         """
         if not has_integer_type(n_bits_a):
             raise InputError(too_many_bits(n_bits_a))
+
+    def target_for(self, quantized_for: str) -> str:
+        """The target of the file of a model that was quantized for a target.
+
+        Raises:
+            InputError: the model is for another target, ``int2`` is given with a runtime's, or a
+                package is missing.
+        """
+        target = resolved_target(self.export_target, quantized_for)
+        if self.int2 and target != EXACT:
+            raise InputError(f"int2 must be left out with export_target {target}, got it")
+        require_export_tools(target)
+        return target
+
+    def least_agreement(self, target: str) -> float:
+        """The fraction of images on which a file for ``target`` must agree."""
+        if self.min_agreement is not None:
+            return self.min_agreement
+        return LEAST_AGREEMENT if target == EXACT else LEAST_AGREEMENT_OF_KERNELS
 
     def choose(self, available: int) -> np.ndarray:
         """Random indices of the images that the file is checked on, ascending."""
@@ -79,7 +104,7 @@ def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
             f"--{ONNX_FLAG}",
             action="store_const",
             const=True,
-            help="write the quantized model as an ONNX file and check it in ONNX Runtime (default "
+            help="write the quantized model as an ONNX file and check it in its runtime (default "
             "off)",
         )
     group.add_argument(
@@ -103,8 +128,21 @@ def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
     group.add_argument(
         "--min_agreement",
         type=float,
-        help="minimum fraction of checked images on which ONNX Runtime and the simulation predict "
-        "the same class, 0 to 1 (default 0.995)",
+        help="minimum fraction of checked images on which the file and the simulation predict "
+        "the same class, 0 to 1 (default 0.995; of a file for a runtime 0.99)",
+    )
+    group.add_argument(
+        "--export_target",
+        choices=EXPORT_TARGETS,
+        help="exact: the smallest file, which decides as the simulation does and runs in float; "
+        "openvino or onnxruntime: the file that this runtime runs in 8-bit integers, of a model "
+        "made with the same --quant_target (default: that of the model)",
+    )
+    group.add_argument(
+        "--benchmark",
+        action="store_const",
+        const=True,
+        help="measure the milliseconds of the ONNX file and of the float network (default off)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks an exported file against its model: outputs in ONNX Runtime, and every integer."""
+"""Checks an exported file against its model: outputs in its runtime, and every integer."""
 
 from __future__ import annotations
 
@@ -15,41 +15,14 @@ from common.console import progress
 from correction import ClusterAffineCorrection
 from evaluation.inference import infer_logits
 from evaluation.metrics import agreement, topk_accuracy
-from export.containers import per_channel
-from export.writing import IMAGE
+from export.runtimes import LEVELS, OnnxNetwork, OpenVinoNetwork
+from export.tools import EXACT
 from quant import QuantModel
 from quant.arithmetic.packing import float_bytes, theoretical_bytes
+from quant.arithmetic.spec import OPENVINO
 from quant.network.layers import ActivationQuantizer, QuantLayer
 
-LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
 SIMULATION, REORDERED = "simulation", "reordered"
-
-
-class OnnxNetwork(nn.Module):
-    """An ONNX file that runs in ONNX Runtime on the CPU.
-
-    Args:
-        level: graph optimisation level, one of ``LEVELS``; ONNX Runtime's default is the last.
-    """
-
-    def __init__(self, path: Path, level: str = LEVELS[-1]):
-        super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = getattr(
-            onnxruntime.GraphOptimizationLevel, f"ORT_{level.upper()}"
-        )
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C) float32 logits of (N, 3, H, W) float32 images."""
-        (logits,) = self.session.run(None, {IMAGE: images.cpu().numpy()})
-        return torch.from_numpy(logits)
 
 
 class _Reordered(nn.Module):
@@ -71,22 +44,31 @@ def verify(
     quantized: QuantModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     correction: ClusterAffineCorrection | None = None,
+    target: str = EXACT,
 ) -> dict[str, Any]:
-    """Run the file at every optimisation level and compare it with the simulation.
+    """Run the file in its runtime and compare it with the simulation.
+
+    In ONNX Runtime it is run at every optimisation level.
 
     Args:
         batches: images (B, 3, H, W) float32 and labels (B,) int64.
         correction: the correction that is part of the file.
+        target: what the file was written for, of ``EXPORT_TARGETS``.
 
     Returns:
-        plain values: Top-1 in percent; per level the agreement of the argmax and the mean and
-        largest difference of the logits; the lowest agreement; the same metrics of the simulation
-        with itself when it sums in another order; the tensors whose integers are not the model's;
-        sizes in bytes.
+        plain values: Top-1 in percent; per level of optimisation the agreement of the argmax and
+        the mean and largest difference of the logits; the lowest agreement; the same metrics of the
+        simulation with itself when it sums in another order; the tensors whose integers are not the
+        model's; sizes in bytes.
     """
-    networks: dict[str, nn.Module] = {level: OnnxNetwork(path, level) for level in LEVELS}
+    networks: dict[str, nn.Module] = (
+        {OPENVINO: OpenVinoNetwork(path)}
+        if target == OPENVINO
+        else {level: OnnxNetwork(path, level) for level in LEVELS}
+    )
+    last = list(networks)[-1]
     networks |= {SIMULATION: quantized, REORDERED: _Reordered(quantized)}
-    found = infer_logits(networks, batches, quantized.device, "onnxruntime")
+    found = infer_logits(networks, batches, quantized.device, "runtime")
     logits = found.logits
     if correction is not None:
         for name in (SIMULATION, REORDERED):
@@ -99,7 +81,7 @@ def verify(
         "images": len(expected),
         "top1_pct": {
             SIMULATION: 100 * topk_accuracy(expected, found.targets),
-            "file": 100 * topk_accuracy(logits[LEVELS[-1]], found.targets),
+            "file": 100 * topk_accuracy(logits[last], found.targets),
         },
         "levels": compared,
         "agreement": min(level["agreement"] for level in compared.values()),
@@ -150,7 +132,18 @@ def wrong_integers(path: Path, quantized: QuantModel) -> list[str]:
             parts = [read(name, what) for what in ("scale", "zero_point", "codes")]
             if not _is_same(module, *parts):
                 wrong.append(name)
+            codes, step = read(f"{name}.bias", "codes"), read(f"{name}.bias", "scale")
+            if codes is not None and not _is_bias(module, codes, step):
+                wrong.append(f"{name}.bias")
     return wrong
+
+
+def _is_bias(module: nn.Module, codes: np.ndarray, step: np.ndarray | None) -> bool:
+    """Whether the integers of a bias times their steps are that of the layer, in float32."""
+    bias = getattr(module, "bias", None)
+    if bias is None or step is None:
+        return False
+    return np.allclose(codes * step.astype(np.float64), bias.cpu().numpy(), rtol=1e-6, atol=0)
 
 
 def _is_same(
@@ -169,6 +162,6 @@ def _is_same(
         return bool((zero == np.maximum(own_zero.reshape(zero.shape), 0)).all())
     if codes is None:
         return False
-    levels = codes.astype(np.int64) - per_channel(zero)
+    levels = codes.astype(np.int64) - (zero.reshape(-1, *[1] * (codes.ndim - 1)))
     own_levels = module.codes.cpu().numpy().astype(np.int64) - own_zero
     return bool(np.array_equal(levels.reshape(own_levels.shape), own_levels))

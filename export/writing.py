@@ -16,10 +16,9 @@ from common.errors import InputError
 from common.files import atomic_file
 from correction import ClusterAffineCorrection
 from export.network import exportable
-from export.tools import require_export_tools
+from export.tools import EXACT, require_export_tools
 from quant import QuantModel
 
-EXACT = "exact"
 OPSET = 21  # the first with 4-bit integers in QuantizeLinear and DequantizeLinear
 IMAGE, LOGITS = "image", "logits"
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
@@ -55,7 +54,7 @@ def write_onnx(
             than the integers of ONNX.
         OSError: the file cannot be written.
     """
-    require_export_tools()
+    require_export_tools(target)
     import onnx
     import onnx_ir as ir
 
@@ -68,6 +67,13 @@ def write_onnx(
     with atomic_file(path) as part:
         ir.save(model, part)
         onnx.checker.check_model(str(part), full_check=True)
+
+
+def write_float(network: nn.Module, path: Path, image_shape: Sequence[int]) -> None:
+    """Write a float network as an ONNX file, with the input and output of ``write_onnx``."""
+    import onnx_ir as ir
+
+    ir.save(_exported(network, image_shape), path)
 
 
 def _exported(network: nn.Module, image_shape: Sequence[int]) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from logits_io.naming import MODEL_FILE, ONNX_FILE
+from export.reporting import table as export_table
+from logits_io.naming import EXPORT_REPORT_FILE, MODEL_FILE, ONNX_FILE
 from pipeline.job import Job
 from pipeline.next_steps import next_steps
 from pipeline.results import Results
@@ -28,6 +29,8 @@ def closing_text(job: Job, results: Results, table: str, warnings: Sequence[str]
     parts.append("\n".join(["next:", *(f"  {line}" for line in next_steps(job, results))]))
     if warnings:
         parts.append("\n".join(["warnings:", *(f"  {text}" for text in warnings)]))
+    if job.options.export is not None and (job.folder / EXPORT_REPORT_FILE).exists():
+        parts.append(export_table(job.folder))
     if job.recipe is not None:
         figures = results.full_precision.top1_pct, results.quantized.top1_pct
         parts.append(job.recipe.comparison(*figures))

@@ -229,6 +229,11 @@ def _check_stages(options: RunOptions, settings: MethodSettings) -> None:
         options.bitwidth.require_quantized(settings.n_bits_w)
     if options.export is not None:
         options.export.require_bits(settings.n_bits_a)
+        options.export.target_for(settings.quant_target)
+    if options.bitwidth is not None and settings.has_target:
+        raise InputError(
+            f"bitwidth_sweep must be left out with quant_target {settings.quant_target}, got it"
+        )
 
 
 def _open_dataset(options: RunOptions) -> Dataset:

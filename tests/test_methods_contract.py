@@ -22,6 +22,7 @@ from quant import (
 )
 from quant.arithmetic.spec import NOT_QUANTIZED
 from quant.network.model import FLOAT_SPEC, activation_quantizers, quant_layers, set_state
+from quant.network.targets import bias_steps
 from quant.registry import method_settings
 from quant.settings import RESERVED_NAMES, MethodSettings, check_setting, flag_name, setting
 from tests.conftest import TinyResNet, chain_of, make_tiny_images, make_tiny_network
@@ -167,6 +168,34 @@ def test_sixteen_bits_are_closer_than_eight(name, tiny_network, tiny_images):
             for bits in (8, 12, 16)
         ]
     assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize(("bits", "vnni"), [(4, False), (8, False), (8, True)])
+def test_for_a_runtime_weights_are_small_integers_and_the_image_is_quantized(name, bits, vnni):
+    settings = {"n_bits_w": bits, "n_bits_a": 8, "quant_target": "openvino", "target_vnni": vnni}
+    if leaves_activations_in_float(name):
+        with pytest.raises(InputError, match="n_bits_a must be 8 with quant_target"):
+            make(name, **settings)
+        return
+    model = shared(name, **settings)
+    levels = [layer.codes - layer.zero_point for layer in quant_layers(model).values()]
+    assert max(float(level.abs().max()) for level in levels) <= (128 if vnni else 64)
+    assert all(layer.offset is None and layer.gap is None for layer in quant_layers(model).values())
+    quantizers = activation_quantizers(model)
+    assert len(quantizers) == len(activation_quantizers(shared(name, n_bits_a=8))) + 1
+    assert all(q.quantized and int(q.bits) == 8 for q in quantizers.values())
+    for layer, step in bias_steps(list(model.units)).items():
+        if layer.bias is not None:
+            steps = (layer.bias / step)[step > 0]
+            assert torch.allclose(steps, steps.round(), atol=1e-3, rtol=1e-6)
+            assert len(steps) > 0
+
+
+def test_symmetric_weights_have_the_middle_code_as_zero_point(name):
+    model = shared(name, n_bits_w=4, symmetric=True, **known_to(name, {"mix_weights": False}))
+    for layer in quant_layers(model).values():
+        middle = 2.0 ** (layer.bits - 1)
+        assert torch.equal(layer.zero_point, middle.expand_as(layer.zero_point))
 
 
 def test_saved_and_loaded_it_gives_the_same_bits(name, tiny_images, tmp_path):

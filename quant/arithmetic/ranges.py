@@ -46,11 +46,11 @@ def weight_qparams(
 def _symmetric_qparams(rows: Tensor, bits: int, mode: str) -> tuple[Tensor, Tensor]:
     """Scale and zero point, each (rows,), of ranges around the middle code."""
     middle = 2 ** (bits - 1)
-    if mode == "mse" and bits > 1 and rows.amin() >= 0:  # half of the codes would be searched
-        scale, _ = search_qparams(Sample(rows), Grid(bits - 1))
+    if mode == "mse" and bits > 1:
+        if rows.amin() < 0:
+            return search_qparams(Sample(rows), Grid(bits, symmetric=True))
+        scale, _ = search_qparams(Sample(rows), Grid(bits - 1))  # the codes from the middle on
         return scale, torch.full_like(scale, middle)
-    if mode == "mse":
-        return search_qparams(Sample(rows), Grid(bits, symmetric=True))
     low, high = _scaled_min_max(rows.amin(1), rows.amax(1), bits, mode)
     scale = torch.maximum(-low / middle, high / max(1, middle - 1)).clamp(min=MIN_SCALE)
     return scale, torch.full_like(scale, middle)

@@ -12,7 +12,7 @@ TARGETS = (NO_TARGET, OPENVINO, ONNXRUNTIME)
 TARGET_BITS = 8  # of the activations of a target, and at most of its weights
 # Largest integers of weights. A processor without VNNI adds two products of a weight and an 8-bit
 # activation in 16 bits: 2 * 255 * 64 fits, 2 * 255 * 65 does not.
-MAX_LEVEL, MAX_LEVEL_VNNI = 64, 127
+MAX_LEVEL, MAX_LEVEL_VNNI = 64, 128
 
 
 @dataclass(frozen=True)

@@ -131,17 +131,25 @@ def _points_of_target(
     """As ``_layer_inputs``, and the inputs of stems.
 
     For ONNX Runtime, whose integer convolutions give integers only, also what convolutions give to
-    other operations than a ReLU.
+    other operations than a ReLU or a quantized concatenation.
     """
     found = {
         _producer(_values(node)[0]): True for node in network.graph.nodes if node in layers.stems
     }
     found |= _layer_inputs(network, layers)
     if spec.target == ONNXRUNTIME:
-        outputs = _layer_outputs(network, layers)
-        heads = {node for node in outputs if node in layers.heads}
-        found |= {node: False for node in outputs if node not in found and node not in heads}
+        outputs = {
+            node: False
+            for node in _layer_outputs(network, layers)
+            if node not in found and node not in layers.heads and not _is_joined(node, found)
+        }
+        found |= outputs
     return found
+
+
+def _is_joined(node: fx.Node, found: dict[fx.Node, bool]) -> bool:
+    """Whether the node feeds concatenations alone that are quantized."""
+    return all(operation(user) == "cat" and user in found for user in node.users)
 
 
 def _layer_outputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, bool]:

@@ -19,6 +19,7 @@ from quant.network.layers import ActivationQuantizer, QuantLayer
 from quant.network.operations import called_module, is_average, is_pooling_or_shape, source_of
 
 LARGEST_BIAS = 2**31 - 1
+INT8_MAX = 127
 
 Levels = dict[fx.Node, ActivationQuantizer]
 
@@ -47,11 +48,12 @@ def _require_levels(name: str, layer: QuantLayer, spec: QuantSpec) -> None:
             f"weight {name!r} must be integers times a scale with quant_target {spec.target}, got "
             "a shift besides (of a correction of its mean, or of the regularizer L0)"
         )
-    if levels.abs().max() > spec.max_level:
+    low, high = int(levels.min()), int(levels.max())
+    if low < -spec.max_level or high > min(spec.max_level, INT8_MAX):
         raise InputError(
-            f"integers of weight {name!r} must be from {-spec.max_level} to {spec.max_level} with "
-            f"quant_target {spec.target}, got {int(levels.min())} to {int(levels.max())}; "
-            "--symmetric may help"
+            f"integers of weight {name!r} must be from {-spec.max_level} to "
+            f"{min(spec.max_level, INT8_MAX)} with quant_target {spec.target}, got {low} to "
+            f"{high}; --symmetric may help"
         )
 
 

@@ -1,0 +1,143 @@
+"""Exported files in the runtimes that run them, and which of their layers ran in integers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from export.writing import IMAGE
+from quant.arithmetic.spec import OPENVINO
+
+LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
+CPU_INFO = Path("/proc/cpuinfo")
+# Instruction sets that decide how fast products of integers are.
+MACHINE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+OPENVINO_LAYERS = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "GroupConvolution"}
+OPENVINO_INTEGERS = {"i8", "u8"}
+# The operators that ONNX Runtime runs layers with. (NHWC: in another memory layout.)
+ORT_INTEGERS = {
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "MatMulNBits",
+}
+ORT_FLOATS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How many layers of a file ran in integers, and how many in float."""
+
+    integers: int
+    floats: int
+
+    @property
+    def text(self) -> str:
+        count = self.integers + self.floats
+        return f"{self.integers} of {count} layers ran in integers"
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file that runs in ONNX Runtime on the CPU.
+
+    Args:
+        level: graph optimisation level, one of ``LEVELS``; ONNX Runtime's default is the last.
+        profile: where to write what ran, with ``end_profiling`` of the session.
+    """
+
+    def __init__(self, path: Path, level: str = LEVELS[-1], profile: Path | None = None):
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, f"ORT_{level.upper()}"
+        )
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C) float32 logits of (N, 3, H, W) float32 images."""
+        (logits,) = self.session.run(None, {IMAGE: images.cpu().numpy()})
+        return torch.from_numpy(logits)
+
+
+class OpenVinoNetwork(nn.Module):
+    """An ONNX file that runs in OpenVINO on the CPU; what is not quantized in full float32."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        import openvino
+
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self.network = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C) float32 logits of (N, 3, H, W) float32 images."""
+        (logits,) = self.network(images.cpu().numpy()).values()
+        return torch.from_numpy(logits.copy())
+
+    def kernels(self) -> Kernels:
+        """What ran, from the graph that OpenVINO made of the file."""
+        found = [0, 0]
+        for node in self.network.get_runtime_model().get_ordered_ops():
+            notes = node.get_rt_info()
+            kind, precision = (str(notes[key].astype(str)) for key in _NOTED)
+            if kind in OPENVINO_LAYERS:
+                found[precision not in OPENVINO_INTEGERS] += 1
+        return Kernels(*found)
+
+
+_NOTED = ("layerType", "runtimePrecision")
+
+
+def network_of(path: Path, target: str) -> OnnxNetwork | OpenVinoNetwork:
+    """The file in the runtime that it was written for."""
+    return OpenVinoNetwork(path) if target == OPENVINO else OnnxNetwork(path)
+
+
+def kernels_of(path: Path, target: str, images: Tensor) -> Kernels:
+    """Which layers of the file run in integers in its runtime, for (N, 3, H, W) images."""
+    if target == OPENVINO:
+        return OpenVinoNetwork(path).kernels()
+    with tempfile.TemporaryDirectory() as folder:
+        network = OnnxNetwork(path, profile=Path(folder, "profile"))
+        network(images)
+        events = json.loads(Path(network.session.end_profiling()).read_text(encoding="utf-8"))
+    ran = {
+        (event["args"]["node_index"], event["args"]["op_name"])
+        for event in events
+        if event.get("cat") == "Node" and "op_name" in event.get("args", {})
+    }
+    names = [name for _, name in ran]
+    return Kernels(*(sum(name in kinds for name in names) for kinds in (ORT_INTEGERS, ORT_FLOATS)))
+
+
+def machine_flags() -> list[str]:
+    """The instruction sets among ``MACHINE_FLAGS`` that this processor has; empty if unknown."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return [flag for flag in MACHINE_FLAGS if flag in line.split()]
+    return []

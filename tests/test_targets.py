@@ -1,0 +1,315 @@
+"""Networks quantized for a runtime: what its integer kernels compute, by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import main_imagenet
+from common.errors import InputError
+from export import runtimes, tools
+from export.runtimes import network_of
+from export.settings import ExportSettings
+from export.verification import wrong_integers
+from export.writing import write_onnx
+from quant import QuantizationManager, QuantModel
+from quant.arithmetic.range_search import Grid, Sample, full_qparams, quantization_error
+from quant.arithmetic.ranges import weight_qparams
+from quant.arithmetic.spec import MAX_LEVEL, QuantSpec
+from quant.network.layers import ActivationQuantizer
+from quant.network.model import activation_quantizers, quant_layers
+from quant.network.targets import fit_to_target_
+from tests.conftest import QUICK, TAG, chain_of
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+TARGETS = ["onnxruntime"]
+if importlib.util.find_spec("openvino") is not None:
+    TARGETS.append("openvino")
+pytestmark = pytest.mark.usefixtures("one_operator_table", "ranges_searched_once")
+
+
+@pytest.fixture(params=TARGETS)
+def target(request) -> str:
+    return request.param
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    graph = onnx.load(str(path)).graph
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def set_layer(layer, levels: Tensor, scale: Tensor, bias: Tensor) -> None:
+    """Give a layer these integers, one scale per channel, and this bias."""
+    middle = torch.full(scale.shape, 64.0)
+    layer.set_codes((levels + 64).to(torch.uint8), scale, middle, torch.tensor(7))
+    layer.bias = bias
+
+
+class Pointwise(nn.Module):
+    """Two convolutions of single pixels, so that every sum is written in a line."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu()).flatten(1)
+
+
+def pointwise(target: str) -> QuantModel:
+    model = chain_of(Pointwise().eval(), QuantSpec(8, 8, target=target), size=1)
+    first, second = quant_layers(model).values()
+    levels = torch.tensor([[[[3]], [[-2]], [[64]]], [[[-64]], [[5]], [[1]]]])
+    scale = torch.tensor([0.25, 0.5]).reshape(2, 1, 1, 1)
+    set_layer(first, levels, scale, torch.tensor([0.3, -0.7]))
+    set_layer(second, torch.eye(2).reshape(2, 2, 1, 1), torch.ones(2, 1, 1, 1), torch.zeros(2))
+    image, between, *sums = activation_quantizers(model).values()
+    image.set_qparams(torch.tensor(0.5), torch.tensor(2.0))
+    between.set_qparams(torch.tensor(0.75), torch.tensor(3.0))
+    assert sums == []
+    fit_to_target_(model.named_units(), model.spec)
+    return model
+
+
+def test_integers_of_a_network_by_hand(target, tmp_path):
+    """Image 0.5 (q - 2), weights 0.25 and 0.5 times integers, output 0.75 (q - 3)."""
+    model = pointwise(target)
+    write_onnx(model, tmp_path / "m.onnx", (3, 1, 1), target=target)
+    tensors = stored(tmp_path / "m.onnx")
+    # Biases in steps of 0.5 * 0.25 and 0.5 * 0.5: round(2.4) and round(-2.8).
+    assert tensors["units.0.first.bias.codes"].tolist() == [2, -3]
+    assert tensors["units.0.first.bias.codes"].dtype == np.int32
+    assert quant_layers(model)["units.0.first"].bias.tolist() == [0.25, -0.75]
+    assert tensors["units.0.first.codes"].dtype == np.int8
+    assert not tensors["units.0.first.zero_point"].any()
+    values = np.array([[1.0, -3.0, 4.2], [100.0, 0.74, -0.3], [-1.0, 126.5, 127.0]], np.float32)
+    codes = np.clip(np.round(values / 0.5) + 2, 0, 255).astype(int)
+    assert codes.tolist() == [[4, 0, 10], [202, 3, 1], [0, 255, 255]]
+    # The accumulators, by hand: sums of (code - 2) * weight, plus the bias.
+    sums = [
+        [3 * 2 - 2 * -2 + 64 * 8 + 2, -64 * 2 + 5 * -2 + 8 - 3],
+        [3 * 200 - 2 * 1 + 64 * -1 + 2, -64 * 200 + 5 * 1 - 1 - 3],
+        [3 * -2 - 2 * 253 + 64 * 253 + 2, -64 * -2 + 5 * 253 + 253 - 3],
+    ]
+    # Requantization: times 0.5 * 0.25 / 0.75 and 0.5 * 0.5 / 0.75, rounded, 3 added, clamped.
+    out = [
+        [np.clip(round(max(one, 0) / 6) + 3, 0, 255), np.clip(round(max(two, 0) / 3) + 3, 0, 255)]
+        for one, two in sums
+    ]
+    assert out == [[90, 3], [92, 3], [255, 255]]
+    logits = network_of(tmp_path / "m.onnx", target)(torch.tensor(values).reshape(3, 3, 1, 1))
+    assert np.array_equal(np.round(logits.numpy() / 0.75) + 3, out)
+    with torch.no_grad():
+        assert torch.equal(logits, model(torch.tensor(values).reshape(3, 3, 1, 1)))
+
+
+def test_the_largest_products_do_not_overflow(target, tmp_path):
+    """64 channels of 255 times 64 or -64, which 16 bits hold in pairs and 32 bits in all."""
+    network = nn.Sequential(nn.Conv2d(64, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 4))
+    with torch.no_grad():
+        model = QuantizationManager().get_quantization_method(
+            "rtn", n_bits_w=8, n_bits_a=8, num_samples=4, init_amode="minmax", quant_target=target
+        )
+        images = torch.rand(4, 64, 4, 4)
+        model = model.quantize_model(network.eval(), None, [images])
+        layer = quant_layers(model)["units.0.0"]
+        signs = torch.where(torch.arange(16).reshape(16, 1, 1, 1) % 2 == 0, 1, -1)
+        levels = (MAX_LEVEL * signs).expand(layer.codes.shape).clamp(max=63)
+        set_layer(layer, levels, layer.scale, layer.bias)
+        write_onnx(model, tmp_path / "m.onnx", (64, 4, 4), target=target)
+        white = torch.full((1, 64, 4, 4), 9.0)
+        expected = model(white)
+        found = network_of(tmp_path / "m.onnx", target)(white)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+class Joined(nn.Module):
+    """A concatenation between layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.c(torch.cat([self.a(x).relu(), self.b(x)], 1)).mean((2, 3))
+
+
+def test_values_are_quantized_before_a_concatenation_and_give_the_same_integers(target, tmp_path):
+    torch.manual_seed(1)
+    images = torch.randn(8, 3, 4, 4)
+    method = QuantizationManager().get_quantization_method(
+        "rtn", n_bits_w=8, n_bits_a=8, num_samples=8, init_amode="minmax", quant_target=target
+    )
+    model = method.quantize_model(Joined().eval(), None, [images])
+    path = tmp_path / "m.onnx"
+    write_onnx(model, path, (3, 4, 4), target=target)
+    graph = onnx.load(str(path)).graph
+    made = {name: node for node in graph.node for name in node.output}
+    (join,) = [node for node in graph.node if node.op_type == "Concat"]
+    parts = [made[name] for name in join.input]
+    assert [part.op_type for part in parts] == ["DequantizeLinear"] * 2
+    assert len({tuple(part.input[1:]) for part in parts}) == 1
+    assert all(made[part.input[0]].op_type == "QuantizeLinear" for part in parts)
+    assert made[join.output[0]] is join
+    assert wrong_integers(path, model) == []
+    with torch.no_grad():
+        expected = model(images)
+    found = network_of(path, target)(images)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_bias_beyond_32_bits_stays_in_float(target, tmp_path):
+    model = pointwise(target)
+    first = quant_layers(model)["units.0.first"]
+    first.scale = torch.tensor([0.25, 1e-12]).reshape(2, 1, 1, 1)
+    first.bias = torch.tensor([0.3, -0.7])
+    fit_to_target_(model.named_units(), model.spec)
+    assert first.bias.tolist() == [0.25, np.float32(-0.7)]
+    write_onnx(model, tmp_path / "m.onnx", (3, 1, 1), target=target)
+    assert "units.0.first.bias.codes" not in stored(tmp_path / "m.onnx")
+
+
+def test_what_kernels_do_not_compute_with_is_refused():
+    model = pointwise("openvino")
+    layer = quant_layers(model)["units.0.first"]
+    layer.codes[0, 0] = 130
+    text = r"weight '.*first' must be from -64 to 64 with .* got -64 to 66"
+    with pytest.raises(InputError, match=text):
+        fit_to_target_(model.named_units(), model.spec)
+    layer.codes[0, 0] = 3
+    layer.offset = torch.zeros(2, 1, 1, 1)
+    with pytest.raises(InputError, match=r"'.*first' must be integers times a scale"):
+        fit_to_target_(model.named_units(), model.spec)
+    layer.offset = None
+    for quantizer in activation_quantizers(model).values():
+        assert isinstance(quantizer, ActivationQuantizer)
+        quantizer.bits = torch.tensor(4)
+    with pytest.raises(
+        InputError, match="must have one scale and 8 bits with quant_target openvino"
+    ):
+        fit_to_target_(model.named_units(), model.spec)
+
+
+@pytest.mark.parametrize("mode", ["mse", "minmax", "minmax_scale"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("sign", [0, 1, -1])
+def test_symmetric_ranges(mode, bits, sign):
+    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
+    weight = weight.abs() * sign if sign else weight
+    scale, zero_point = weight_qparams(weight, bits, True, mode, symmetric=True)
+    assert torch.equal(zero_point, torch.full((5, 1), 2.0 ** (bits - 1)))
+    ends = weight_qparams(weight, bits, True, "minmax", symmetric=True)
+    low, high = -(2 ** (bits - 1)) * ends[0], (2 ** (bits - 1) - 1) * ends[0]
+    assert (weight >= low * (1 + 1e-6)).all()
+    assert (weight <= high * (1 + 1e-6)).all() or bits == 1
+    if mode == "mse" and sign == 0 and bits > 1:
+        widest = full_qparams(Sample(weight), Grid(bits, symmetric=True))
+        errors = [
+            quantization_error(Sample(weight), *(part.flatten() for part in pair), Grid(bits))
+            for pair in ((scale, zero_point), widest)
+        ]
+        assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "text"),
+    [
+        ("rtn", {"n_bits_a": 4}, "n_bits_a must be 8 with quant_target openvino, got 4"),
+        ("rtn", {"n_bits_w": 9}, "n_bits_w must be at most 8 with quant_target openvino, got 9"),
+        ("aciq_mix", {"per_channel_act": True}, "per_channel_act must be off with quant_target"),
+        ("aciq_mix", {"act_points": "outputs"}, "act_points must be inputs with quant_target"),
+        ("gpfq", {"n_bits_a": 32}, "n_bits_a must be 8 with quant_target openvino, got 32"),
+        (
+            "rtn",
+            {"quant_target": "none", "target_vnni": True},
+            "target_vnni must be given with quant_target, got it alone",
+        ),
+        ("rtn", {"quant_target": "tensorrt"}, "quant_target must be one of none, openvino, onnx"),
+    ],
+)
+def test_settings_that_a_target_does_not_take(method, settings, text):
+    given = {"n_bits_w": 8, "n_bits_a": 8, "quant_target": "openvino", **settings}
+    with pytest.raises(InputError, match=text):
+        QuantizationManager().get_quantization_method(method, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "quantized_for", "text"),
+    [
+        (
+            ExportSettings(export_target="openvino"),
+            "none",
+            "quant_target must be openvino for export_target openvino, got none; quantize with",
+        ),
+        (ExportSettings(export_target="onnxruntime"), "openvino", "got openvino; quantize with"),
+        (ExportSettings(int2=True), "onnxruntime", "int2 must be left out with export_target onnx"),
+    ],
+)
+def test_files_that_a_model_cannot_become(settings, quantized_for, text):
+    with pytest.raises(InputError, match=text):
+        settings.target_for(quantized_for)
+
+
+def test_without_openvino_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: name != "openvino" or None)
+    assert ExportSettings().target_for("none") == "exact"
+    with pytest.raises(InputError, match=r"pip install -r requirements-export.txt\), got no open"):
+        ExportSettings().target_for("openvino")
+
+
+def test_a_sweep_over_bits_is_refused(capsys, tmp_path):
+    flags = ["--quant_target", "onnxruntime", "--n_bits_a", "8", "--bitwidth_sweep"]
+    assert main_imagenet.main([*QUICK, *flags, "--output_dir", str(tmp_path)]) == 2
+    text = "error: bitwidth_sweep must be left out with quant_target onnxruntime, got it"
+    assert text in capsys.readouterr().err
+
+
+def test_a_whole_run_for_a_runtime_and_its_report(target, capsys, tmp_path):
+    flags = ["--quant_target", target, "--n_bits_w", "8", "--n_bits_a", "8", "--export_onnx"]
+    flags += ["--benchmark", "--no-correction", "--output_dir", str(tmp_path)]
+    assert main_imagenet.main([*_without_correction(QUICK), *flags]) == 0
+    printed = capsys.readouterr().out
+    folder = tmp_path / "rtn" / f"run_{TAG.replace('4bit', '8bit')}"
+    report = json.loads((folder / "export_report.json").read_text())
+    assert report["target"] == target and report["limit"] == 0.99 and report["problems"] == []
+    assert report["agreement"] == 1 and report["wrong_integers"] == [] and report["hint"] == ""
+    integers = 8 if target == "openvino" else 7  # ONNX Runtime runs the head, on means, in float
+    assert report["kernels"] == {"integers": integers, "floats": 8 - integers}
+    assert report["top1_pct"]["file"] == report["top1_pct"]["simulation"]
+    assert f"target:    {target}\n" in printed
+    assert f"integers:  {integers} of 8 layers ran in integers\n" in printed
+    time = report["milliseconds"]
+    assert time["ratio"] == pytest.approx(time["float"] / time["file"]) and time["threads"] == 1
+    assert f"time:      {time['file']:.2f} ms (float {time['float']:.2f} ms" in printed
+    assert report["machine"] == runtimes.machine_flags()
+
+
+def _without_correction(flags: list[str]) -> list[str]:
+    """The quick flags of a run without those of its correction."""
+    stop = flags.index("--alpha_list")
+    kept = flags[:stop]
+    place = kept.index("--correction_samples")
+    return kept[:place] + kept[place + 2 :]
+
+
+def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(tmp_path, tiny_network):
+    from export.reporting import ExportJob, export_and_verify, table
+
+    images = torch.randn(16, 3, 8, 8)
+    method = QuantizationManager().get_quantization_method("rtn", n_bits_a=8, num_samples=16)
+    model = method.quantize_model(tiny_network, None, [images])
+    job = ExportJob(model, None, (3, 8, 8), [(images, torch.zeros(16, dtype=torch.int64))], {})
+    assert export_and_verify(job, ExportSettings(), tmp_path) == []
+    kernels = json.loads((tmp_path / "export_report.json").read_text())["kernels"]
+    assert kernels["integers"] == 0 and kernels["floats"] == 7
+    assert "0 of 7 layers ran in integers; for integers quantize with --quant_target" in table(
+        tmp_path
+    )
