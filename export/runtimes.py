@@ -18,6 +18,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 # Instruction sets that decide how fast products of integers are.
 MACHINE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 OPENVINO_LAYERS = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "GroupConvolution"}
+OPENVINO_NOTES = ("layerType", "runtimePrecision")
 OPENVINO_INTEGERS = {"i8", "u8"}
 # The operators that ONNX Runtime runs layers with. (NHWC: in another memory layout.)
 ORT_INTEGERS = {
@@ -100,13 +101,10 @@ class OpenVinoNetwork(nn.Module):
         found = [0, 0]
         for node in self.network.get_runtime_model().get_ordered_ops():
             notes = node.get_rt_info()
-            kind, precision = (str(notes[key].astype(str)) for key in _NOTED)
+            kind, precision = (str(notes[key].astype(str)) for key in OPENVINO_NOTES)
             if kind in OPENVINO_LAYERS:
                 found[precision not in OPENVINO_INTEGERS] += 1
         return Kernels(*found)
-
-
-_NOTED = ("layerType", "runtimePrecision")
 
 
 def network_of(path: Path, target: str) -> OnnxNetwork | OpenVinoNetwork:

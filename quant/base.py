@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.errors import InputError, RunError, require_known
 from common.machine import in_gb
 from common.torch_setup import full_float32
+from quant.arithmetic.spec import TARGET_BITS
 from quant.distillation.stage import distill
 from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
@@ -96,6 +97,7 @@ class BaseQuantizationMethod(ABC):
             InputError: the network cannot be captured exactly, or the images cannot be used.
             RunError: a loss is not finite, or GPU memory is too small.
         """
+        self._log_target()
         images, labels = collect_calibration(train_loader, self.settings.num_samples)
         try:
             task = dataclasses.replace(
@@ -114,6 +116,16 @@ class BaseQuantizationMethod(ABC):
         except torch.OutOfMemoryError as error:
             raise RunError(self._out_of_memory(error, resumable=states is not None)) from error
         return task.model
+
+    def _log_target(self) -> None:
+        settings, most = self.settings, self.settings.spec.most_weight_bits
+        if most is not None and most < TARGET_BITS:
+            logger.info(
+                "quant_target %s: weights have at most %d bits, since products of more overflow on "
+                "processors without VNNI (--target_vnni for those that have it)",
+                settings.quant_target,
+                most,
+            )
 
     def _task(
         self,

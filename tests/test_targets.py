@@ -166,6 +166,26 @@ def test_values_are_quantized_before_a_concatenation_and_give_the_same_integers(
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize(("vnni", "bits"), [(False, 7), (True, 8)])
+def test_weights_of_eight_bits_have_seven_without_vnni_and_it_is_said(
+    vnni, bits, tiny_network, caplog
+):
+    caplog.set_level("INFO")
+    method = QuantizationManager().get_quantization_method(
+        "rtn",
+        n_bits_w=8,
+        n_bits_a=8,
+        init_wmode="minmax",
+        init_amode="minmax",
+        quant_target="openvino",
+        target_vnni=vnni,
+        num_samples=8,
+    )
+    model = method.quantize_model(tiny_network, None, [torch.randn(8, 3, 8, 8)])
+    assert {int(layer.bits) for layer in quant_layers(model).values()} == {bits}
+    assert ("weights have at most 7 bits" in caplog.text) == (not vnni)
+
+
 def test_a_bias_beyond_32_bits_stays_in_float(target, tmp_path):
     model = pointwise(target)
     first = quant_layers(model)["units.0.first"]
@@ -226,6 +246,11 @@ def test_symmetric_ranges(mode, bits, sign):
         ("rtn", {"n_bits_w": 9}, "n_bits_w must be at most 8 with quant_target openvino, got 9"),
         ("aciq_mix", {"per_channel_act": True}, "per_channel_act must be off with quant_target"),
         ("aciq_mix", {"act_points": "outputs"}, "act_points must be inputs with quant_target"),
+        (
+            "gpfq",
+            {"regularizer": "L0", "lambda_": 0.1},
+            "regularizer must not be L0 with quant_target, got L0",
+        ),
         ("gpfq", {"n_bits_a": 32}, "n_bits_a must be 8 with quant_target openvino, got 32"),
         (
             "rtn",

@@ -109,6 +109,8 @@ class GpfqSettings(MethodSettings):
         if (self.regularizer is None) != (self.lambda_ is None):
             given = "regularizer" if self.lambda_ is None else "lambda"
             raise InputError(f"regularizer and lambda must be given together, got only {given}")
+        if self.regularizer == "L0" and self.has_target:
+            raise InputError("regularizer must not be L0 with quant_target, got L0")
         if self.regularizer == "L0" and self.alphabet == "bits" and self.n_bits_w == 1:
             raise InputError("n_bits_w must be at least 2 with regularizer L0, got 1")
 
