@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.files import write_json
 from correction import ClusterAffineCorrection
-from export.runtimes import Kernels, kernels_of, machine_flags
+from export.runtimes import Kernels, adds_in_32_bits, kernels_of, machine_flags
 from export.settings import ExportSettings
 from export.timing import milliseconds
 from export.tools import EXACT, packages_for
@@ -28,6 +28,7 @@ from quant.arithmetic.spec import NO_TARGET
 
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
 QUANTIZE = "for integers quantize with --quant_target openvino or onnxruntime"
+SLOW_INTEGERS = "this processor lacks VNNI, with which integer kernels are faster"
 # Entries of the model's metadata that go into the file and the report.
 NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")
 
@@ -121,9 +122,9 @@ def export_and_verify(
 
 
 def _hint(target: str, quantized: QuantModel) -> str:
-    """How to get a file that runs in integers; empty for such a file."""
+    """How to get a file that runs in integers, or why one that does is not faster here."""
     if target != EXACT:
-        return ""
+        return "" if adds_in_32_bits() else SLOW_INTEGERS
     made_for = quantized.spec.target
     return QUANTIZE if made_for == NO_TARGET else f"for integers use --export_target {made_for}"
 

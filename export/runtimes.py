@@ -17,6 +17,7 @@ LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
 CPU_INFO = Path("/proc/cpuinfo")
 # Instruction sets that decide how fast products of integers are.
 MACHINE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+IN_32_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 OPENVINO_LAYERS = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "GroupConvolution"}
 OPENVINO_NOTES = ("layerType", "runtimePrecision")
 OPENVINO_INTEGERS = {"i8", "u8"}
@@ -139,3 +140,8 @@ def machine_flags() -> list[str]:
         if line.startswith(("flags", "Features")):
             return [flag for flag in MACHINE_FLAGS if flag in line.split()]
     return []
+
+
+def adds_in_32_bits() -> bool:
+    """Whether this processor adds products of 8-bit integers in 32 bits in one instruction."""
+    return any(flag in IN_32_BITS for flag in machine_flags())

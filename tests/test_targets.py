@@ -305,12 +305,13 @@ def test_a_whole_run_for_a_runtime_and_its_report(target, capsys, tmp_path):
     folder = tmp_path / "rtn" / f"run_{TAG.replace('4bit', '8bit')}"
     report = json.loads((folder / "export_report.json").read_text())
     assert report["target"] == target and report["limit"] == 0.99 and report["problems"] == []
-    assert report["agreement"] == 1 and report["wrong_integers"] == [] and report["hint"] == ""
+    assert report["agreement"] == 1 and report["wrong_integers"] == []
+    assert ("VNNI" in report["hint"]) != runtimes.adds_in_32_bits()
     integers = 8 if target == "openvino" else 7  # ONNX Runtime runs the head, on means, in float
     assert report["kernels"] == {"integers": integers, "floats": 8 - integers}
     assert report["top1_pct"]["file"] == report["top1_pct"]["simulation"]
     assert f"target:    {target}\n" in printed
-    assert f"integers:  {integers} of 8 layers ran in integers\n" in printed
+    assert f"integers:  {integers} of 8 layers ran in integers" in printed
     time = report["milliseconds"]
     assert time["ratio"] == pytest.approx(time["float"] / time["file"]) and time["threads"] == 1
     assert f"time:      {time['file']:.2f} ms (float {time['float']:.2f} ms" in printed
@@ -338,3 +339,22 @@ def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(tmp_path
     assert "0 of 7 layers ran in integers; for integers quantize with --quant_target" in table(
         tmp_path
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "in_32_bits"),
+    [
+        ("flags\t\t: fpu avx2 bmi2 avx512_vnni\n", ["avx2", "avx512_vnni"], True),
+        ("processor: 0\nflags : avx avx2\nflags : amx_int8\n", ["avx2"], False),
+        ("Features : fp asimd asimddp\n", ["asimddp"], True),
+        ("model : none\n", [], False),
+    ],
+)
+def test_instruction_sets_of_the_machine(text, flags, in_32_bits, monkeypatch, tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    monkeypatch.setattr(runtimes, "CPU_INFO", path)
+    assert runtimes.machine_flags() == flags
+    assert runtimes.adds_in_32_bits() == in_32_bits
+    path.unlink()
+    assert runtimes.machine_flags() == []
