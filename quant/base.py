@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from common.errors import InputError, RunError, require_known
 from common.machine import in_gb
 from common.torch_setup import full_float32
-from quant.arithmetic.spec import TARGET_BITS
 from quant.distillation.stage import distill
 from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
@@ -118,13 +117,14 @@ class BaseQuantizationMethod(ABC):
         return task.model
 
     def _log_target(self) -> None:
-        settings, most = self.settings, self.settings.spec.most_weight_bits
-        if most is not None and most < TARGET_BITS:
+        settings = self.settings
+        if settings.has_target and not settings.target_vnni:
             logger.info(
-                "quant_target %s: weights have at most %d bits, since products of more overflow on "
-                "processors without VNNI (--target_vnni for those that have it)",
+                "quant_target %s: weights have at most %d bits, except for depthwise convolutions, "
+                "since products of more overflow on processors without VNNI (--target_vnni for "
+                "those that have it)",
                 settings.quant_target,
-                most,
+                settings.spec.most_weight_bits(),
             )
 
     def _task(

@@ -148,7 +148,8 @@ class MethodSettings:
     target_vnni: bool = setting(
         False,
         "the processor that runs the network has VNNI or AMX, so that 8-bit weights keep 8 bits "
-        "(off: they have 7, since products of 8 and 8 bits overflow without it)",
+        "(off: they have 7, since sums of products of 8 and 8 bits overflow without it, except for "
+        "depthwise convolutions)",
     )
     num_samples: int = setting(1024, "number of calibration images", low=1, high=10**9)
     keep_cpu: bool = setting(

@@ -131,6 +131,28 @@ def test_the_largest_products_do_not_overflow(target, tmp_path):
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_products_of_depthwise_convolutions_keep_eight_bits(target, size, tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, size, groups=32), nn.Flatten()
+    )
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(4))
+    method = QuantizationManager().get_quantization_method(
+        "rtn", n_bits_w=8, n_bits_a=8, num_samples=4, init_amode="minmax", quant_target=target
+    )
+    model = method.quantize_model(network.eval(), None, [images])
+    first, second = quant_layers(model).values()
+    assert (int(first.bits), int(second.bits)) == (7, 8)
+    second.codes = torch.full_like(second.codes, 255)
+    write_onnx(model, tmp_path / "m.onnx", (3, 6, 6), target=target)
+    white = torch.full((1, 3, 6, 6), 9.0)
+    with torch.no_grad():
+        expected = model(white)
+    found = network_of(tmp_path / "m.onnx", target)(white)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    fit_to_target_(model.named_units(), model.spec)
+
+
 class Joined(nn.Module):
     """A concatenation between layers."""
 

@@ -49,10 +49,10 @@ class QuantSpec:
     target: str = NO_TARGET
     target_vnni: bool = False
 
-    def weight_bits(self, is_end: bool) -> int:
+    def weight_bits(self, is_end: bool, depthwise: bool = False) -> int:
         """Bits of a weight; ``is_end`` if it belongs to the stem or the head."""
         bits = self._bits(self.n_bits_w, is_end)
-        return bits if self.most_weight_bits is None else min(bits, self.most_weight_bits)
+        return bits if self.target == NO_TARGET else min(bits, self.most_weight_bits(depthwise))
 
     def activation_bits(self, is_end: bool) -> int:
         """Bits of an activation.
@@ -66,21 +66,21 @@ class QuantSpec:
         """Whether a tensor has fixed bits, which searches and random assignments do not change."""
         return is_end and self.head_stem_8bit
 
-    @property
-    def most_weight_bits(self) -> int | None:
-        """The most bits that a weight of a target has; None without a target."""
-        if self.target == NO_TARGET:
-            return None
-        return TARGET_BITS if self.target_vnni else TARGET_BITS - 1
+    def max_level(self, depthwise: bool = False) -> int:
+        """The largest integer, zero point subtracted, that a weight of a target may have.
 
-    @property
-    def max_level(self) -> int:
-        """The largest integer, zero point subtracted, that a weight of a target may have."""
-        return MAX_LEVEL_VNNI if self.target_vnni else MAX_LEVEL
+        The products of a depthwise convolution are added in 32 bits everywhere.
+        """
+        return MAX_LEVEL_VNNI if self.target_vnni or depthwise else MAX_LEVEL
 
-    def is_symmetric(self, bits: int) -> bool:
+    def most_weight_bits(self, depthwise: bool = False) -> int:
+        """The most bits that a weight of a target has."""
+        return (2 * self.max_level(depthwise) - 1).bit_length()
+
+    def is_symmetric(self, bits: int, depthwise: bool = False) -> bool:
         """Whether a weight of these bits has the middle code as its zero point."""
-        return self.symmetric or (self.target != NO_TARGET and 2**bits - 1 > self.max_level)
+        has_wide = self.target != NO_TARGET and 2**bits - 1 > self.max_level(depthwise)
+        return self.symmetric or has_wide
 
     def _bits(self, bits: int, is_end: bool) -> int:
         return max(bits, HEAD_STEM_BITS) if self.is_fixed(is_end) else bits

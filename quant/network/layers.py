@@ -157,6 +157,14 @@ class QuantLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution with one input and one output channel in each group."""
+    if not isinstance(layer, (nn.Conv2d, QuantConv2d)):
+        return False
+    outputs, inputs = (layer.weight if isinstance(layer, nn.Conv2d) else layer.codes).shape[:2]
+    return inputs == 1 and 1 < layer.groups == outputs
+
+
 class QuantConv2d(QuantLayer):
     """``nn.Conv2d`` with a quantized weight."""
 

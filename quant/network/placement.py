@@ -8,7 +8,13 @@ from torch import fx, nn
 
 from common.errors import InputError
 from quant.arithmetic.spec import NO_TARGET, NOT_QUANTIZED, ONNXRUNTIME, QuantSpec
-from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear
+from quant.network.layers import (
+    ActivationQuantizer,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    is_depthwise,
+)
 from quant.network.operations import (
     PRODUCTS,
     called_module,
@@ -177,7 +183,8 @@ def _producer(node: fx.Node) -> fx.Node:
 
 def _replace_layer(network: fx.GraphModule, node: fx.Node, spec: QuantSpec, is_end: bool) -> None:
     layer = called_module(network, node)
-    bits = spec.weight_bits(is_end)
+    depthwise = layer is not None and is_depthwise(layer)
+    bits = spec.weight_bits(is_end, depthwise)
     quantized: QuantLayer
     if isinstance(layer, nn.Conv2d):
         quantized = QuantConv2d(layer, bits, spec.channel_wise, is_end)
@@ -185,7 +192,7 @@ def _replace_layer(network: fx.GraphModule, node: fx.Node, spec: QuantSpec, is_e
         quantized = QuantLinear(layer, bits, spec.channel_wise, is_end)
     else:
         return  # called twice, it is replaced already
-    quantized.symmetric = spec.is_symmetric(bits)
+    quantized.symmetric = spec.is_symmetric(bits, depthwise)
     network.set_submodule(str(node.target), quantized)
 
 

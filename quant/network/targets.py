@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from common.errors import InputError
 from quant.arithmetic.spec import TARGET_BITS, QuantSpec
-from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise
 from quant.network.operations import called_module, is_average, is_pooling_or_shape, source_of
 
 LARGEST_BIAS = 2**31 - 1
@@ -49,10 +49,11 @@ def _require_levels(name: str, layer: QuantLayer, spec: QuantSpec) -> None:
             "a shift besides (of a correction of its mean, or of the regularizer L0)"
         )
     low, high = int(levels.min()), int(levels.max())
-    if low < -spec.max_level or high > min(spec.max_level, INT8_MAX):
+    most = spec.max_level(is_depthwise(layer))
+    if low < -most or high > min(most, INT8_MAX):
         raise InputError(
-            f"integers of weight {name!r} must be from {-spec.max_level} to "
-            f"{min(spec.max_level, INT8_MAX)} with quant_target {spec.target}, got {low} to "
+            f"integers of weight {name!r} must be from {-most} to "
+            f"{min(most, INT8_MAX)} with quant_target {spec.target}, got {low} to "
             f"{high}; --symmetric may help"
         )
 

@@ -32,7 +32,7 @@ from quant.methods.aciq.clipping import PRIORS, TABLES, clip_factor
 from quant.methods.aciq.density import Density, find_sources, measure_densities, reduced, watch
 from quant.methods.aciq.output_correction import match_output_means
 from quant.network.chain import Task, UnitData, walk_chain
-from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise
 from quant.network.model import quant_layers, set_state
 from quant.registry import register_method
 from quant.settings import (
@@ -172,13 +172,19 @@ def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
     rows = weight.flatten(1)
     given = allocate_bits(rows.std(1, correction=0), bits, settings.mix_ratio)
     spec = settings.spec
-    given = given.clamp(max=spec.most_weight_bits or MAX_BITS)
+    depthwise = is_depthwise(layer)
+    if settings.has_target:
+        given = given.clamp(max=spec.most_weight_bits(depthwise))
     scale, zero_point = constant_qparams(rows.mean(1, keepdim=True))
     for number in range(1, MAX_BITS + 1):
         chosen = (given == number).nonzero().flatten()
         if len(chosen) > 0:
             scale[chosen], zero_point[chosen] = weight_qparams(
-                rows[chosen], number, True, settings.init_wmode, spec.is_symmetric(number)
+                rows[chosen],
+                number,
+                True,
+                settings.init_wmode,
+                spec.is_symmetric(number, depthwise),
             )
     shape = (-1,) + (1,) * (weight.dim() - 1)
     layer.round_to(scale.reshape(shape), zero_point.reshape(shape), given.reshape(shape))
