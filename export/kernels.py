@@ -44,7 +44,8 @@ def activation(builder: Builder, quantizer: ActivationQuantizer) -> ir.Value:
     """The activation in 8 bits.
 
     What concatenates several values is quantized at its inputs, all with the same scale, which
-    gives the same integers and lets them pass through it.
+    gives the same integers and lets them pass through it; and again behind it, which changes
+    nothing, for readers that look for it there.
     """
     stored = stored_activation(builder.name, quantizer, int2=False, narrow=False)
     scale = builder.constant(SCALE, stored.scale)
@@ -60,4 +61,4 @@ def activation(builder: Builder, quantizer: ActivationQuantizer) -> ir.Value:
     if producer is None or producer.op_type != "Concat" or len(value.uses()) > 1:
         return quantized(value)
     parts = [quantized(part) for part in producer.inputs if part is not None]
-    return builder.add("Concat", parts, axis=producer.attributes["axis"].as_int())
+    return quantized(builder.add("Concat", parts, axis=producer.attributes["axis"].as_int()))
