@@ -21,7 +21,7 @@ import torch
 from benchmarks.cifar_runs import Case, run_all, runs_parser, table_head, table_line
 from common.console import EXIT_FAILED, EXIT_OK
 from common.torch_setup import import_torchvision, seed_all
-from export.runtimes import kernels_of, machine_flags
+from export.runtimes import Kernels, kernels_of, machine_flags
 from export.timing import milliseconds
 from export.writing import write_onnx
 from quant import QuantizationManager
@@ -78,13 +78,13 @@ def row(target: str, case: Case) -> list[str]:
         f"{top1['simulation']:.2f}",
         f"{top1['file']:.2f}",
         f"{100 * report['agreement']:.2f}",
-        *_speed(report["kernels"]["integers"], report["kernels"]["floats"], report["milliseconds"]),
+        *_speed(Kernels(**report["kernels"]), report["milliseconds"]),
     ]
 
 
-def _speed(integers: int, floats: int, time: dict[str, Any]) -> list[str]:
+def _speed(kernels: Kernels, time: dict[str, Any]) -> list[str]:
     times = (f"{time[what]:.2f}" for what in ("float", "file", "ratio"))
-    return [f"{integers} of {integers + floats}", *times]
+    return [f"{kernels.integers} of {kernels.layers}", *times]
 
 
 def large_row(target: str, name: str) -> list[str]:
@@ -100,9 +100,9 @@ def large_row(target: str, name: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         write_onnx(model, path, images.shape[1:], target=target)
-        kernels = kernels_of(path, target, images[:1])
+        kernels = kernels_of(path, target, model)
         time = milliseconds(path, model, target)
-    return [target, name, *_speed(kernels.integers, kernels.floats, time)]
+    return [target, name, *_speed(kernels, time)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

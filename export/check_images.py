@@ -15,6 +15,7 @@ from export.settings import ExportSettings
 from loaders import load_dataset, resolve_dataset
 from loaders.transforms import Preprocess
 
+NOISE = "noise"  # where images of the check are from
 NOISE_SEED = 0
 MAX_SIDE = 10_000  # pixels
 
@@ -95,4 +96,4 @@ def _noise(count: int, batch_size: int, metadata: dict[str, Any]) -> CheckImages
         (torch.randn(size, *shape, generator=generator), torch.zeros(size, dtype=torch.int64))
         for size in sizes
     )
-    return CheckImages(batches, tuple(shape), "noise")
+    return CheckImages(batches, tuple(shape), NOISE)

@@ -191,9 +191,8 @@ def exportable(
     for name, module in list(network.named_modules()):
         replacement: nn.Module | None = None
         if isinstance(module, QuantLayer) and for_kernels:
-            is_integer = module in steps and bool((steps[module] > 0).all())
             kind = KernelConv2d if isinstance(module, QuantConv2d) else KernelLinear
-            replacement = kind(name, module, is_integer)  # type: ignore[arg-type]
+            replacement = kind(name, module, module in steps)  # type: ignore[arg-type]
         elif isinstance(module, QuantConv2d):
             replacement = ExportableConv2d(name, module)
         elif isinstance(module, QuantLayer):

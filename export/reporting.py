@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from common.errors import InputError
 from common.files import write_json
 from correction import ClusterAffineCorrection
+from export.check_images import NOISE
 from export.runtimes import Kernels, adds_in_32_bits, kernels_of, machine_flags
 from export.settings import ExportSettings
 from export.timing import milliseconds
@@ -25,9 +26,17 @@ from export.writing import write_onnx
 from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 from quant import QuantModel
 from quant.arithmetic.spec import NO_TARGET
+from quant.network.model import quant_layers
 
+# Mean differences of logits that the sums of a runtime may make: in those of the simulation with
+# itself when it sums in another order, or as a share of the mean size of the logits.
+OWN_DIFFERENCES, LEAST_DIFFERENCE = 4, 0.005
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
 QUANTIZE = "for integers quantize with --quant_target openvino or onnxruntime"
+OVERFLOW = (
+    "this processor lacks VNNI, so that sums of products overflow here: run the file, which was made "
+    "with target_vnni, on a processor that has it"
+)
 SLOW_INTEGERS = "this processor lacks VNNI, with which integer kernels are faster"
 # Entries of the model's metadata that go into the file and the report.
 NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")
@@ -81,14 +90,22 @@ def export_and_verify(
         int2=settings.int2,
         notes=notes,
     )
-    found = verify(path, job.quantized, job.batches, job.correction, target)
+    try:
+        found = verify(path, job.quantized, job.batches, job.correction, target)
+        kernels = kernels_of(path, target, job.quantized)
+    except InputError:  # nobody may run a file that its runtime refuses
+        path.unlink(missing_ok=True)
+        raise
     has_int2 = settings.int2 and uses_int2(path)
     if settings.int2 and not has_int2:
         logger.warning("%s: no tensor is stored in 2 bits: none has 2 bits or fewer", name)
     limit = _limit(found, settings.least_agreement(target))
     problems = _problems(found, limit)
-    image = torch.zeros(1, *job.image_shape)
-    kernels = kernels_of(path, target, image)
+    if target != EXACT:
+        problems += _differences(found)
+    hint = _hint(target, job.quantized)
+    if hint and target != EXACT:
+        logger.warning("%s: %s", name, hint)
     report = {
         "file": name,
         "target": target,
@@ -96,7 +113,8 @@ def export_and_verify(
         "int2": has_int2,
         **found,
         "kernels": asdict(kernels),
-        "hint": _hint(target, job.quantized),
+        "hint": hint,
+        "weight_bits": int(max(layer.bits.max() for layer in quant_layers(job.quantized).values())),
         "machine": machine_flags(),
         "milliseconds": milliseconds(path, job.quantized, target) if settings.benchmark else None,
         "limit": limit,
@@ -117,14 +135,29 @@ def export_and_verify(
         sizes["file"],
         sizes["float32"],
     )
-    logger.info("%s: %s", name, "; ".join(filter(None, [kernels.text, report["hint"]])))
+    logger.info("%s: %s", name, kernels.text)
     return problems
+
+
+def _differences(found: dict[str, Any]) -> list[str]:
+    """Say so if the logits of the file are not those of the simulation, as sums in another order."""
+    own, size = found[REORDERED]["mean_difference"], found["mean_logit"]
+    limit = max(OWN_DIFFERENCES * own, LEAST_DIFFERENCE * size)
+    worst = max(level["mean_difference"] for level in found["levels"].values())
+    if worst <= limit:
+        return []
+    return [
+        f"mean difference of the logits to the simulation's must be at most {limit:.3g} (their mean "
+        f"size is {size:.3g}), got {worst:.3g}"
+    ]
 
 
 def _hint(target: str, quantized: QuantModel) -> str:
     """How to get a file that runs in integers, or why one that does is not faster here."""
     if target != EXACT:
-        return "" if adds_in_32_bits() else SLOW_INTEGERS
+        if adds_in_32_bits():
+            return ""
+        return OVERFLOW if quantized.spec.target_vnni else SLOW_INTEGERS
     made_for = quantized.spec.target
     return QUANTIZE if made_for == NO_TARGET else f"for integers use --export_target {made_for}"
 
@@ -138,13 +171,30 @@ def table(folder: Path) -> str:
         ("target", report["target"]),
         ("agreement", f"{100 * report['agreement']:.2f} % of {report['images']} images"),
         ("Top-1", f"{top1['file']:.2f} % (simulation {top1[SIMULATION]:.2f} %)"),
+        ("logits", _difference_text(report)),
+        ("weights", f"{report['weight_bits']} bits at most"),
         ("size", f"{report['bytes']['file']:,} bytes (float32 {report['bytes']['float32']:,})"),
-        ("integers", kernels.text + (f"; {report['hint']}" if report["hint"] else "")),
+        ("integers", kernels.text),
     ]
+    if report["checked_on"] == NOISE:
+        lines = [line for line in lines if line[0] != "Top-1"]
+    if report["hint"]:
+        lines.append(("note", report["hint"]))
     if time is not None:
-        text = f"{time['file']:.2f} ms (float {time['float']:.2f} ms, {time['ratio']:.2f} times)"
-        lines.append(("time", f"{text}, one image, one thread; {' '.join(report['machine'])}"))
+        text = f"{time['file']:.2f} ms, float {time['float']:.2f} ms: speed-up {time['ratio']:.2f}"
+        machine = " ".join(report["machine"])
+        lines.append(("time", f"{text} (CPU time of one image, one thread; {machine})"))
     return "\n".join(f"{name + ':':<11}{text}" for name, text in lines)
+
+
+def _difference_text(report: dict[str, Any]) -> str:
+    """How far the logits are from the simulation's, beside the simulation with itself."""
+    levels = report["levels"].values()
+    mean, most = (max(level[f"{kind}_difference"] for level in levels) for kind in ("mean", "max"))
+    own = report[REORDERED]["mean_difference"]
+    return (
+        f"differ by {mean:.2g} in the mean, {most:.2g} at most (simulation with itself {own:.2g})"
+    )
 
 
 def _limit(found: dict[str, Any], min_agreement: float) -> float:

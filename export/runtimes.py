@@ -6,12 +6,17 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from common.errors import InputError
 from export.writing import IMAGE
+from quant import QuantModel
 from quant.arithmetic.spec import OPENVINO
+from quant.network.layers import QuantLayer
+from quant.network.operations import called_module
 
 LEVELS = ("disable_all", "enable_basic", "enable_extended", "enable_all")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -19,9 +24,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 MACHINE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 IN_32_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 OPENVINO_LAYERS = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "GroupConvolution"}
-OPENVINO_NOTES = ("layerType", "runtimePrecision")
+OPENVINO_NOTES = ("layerType", "runtimePrecision", "primitiveType")
 OPENVINO_INTEGERS = {"i8", "u8"}
-# The operators that ONNX Runtime runs layers with. (NHWC: in another memory layout.)
+# The operators that ONNX Runtime runs layers in integers with.
 ORT_INTEGERS = {
     "QLinearConv",
     "QLinearMatMul",
@@ -32,20 +37,21 @@ ORT_INTEGERS = {
     "DynamicQuantizeMatMul",
     "MatMulNBits",
 }
-ORT_FLOATS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """How many layers of a file ran in integers, and how many in float."""
+    """How many of the quantized layers of a network ran in integers.
+
+    The products of a correction of the logits are no layers.
+    """
 
     integers: int
-    floats: int
+    layers: int
 
     @property
     def text(self) -> str:
-        count = self.integers + self.floats
-        return f"{self.integers} of {count} layers ran in integers"
+        return f"{self.integers} of {self.layers} layers ran in integers"
 
 
 class OnnxNetwork(nn.Module):
@@ -68,9 +74,12 @@ class OnnxNetwork(nn.Module):
         options.log_severity_level = 3
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of its own classes
+            raise _refused("ONNX Runtime", error) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C) float32 logits of (N, 3, H, W) float32 images."""
@@ -90,22 +99,34 @@ class OpenVinoNetwork(nn.Module):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        self.network = openvino.Core().compile_model(str(path), "CPU", settings)
+        try:
+            self.network = openvino.Core().compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            raise _refused("OpenVINO", error) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C) float32 logits of (N, 3, H, W) float32 images."""
         (logits,) = self.network(images.cpu().numpy()).values()
         return torch.from_numpy(logits.copy())
 
-    def kernels(self) -> Kernels:
-        """What ran, from the graph that OpenVINO made of the file."""
-        found = [0, 0]
+    def integer_layers(self) -> int:
+        """How many layers run in integers, from the graph that OpenVINO made of the file.
+
+        The precision of a layer may be that of its weights alone; the kernel's name has that of its
+        products.
+        """
+        found = 0
         for node in self.network.get_runtime_model().get_ordered_ops():
             notes = node.get_rt_info()
-            kind, precision = (str(notes[key].astype(str)) for key in OPENVINO_NOTES)
-            if kind in OPENVINO_LAYERS:
-                found[precision not in OPENVINO_INTEGERS] += 1
-        return Kernels(*found)
+            kind, precision, kernel = (str(notes[key].astype(str)) for key in OPENVINO_NOTES)
+            is_integer = precision in OPENVINO_INTEGERS and kernel.lower().endswith(("i8", "u8"))
+            found += kind in OPENVINO_LAYERS and is_integer
+        return found
+
+
+def _refused(runtime: str, error: Exception) -> InputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return InputError(f"network must be one that {runtime} can run, got: {lines[-1]}")
 
 
 def network_of(path: Path, target: str) -> OnnxNetwork | OpenVinoNetwork:
@@ -113,10 +134,24 @@ def network_of(path: Path, target: str) -> OnnxNetwork | OpenVinoNetwork:
     return OpenVinoNetwork(path) if target == OPENVINO else OnnxNetwork(path)
 
 
-def kernels_of(path: Path, target: str, images: Tensor) -> Kernels:
-    """Which layers of the file run in integers in its runtime, for (N, 3, H, W) images."""
-    if target == OPENVINO:
-        return OpenVinoNetwork(path).kernels()
+def kernels_of(path: Path, target: str, quantized: QuantModel) -> Kernels:
+    """How many layers of a model's file run in integers in its runtime."""
+    layers = sum(
+        isinstance(called_module(cast(fx.GraphModule, unit), node), QuantLayer)
+        for unit in quantized.units
+        for node in cast(fx.GraphModule, unit).graph.nodes
+    )
+    images = torch.zeros(1, *quantized.image_shape)
+    integers = (
+        OpenVinoNetwork(path).integer_layers()
+        if target == OPENVINO
+        else _integer_layers_of_ort(path, images)
+    )
+    return Kernels(min(integers, layers), layers)
+
+
+def _integer_layers_of_ort(path: Path, images: Tensor) -> int:
+    """How many layers ONNX Runtime runs in integers, from its profile of a run."""
     with tempfile.TemporaryDirectory() as folder:
         network = OnnxNetwork(path, profile=Path(folder, "profile"))
         network(images)
@@ -126,8 +161,7 @@ def kernels_of(path: Path, target: str, images: Tensor) -> Kernels:
         for event in events
         if event.get("cat") == "Node" and "op_name" in event.get("args", {})
     }
-    names = [name for _, name in ran]
-    return Kernels(*(sum(name in kinds for name in names) for kinds in (ORT_INTEGERS, ORT_FLOATS)))
+    return sum(name in ORT_INTEGERS for _, name in ran)
 
 
 def machine_flags() -> list[str]:

@@ -79,6 +79,7 @@ def verify(
     state = quantized.state_dict()
     return {
         "images": len(expected),
+        "mean_logit": float(np.abs(expected).mean(dtype=np.float64)),
         "top1_pct": {
             SIMULATION: 100 * topk_accuracy(expected, found.targets),
             "file": 100 * topk_accuracy(logits[last], found.targets),

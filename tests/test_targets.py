@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import main_imagenet
 from common.errors import InputError
 from export import runtimes, tools
-from export.runtimes import kernels_of, network_of
+from export.runtimes import Kernels, kernels_of, network_of
 from export.settings import ExportSettings
 from export.verification import wrong_integers
 from export.writing import write_onnx
@@ -183,8 +183,8 @@ def test_values_are_quantized_before_a_concatenation_and_give_the_same_integers(
     (behind,) = [node for node in graph.node if join.output[0] in node.input]
     assert behind.op_type == "QuantizeLinear"
     assert tuple(behind.input[1:]) == tuple(parts[0].input[1:])
-    if target == "openvino":  # ONNX Runtime merges a ReLU only if the zero point is 0
-        assert kernels_of(path, target, images).floats == 0
+    # ONNX Runtime merges a ReLU only if the zero point is 0, and gives integers alone.
+    assert kernels_of(path, target, model) == Kernels(3 if target == "openvino" else 1, 3)
     assert wrong_integers(path, model) == []
     with torch.no_grad():
         expected = model(images)
@@ -212,15 +212,78 @@ def test_weights_of_eight_bits_have_seven_without_vnni_and_it_is_said(
     assert ("weights have at most 7 bits" in caplog.text) == (not vnni)
 
 
-def test_a_bias_beyond_32_bits_stays_in_float(target, tmp_path):
+def dead(model: QuantModel) -> None:
+    """A channel of zero weights, which has the least scale, and a bias."""
+    layer = quant_layers(model)["units.0.first"]
+    layer.codes[0] = 64
+    layer.scale[0] = 1e-8
+
+
+def tiny(model: QuantModel) -> None:
+    """A channel whose weights are nothing beside its bias."""
+    quant_layers(model)["units.0.first"].scale[0] = 1e-11
+
+
+def one_scale(model: QuantModel) -> None:
+    layer = quant_layers(model)["units.0.first"]
+    layer.scale, layer.zero_point = layer.scale[:1] * 1e-9, layer.zero_point[:1]
+
+
+def no_bits(model: QuantModel) -> None:
+    """A channel of 0 bits, whose only code is 0 and means one step."""
+    layer = quant_layers(model)["units.0.first"]
+    layer.bits = torch.tensor([0, 7]).reshape(2, 1, 1, 1)
+    layer.codes[0], layer.zero_point[0], layer.scale[0] = 0, -1.0, 1e-10
+
+
+@pytest.mark.parametrize("change", [dead, tiny, one_scale, no_bits])
+def test_biases_beyond_32_bits_are_kept(target, change, tmp_path):
+    """The scales of such weights grow, so that no runtime drops the bias."""
     model = pointwise(target)
+    change(model)
     first = quant_layers(model)["units.0.first"]
-    first.scale = torch.tensor([0.25, 1e-12]).reshape(2, 1, 1, 1)
-    first.bias = torch.tensor([0.3, -0.7])
-    fit_to_target_(model.named_units(), model.spec)
-    assert first.bias.tolist() == [0.25, np.float32(-0.7)]
+    first.bias = torch.tensor([60.0, -0.75])
+    with torch.no_grad():
+        images = torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+        expected = model(images)
+        fit_to_target_(model.named_units(), model.spec)
+        assert torch.allclose(model(images), expected, atol=1e-5)
+    assert first.bias[0] == 60.0
     write_onnx(model, tmp_path / "m.onnx", (3, 1, 1), target=target)
-    assert "units.0.first.bias.codes" not in stored(tmp_path / "m.onnx")
+    codes = stored(tmp_path / "m.onnx")["units.0.first.bias.codes"]
+    assert abs(int(codes[0])) <= 2**30
+    assert wrong_integers(tmp_path / "m.onnx", model) == []
+    found = network_of(tmp_path / "m.onnx", target)(images)
+    assert torch.allclose(found, expected, atol=1e-5) and bool((found[:, 0] > 50).all())
+
+
+class Averaged(nn.Module):
+    """A convolution that reads an average, and a head that reads one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = nn.functional.avg_pool2d(self.a(x).relu(), 2)
+        return self.head(self.b(x).relu().mean((2, 3)))
+
+
+def test_an_average_that_a_convolution_reads_is_quantized(target, tmp_path):
+    torch.manual_seed(3)
+    images = torch.randn(64, 3, 10, 10)
+    method = QuantizationManager().get_quantization_method(
+        "rtn", n_bits_w=8, n_bits_a=8, num_samples=64, init_amode="minmax", quant_target=target
+    )
+    model = method.quantize_model(Averaged().eval(), None, [images])
+    names = [name.split(".")[-1] for name in activation_quantizers(model)]
+    assert "quantizer_avg_pool2d" in names and "quantizer_mean" not in names
+    write_onnx(model, tmp_path / "m.onnx", (3, 10, 10), target=target)
+    with torch.no_grad():
+        expected = model(images)
+    found = network_of(tmp_path / "m.onnx", target)(images)
+    step = float((found - expected).abs().mean()) / float(expected.abs().mean())
+    assert step < 1e-5
 
 
 def test_what_kernels_do_not_compute_with_is_refused():
@@ -333,14 +396,14 @@ def test_a_whole_run_for_a_runtime_and_its_report(target, capsys, tmp_path):
     assert report["target"] == target and report["limit"] == 0.99 and report["problems"] == []
     assert report["agreement"] == 1 and report["wrong_integers"] == []
     assert ("VNNI" in report["hint"]) != runtimes.adds_in_32_bits()
-    integers = 8 if target == "openvino" else 7  # ONNX Runtime runs the head, on means, in float
-    assert report["kernels"] == {"integers": integers, "floats": 8 - integers}
+    assert report["kernels"] == {"integers": 7, "layers": 8}  # the head reads means, in float
     assert report["top1_pct"]["file"] == report["top1_pct"]["simulation"]
     assert f"target:    {target}\n" in printed
-    assert f"integers:  {integers} of 8 layers ran in integers" in printed
+    assert "integers:  7 of 8 layers ran in integers\n" in printed
+    assert "weights:   7 bits at most\n" in printed and "logits:    differ by " in printed
     time = report["milliseconds"]
     assert time["ratio"] == pytest.approx(time["float"] / time["file"]) and time["threads"] == 1
-    assert f"time:      {time['file']:.2f} ms (float {time['float']:.2f} ms" in printed
+    assert f"time:      {time['file']:.2f} ms, float {time['float']:.2f} ms: speed-up" in printed
     assert report["machine"] == runtimes.machine_flags()
 
 
@@ -358,13 +421,19 @@ def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(tmp_path
     images = torch.randn(16, 3, 8, 8)
     method = QuantizationManager().get_quantization_method("rtn", n_bits_a=8, num_samples=16)
     model = method.quantize_model(tiny_network, None, [images])
-    job = ExportJob(model, None, (3, 8, 8), [(images, torch.zeros(16, dtype=torch.int64))], {})
+    job = ExportJob(
+        model,
+        None,
+        (3, 8, 8),
+        [(images, torch.zeros(16, dtype=torch.int64))],
+        {"checked_on": "noise"},
+    )
     assert export_and_verify(job, ExportSettings(), tmp_path) == []
     kernels = json.loads((tmp_path / "export_report.json").read_text())["kernels"]
-    assert kernels["integers"] == 0 and kernels["floats"] == 7
-    assert "0 of 7 layers ran in integers; for integers quantize with --quant_target" in table(
-        tmp_path
-    )
+    assert kernels == {"integers": 0, "layers": 7}
+    printed = table(tmp_path)
+    assert "0 of 7 layers ran in integers\n" in printed
+    assert "note:      for integers quantize with --quant_target openvino" in printed
 
 
 @pytest.mark.parametrize(
@@ -384,3 +453,36 @@ def test_instruction_sets_of_the_machine(text, flags, in_32_bits, monkeypatch, t
     assert runtimes.adds_in_32_bits() == in_32_bits
     path.unlink()
     assert runtimes.machine_flags() == []
+
+
+def test_logits_that_differ_fail_even_if_the_class_is_the_same(target, tmp_path, monkeypatch):
+    from export.reporting import ExportJob, export_and_verify
+
+    model = pointwise(target)
+    images = torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    batches = [(images, torch.zeros(16, dtype=torch.int64))]
+    job = ExportJob(model, None, (3, 1, 1), batches, {"checked_on": "noise"})
+    assert export_and_verify(job, ExportSettings(), tmp_path) == []
+    kind = runtimes.OpenVinoNetwork if target == "openvino" else runtimes.OnnxNetwork
+    plain = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: 1.05 * plain(self, x))
+    (problem,) = export_and_verify(job, ExportSettings(), tmp_path)
+    assert "mean difference of the logits to the simulation's must be at most" in problem
+
+
+def test_a_network_that_the_runtime_refuses_is_one_line_and_leaves_no_file(tmp_path):
+    pytest.importorskip("openvino")
+    from export.reporting import ExportJob, export_and_verify
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(144, 3)
+    )
+    images = torch.randn(8, 3, 6, 6)
+    method = QuantizationManager().get_quantization_method(
+        "rtn", n_bits_w=8, n_bits_a=8, num_samples=8, init_amode="minmax", quant_target="openvino"
+    )
+    model = method.quantize_model(network.eval(), None, [images])
+    job = ExportJob(model, None, (3, 6, 6), [(images, torch.zeros(8, dtype=torch.int64))], {})
+    with pytest.raises(InputError, match="must be one that OpenVINO can run, got: .*") as caught:
+        export_and_verify(job, ExportSettings(), tmp_path)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from quant.network.layers import (
 from quant.network.operations import (
     PRODUCTS,
     called_module,
+    is_average,
     is_number,
     is_pooling_or_shape,
     is_relu,
@@ -113,7 +114,9 @@ def _heads(network: fx.GraphModule) -> list[fx.Node]:
     return heads
 
 
-def _layer_inputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, bool]:
+def _layer_inputs(
+    network: fx.GraphModule, layers: _Layers, through_averages: bool = True
+) -> dict[fx.Node, bool]:
     """Each node that computes the input of a layer, and whether it feeds a head.
 
     Both operands of a product of two activations count as well. The nodes are in the order of
@@ -122,7 +125,8 @@ def _layer_inputs(network: fx.GraphModule, layers: _Layers) -> dict[fx.Node, boo
     found: dict[fx.Node, bool] = {}
     for node in network.graph.nodes:
         if is_layer(network, node) and node not in layers.stems:
-            producer = _producer(_values(node)[0])
+            through = through_averages or not _is_convolution(network, node)
+            producer = _producer(_values(node)[0], through)
             found[producer] = found.get(producer, False) or node in layers.heads
         elif operation(node) in PRODUCTS:
             for operand in _values(node):
@@ -136,13 +140,14 @@ def _points_of_target(
 ) -> dict[fx.Node, bool]:
     """As ``_layer_inputs``, and the inputs of stems.
 
+    An average that a convolution reads is quantized itself, since OpenVINO rounds it.
     For ONNX Runtime, whose integer convolutions give integers only, also what convolutions give to
     other operations than a ReLU or a quantized concatenation.
     """
     found = {
         _producer(_values(node)[0]): True for node in network.graph.nodes if node in layers.stems
     }
-    found |= _layer_inputs(network, layers)
+    found |= _layer_inputs(network, layers, through_averages=False)
     if spec.target == ONNXRUNTIME:
         outputs = {
             node: False
@@ -174,9 +179,9 @@ def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(called_module(network, node), (nn.Conv2d, QuantConv2d))
 
 
-def _producer(node: fx.Node) -> fx.Node:
+def _producer(node: fx.Node, through_averages: bool = True) -> fx.Node:
     """The node that computes the values of ``node``, before any pooling and reshaping."""
-    while is_pooling_or_shape(node):
+    while is_pooling_or_shape(node) and (through_averages or not is_average(node)):
         node = node.all_input_nodes[0]
     return node
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, fx, nn
 
 from common.errors import InputError
+from quant.arithmetic.primitives import clamp_codes_
 from quant.arithmetic.spec import TARGET_BITS, QuantSpec
 from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise
 from quant.network.operations import called_module, is_average, is_pooling_or_shape, source_of
 
-LARGEST_BIAS = 2**31 - 1
+LARGEST_BIAS = 2**30  # half of what 32 bits hold, for the sum that it is added to
 INT8_MAX = 127
 
 Levels = dict[fx.Node, ActivationQuantizer]
@@ -36,9 +36,31 @@ def fit_to_target_(units: list[tuple[str, nn.Module]], spec: QuantSpec) -> None:
                 _require_levels(f"{name}.{path}", module, spec)
             elif isinstance(module, ActivationQuantizer) and module.quantized:
                 _require_whole(f"{name}.{path}", module, spec)
-    for layer, step in bias_steps([unit for _, unit in units]).items():
+    modules = [unit for _, unit in units]
+    for layer, step in bias_steps(modules).items():
+        _widen_(layer, step)
+    for layer, step in bias_steps(modules).items():
         if layer.bias is not None:
-            layer.bias = torch.where(step > 0, (layer.bias / step).round() * step, layer.bias)
+            layer.bias = (layer.bias / step).round() * step
+
+
+def _widen_(layer: QuantLayer, step: Tensor) -> None:
+    """Widen the scale of weights, in place, until the bias is at most ``LARGEST_BIAS`` steps.
+
+    Such weights are nearly or wholly zero. What their products lose is below the rounding error of
+    the bias in float32.
+    """
+    if layer.bias is None:
+        return
+    factor = ((layer.bias / step).abs() / LARGEST_BIAS).clamp(min=1.0)
+    factor = factor if layer.scale.numel() > 1 else factor.amax()
+    if not (factor > 1).any():
+        return
+    factor = factor.reshape(layer.scale.shape)
+    levels = (layer.codes.to(layer.scale.dtype) - layer.zero_point) / factor
+    layer.scale = layer.scale * factor
+    layer.zero_point = clamp_codes_(layer.zero_point.clone(), layer.bits)  # of 0 bits it is beyond
+    layer.codes = (levels.round() + layer.zero_point).to(layer.codes.dtype)
 
 
 def _require_levels(name: str, layer: QuantLayer, spec: QuantSpec) -> None:
@@ -71,8 +93,7 @@ def bias_steps(units: list[nn.Module]) -> dict[QuantLayer, Tensor]:
     """The step of the bias of every quantized layer whose input is on the grid of a quantizer.
 
     Returns:
-        per layer (O,) float32, the product of the scales of input and weight; 0 where the bias is
-        beyond 32 bits of it.
+        per layer (O,) float32, the product of the scales of input and weight.
     """
     steps: dict[QuantLayer, Tensor] = {}
     level: ActivationQuantizer | None = None
@@ -110,7 +131,4 @@ def _level_before(
 
 
 def _step(layer: QuantLayer, quantizer: ActivationQuantizer) -> Tensor:
-    step = (quantizer.scale.reshape(()) * layer.scale.reshape(-1)).expand(len(layer.codes))
-    if layer.bias is None:
-        return step
-    return torch.where((layer.bias / step).abs() <= LARGEST_BIAS, step, torch.zeros_like(step))
+    return (quantizer.scale.reshape(()) * layer.scale.reshape(-1)).expand(len(layer.codes))
