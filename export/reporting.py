@@ -34,8 +34,8 @@ OWN_DIFFERENCES, LEAST_DIFFERENCE = 4, 0.005
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
 QUANTIZE = "for integers quantize with --quant_target openvino or onnxruntime"
 OVERFLOW = (
-    "this processor lacks VNNI, so that sums of products overflow here: run the file, which was made "
-    "with target_vnni, on a processor that has it"
+    "this processor lacks VNNI, so that sums of products overflow here: run the file, which was "
+    "made with target_vnni, on a processor that has it"
 )
 SLOW_INTEGERS = "this processor lacks VNNI, with which integer kernels are faster"
 # Entries of the model's metadata that go into the file and the report.
@@ -140,15 +140,15 @@ def export_and_verify(
 
 
 def _differences(found: dict[str, Any]) -> list[str]:
-    """Say so if the logits of the file are not those of the simulation, as sums in another order."""
+    """What to say if the logits of the file are not those of the simulation."""
     own, size = found[REORDERED]["mean_difference"], found["mean_logit"]
     limit = max(OWN_DIFFERENCES * own, LEAST_DIFFERENCE * size)
     worst = max(level["mean_difference"] for level in found["levels"].values())
     if worst <= limit:
         return []
     return [
-        f"mean difference of the logits to the simulation's must be at most {limit:.3g} (their mean "
-        f"size is {size:.3g}), got {worst:.3g}"
+        f"mean difference of the logits to the simulation's must be at most {limit:.3g} (their "
+        f"mean size is {size:.3g}), got {worst:.3g}"
     ]
 
 

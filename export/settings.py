@@ -129,7 +129,8 @@ def add_export_flags(parser: FlagParser, with_switch: bool = False) -> None:
         "--min_agreement",
         type=float,
         help="minimum fraction of checked images on which the file and the simulation predict "
-        "the same class, 0 to 1 (default 0.995; of a file for a runtime 0.99)",
+        "the same class, 0 to 1 (default 0.995, of a file for a runtime 0.99); lowered where the "
+        "simulation agrees less with itself",
     )
     group.add_argument(
         "--export_target",
