@@ -104,7 +104,7 @@ def export_and_verify(
     if target != EXACT:
         problems += _differences(found)
     hint = _hint(target, job.quantized)
-    if hint and target != EXACT:
+    if hint == OVERFLOW:
         logger.warning("%s: %s", name, hint)
     report = {
         "file": name,

@@ -489,3 +489,20 @@ def test_a_network_that_the_runtime_refuses_is_one_line_and_leaves_no_file(tmp_p
     with pytest.raises(InputError, match="must be one that OpenVINO can run, got: ") as caught:
         export_and_verify(job, ExportSettings(), tmp_path)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("vnni", [False, True])
+def test_a_file_for_vnni_is_warned_of_where_there_is_none(
+    vnni, target, tmp_path, monkeypatch, caplog
+):
+    from export import reporting
+
+    monkeypatch.setattr(reporting, "adds_in_32_bits", lambda: False)
+    model = pointwise(target)
+    model.spec = QuantSpec(8, 8, target=target, target_vnni=vnni)
+    images = torch.tensor(VALUES).reshape(3, 3, 1, 1)
+    batches = [(images, torch.zeros(3, dtype=torch.int64))]
+    job = reporting.ExportJob(model, None, (3, 1, 1), batches, {"checked_on": "noise"})
+    assert reporting.export_and_verify(job, ExportSettings(), tmp_path) == []
+    assert ("sums of products overflow here" in caplog.text) == vnni
+    assert ("overflow here" in reporting.table(tmp_path)) == vnni
