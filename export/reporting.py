@@ -25,7 +25,7 @@ from export.verification import REORDERED, SIMULATION, uses_int2, verify
 from export.writing import write_onnx
 from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 from quant import QuantModel
-from quant.arithmetic.spec import NO_TARGET
+from quant.arithmetic.spec import NO_TARGET, NOT_QUANTIZED
 from quant.network.model import quant_layers
 
 # Mean differences of logits that the sums of a runtime may make: in those of the simulation with
@@ -114,7 +114,7 @@ def export_and_verify(
         **found,
         "kernels": asdict(kernels),
         "hint": hint,
-        "weight_bits": int(max(layer.bits.max() for layer in quant_layers(job.quantized).values())),
+        "weight_bits": _most_weight_bits(job.quantized),
         "machine": machine_flags(),
         "milliseconds": milliseconds(path, job.quantized, target) if settings.benchmark else None,
         "limit": limit,
@@ -137,6 +137,11 @@ def export_and_verify(
     )
     logger.info("%s: %s", name, kernels.text)
     return problems
+
+
+def _most_weight_bits(quantized: QuantModel) -> int:
+    bits = [int(layer.bits.max()) for layer in quant_layers(quantized).values()]
+    return max(bits, default=NOT_QUANTIZED)
 
 
 def _differences(found: dict[str, Any]) -> list[str]:

@@ -418,11 +418,16 @@ def _without_correction(flags: list[str]) -> list[str]:
     return kept[:place] + kept[place + 2 :]
 
 
-def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(tmp_path, tiny_network):
+@pytest.mark.parametrize(("weight_bits", "layers"), [(4, 7), (32, 0)])
+def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(
+    weight_bits, layers, tmp_path, tiny_network
+):
     from export.reporting import ExportJob, export_and_verify, table
 
     images = torch.randn(16, 3, 8, 8)
-    method = QuantizationManager().get_quantization_method("rtn", n_bits_a=8, num_samples=16)
+    method = QuantizationManager().get_quantization_method(
+        "rtn", n_bits_w=weight_bits, n_bits_a=8, num_samples=16
+    )
     model = method.quantize_model(tiny_network, None, [images])
     job = ExportJob(
         model,
@@ -433,9 +438,10 @@ def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(tmp_path
     )
     assert export_and_verify(job, ExportSettings(), tmp_path) == []
     kernels = json.loads((tmp_path / "export_report.json").read_text())["kernels"]
-    assert kernels == {"integers": 0, "layers": 7}
+    assert kernels == {"integers": 0, "layers": layers}
     printed = table(tmp_path)
-    assert "0 of 7 layers ran in integers\n" in printed
+    assert f"0 of {layers} layers ran in integers\n" in printed
+    assert f"weights:   {max(weight_bits, 8)} bits at most\n" in printed
     assert "note:      for integers quantize with --quant_target openvino" in printed
 
 
