@@ -21,7 +21,7 @@ from common.errors import InputError, RunError
 from common.files import atomic_file, atomic_folder, write_json
 from common.marks import mark_whole
 from common.provenance import SaveLog, StageClock, utc_now
-from common.torch_setup import seed_all
+from common.torch_setup import full_float32, seed_all
 from correction import (
     Corrections,
     LoadedCorrection,
@@ -125,6 +125,7 @@ class Context:
         self.logits.append(folder)
 
 
+@full_float32()
 def run(job: Job) -> Outcome:
     """Run all stages; files written by a stage stay when a later one fails.
 

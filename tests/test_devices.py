@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from main_imagenet import main
 from models import load_model
 from quant import (
     BaseQuantizationMethod,
@@ -19,6 +20,7 @@ from quant import (
 from quant.network import capture as captures
 from quant.network.capture import _exported
 from quant.network.operations import operation, place_
+from tests.conftest import QUICK
 
 IMAGES = torch.zeros(2, 3, 24, 24)
 NAMES = ("cifar_resnet20", "squeezenet1_1")
@@ -141,3 +143,15 @@ def test_a_network_is_quantized_in_full_float32_whatever_the_precision_of_produc
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_the_float_network_of_a_run_is_run_in_full_float32(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pipeline.stages.early_doubts", lambda *a: seen.append(precisions()) or [])
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        assert main([*QUICK, "--output_dir", str(tmp_path)]) == 0
+        assert len(seen) == 1 and "tf32" not in seen[0]
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
