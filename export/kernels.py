@@ -15,7 +15,7 @@ from export.containers import stored_activation
 from quant.network.layers import ActivationQuantizer, QuantLayer
 
 
-def weight(builder: Builder, layer: QuantLayer) -> ir.Value:
+def kernel_weight(builder: Builder, layer: QuantLayer) -> ir.Value:
     """The weight as 8-bit integers without a zero point."""
     levels = layer.codes.to(layer.zero_point.dtype) - layer.zero_point
     scale = layer.scale.cpu().numpy().reshape(-1)
@@ -29,7 +29,7 @@ def weight(builder: Builder, layer: QuantLayer) -> ir.Value:
     return builder.add("DequantizeLinear", inputs, **({"axis": 0} if per_channel else {}))
 
 
-def bias(builder: Builder, layer: QuantLayer, step: Tensor) -> ir.Value:
+def kernel_bias(builder: Builder, layer: QuantLayer, step: Tensor) -> ir.Value:
     """The bias as 32-bit integers in steps of the products that it is added to."""
     assert layer.bias is not None
     integers = (layer.bias.double() / step.double()).round().cpu().numpy()
@@ -40,7 +40,7 @@ def bias(builder: Builder, layer: QuantLayer, step: Tensor) -> ir.Value:
     return builder.add("DequantizeLinear", inputs, axis=0)
 
 
-def activation(builder: Builder, quantizer: ActivationQuantizer) -> ir.Value:
+def kernel_activation(builder: Builder, quantizer: ActivationQuantizer) -> ir.Value:
     """The activation in 8 bits.
 
     What concatenates several values is quantized at its inputs, all with the same scale, which

@@ -13,7 +13,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from export import kernels
 from export.building import CODES, SCALE, ZERO_POINT, Builder
 from export.containers import (
     StoredActivation,
@@ -22,6 +21,7 @@ from export.containers import (
     stored_activation,
     stored_weight,
 )
+from export.kernels import kernel_activation, kernel_bias, kernel_weight
 from export.network import ACTIVATION, BIAS, DOMAIN, NAME, WEIGHT
 from quant import QuantModel
 from quant.network.layers import ActivationQuantizer, QuantLayer
@@ -74,11 +74,11 @@ def lower(model: ir.Model, quantized: QuantModel, int2: bool, for_kernels: bool)
             elif node.op_type == BIAS:
                 assert isinstance(module, QuantLayer)
                 builder.name = f"{name}.bias"
-                result = kernels.bias(builder, module, steps[module])
+                result = kernel_bias(builder, module, steps[module])
             else:
                 assert node.op_type == WEIGHT and isinstance(module, QuantLayer)
                 result = (
-                    kernels.weight(builder, module)
+                    kernel_weight(builder, module)
                     if for_kernels
                     else _weight(builder, stored_weight(name, module, int2), module)
                 )
@@ -94,7 +94,7 @@ def _lowered_activation(
     builder: Builder, quantizer: ActivationQuantizer, int2: bool, for_kernels: bool
 ) -> ir.Value:
     if for_kernels:
-        return kernels.activation(builder, quantizer)
+        return kernel_activation(builder, quantizer)
     narrow = _may_be_narrow(builder.node, quantizer)
     return _activation(builder, stored_activation(builder.name, quantizer, int2, narrow))
 

@@ -102,7 +102,9 @@ def test_a_saved_model_is_exported_later_with_the_same_integers(run, tmp_path, c
     model = str(run / "quantized_model.pt")
     argv = [model, "--output_dir", str(tmp_path), "--with_correction", "--export_images", "200"]
     assert export_onnx.main(argv) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "quantized_model.onnx")
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["file"].strip() == str(tmp_path / "quantized_model.onnx")
+    assert lines["target"].strip() == "exact" and lines["agreement"].strip().startswith("100.00 %")
     first, second = (
         OnnxNetwork(folder / "quantized_model.onnx")(images()).numpy() for folder in (run, tmp_path)
     )
