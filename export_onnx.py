@@ -31,7 +31,8 @@ from correction import ClusterAffineCorrection
 from export import export_and_verify
 from export.check_images import check_images
 from export.own_files import EXPORT_FILES, require_own_export
-from export.reporting import NOTES, ExportJob, table
+from export.report_table import report_table
+from export.reporting import NOTES, ExportJob
 from export.settings import add_export_flags, export_settings
 from logits_io.naming import CORRECTION_FILE
 from models import load_quantized
@@ -110,7 +111,7 @@ def _main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         mark(folder, EXPORT_FILES)
         problems = export_and_verify(job, settings, folder)
-    write_stdout("\n".join(problems) or table(folder))
+    write_stdout("\n".join(problems) or report_table(folder))
     return EXIT_FAILED if problems else EXIT_OK
 
 

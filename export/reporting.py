@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,28 +15,19 @@ from torch import Tensor
 from common.errors import InputError
 from common.files import write_json
 from correction import ClusterAffineCorrection
-from export.check_images import NOISE
-from export.runtimes import Kernels, adds_in_32_bits, kernels_of, machine_flags
+from export.judging import OVERFLOW, agreement_limit, hint_for, problems_of
+from export.runtimes import Kernels, kernels_of, machine_flags
 from export.settings import ExportSettings
 from export.timing import milliseconds
-from export.tools import EXACT, packages_for
-from export.verification import REORDERED, SIMULATION, uses_int2, verify
+from export.tools import packages_for
+from export.verification import REORDERED, uses_int2, verify
 from export.writing import write_onnx
 from logits_io.naming import EXPORT_REPORT_FILE, ONNX_FILE
 from quant import QuantModel
-from quant.arithmetic.spec import NO_TARGET, NOT_QUANTIZED
+from quant.arithmetic.spec import NOT_QUANTIZED
 from quant.network.model import quant_layers
 
-# Mean differences of logits that the sums of a runtime may make: in those of the simulation with
-# itself when it sums in another order, or as a share of the mean size of the logits.
-OWN_DIFFERENCES, LEAST_DIFFERENCE = 4, 0.005
 INPUT = "(pixels / white - mean) / std, RGB; white is 255, of digits 16"
-QUANTIZE = "for integers quantize with --quant_target openvino or onnxruntime"
-OVERFLOW = (
-    "this processor lacks VNNI, so that sums of products overflow here: run the file, which was "
-    "made with target_vnni, on a processor that has it"
-)
-SLOW_INTEGERS = "this processor lacks VNNI, with which integer kernels are faster"
 # Entries of the model's metadata that go into the file and the report.
 NOTES = ("arch", "num_classes", "method", "preprocess", "dataset", "weights_digest")
 
@@ -71,25 +61,13 @@ def export_and_verify(
         what the check found wrong, one line each; empty when file and model agree.
 
     Raises:
-        InputError: the model cannot be exported.
+        InputError: the model cannot be exported, or its runtime refuses the file.
         OSError: a file cannot be written.
     """
-    path = folder / name
-    target = settings.target_for(job.quantized.spec.target)
+    path, spec = folder / name, job.quantized.spec
+    target = settings.target_for(spec.target)
     (folder / EXPORT_REPORT_FILE).unlink(missing_ok=True)
-    notes = {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in job.notes.items()
-    }
-    write_onnx(
-        job.quantized,
-        path,
-        job.image_shape,
-        correction=job.correction,
-        target=target,
-        int2=settings.int2,
-        notes=notes,
-    )
+    _write(job, path, target, settings.int2)
     try:
         found = verify(path, job.quantized, job.batches, job.correction, target)
         kernels = kernels_of(path, target, job.quantized)
@@ -99,11 +77,9 @@ def export_and_verify(
     has_int2 = settings.int2 and uses_int2(path)
     if settings.int2 and not has_int2:
         logger.warning("%s: no tensor is stored in 2 bits: none has 2 bits or fewer", name)
-    limit = _limit(found, settings.least_agreement(target))
-    problems = _problems(found, limit)
-    if target != EXACT:
-        problems += _differences(found)
-    hint = _hint(target, job.quantized)
+    limit = agreement_limit(found, settings.least_agreement(target))
+    problems = problems_of(found, limit, target)
+    hint = hint_for(target, spec)
     if hint == OVERFLOW:
         logger.warning("%s: %s", name, hint)
     report = {
@@ -124,6 +100,27 @@ def export_and_verify(
         "versions": {name: importlib.metadata.version(name) for name in packages_for(target)},
     }
     write_json(folder / EXPORT_REPORT_FILE, report)
+    _log(name, found, kernels)
+    return problems
+
+
+def _write(job: ExportJob, path: Path, target: str, int2: bool) -> None:
+    notes = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in job.notes.items()
+    }
+    write_onnx(
+        job.quantized,
+        path,
+        job.image_shape,
+        correction=job.correction,
+        target=target,
+        int2=int2,
+        notes=notes,
+    )
+
+
+def _log(name: str, found: dict[str, Any], kernels: Kernels) -> None:
     sizes = found["bytes"]
     logger.info(
         "%s: argmax agreement with the simulation %.4f (of the simulation with itself, summed in "
@@ -136,97 +133,8 @@ def export_and_verify(
         sizes["float32"],
     )
     logger.info("%s: %s", name, kernels.text)
-    return problems
 
 
 def _most_weight_bits(quantized: QuantModel) -> int:
     bits = [int(layer.bits.max()) for layer in quant_layers(quantized).values()]
     return max(bits, default=NOT_QUANTIZED)
-
-
-def _differences(found: dict[str, Any]) -> list[str]:
-    """What to say if the logits of the file are not those of the simulation."""
-    own, size = found[REORDERED]["mean_difference"], found["mean_logit"]
-    limit = max(OWN_DIFFERENCES * own, LEAST_DIFFERENCE * size)
-    worst = max(level["mean_difference"] for level in found["levels"].values())
-    if worst <= limit:
-        return []
-    return [
-        f"mean difference of the logits to the simulation's must be at most {limit:.3g} (their "
-        f"mean size is {size:.3g}), got {worst:.3g}"
-    ]
-
-
-def _hint(target: str, quantized: QuantModel) -> str:
-    """How to get a file that runs in integers, or why one that does is not faster here."""
-    if target != EXACT:
-        if adds_in_32_bits():
-            return ""
-        return OVERFLOW if quantized.spec.target_vnni else SLOW_INTEGERS
-    made_for = quantized.spec.target
-    return QUANTIZE if made_for == NO_TARGET else f"for integers use --export_target {made_for}"
-
-
-def table(folder: Path) -> str:
-    """The report of a folder as lines for people."""
-    report = json.loads((folder / EXPORT_REPORT_FILE).read_text(encoding="utf-8"))
-    kernels, top1, time = Kernels(**report["kernels"]), report["top1_pct"], report["milliseconds"]
-    lines = [
-        ("file", str(folder / report["file"])),
-        ("target", report["target"]),
-        ("agreement", f"{100 * report['agreement']:.2f} % of {report['images']} images"),
-        ("Top-1", f"{top1['file']:.2f} % (simulation {top1[SIMULATION]:.2f} %)"),
-        ("logits", _difference_text(report)),
-        ("weights", f"{report['weight_bits']} bits at most"),
-        ("size", f"{report['bytes']['file']:,} bytes (float32 {report['bytes']['float32']:,})"),
-        ("integers", kernels.text),
-    ]
-    if report["checked_on"] == NOISE:
-        lines = [line for line in lines if line[0] != "Top-1"]
-    if report["hint"]:
-        lines.append(("note", report["hint"]))
-    if time is not None:
-        text = f"{time['file']:.2f} ms, float {time['float']:.2f} ms: speed-up {time['ratio']:.2f}"
-        machine = " ".join(report["machine"])
-        lines.append(("time", f"{text} (CPU time of one image, one thread; {machine})"))
-    return "\n".join(f"{name + ':':<11}{text}" for name, text in lines)
-
-
-def _difference_text(report: dict[str, Any]) -> str:
-    """How far the logits are from the simulation's, beside the simulation with itself."""
-    levels = report["levels"].values()
-    mean, most = (max(level[f"{kind}_difference"] for level in levels) for kind in ("mean", "max"))
-    own = report[REORDERED]["mean_difference"]
-    return (
-        f"differ by {mean:.2g} in the mean, {most:.2g} at most (simulation with itself {own:.2g})"
-    )
-
-
-def _limit(found: dict[str, Any], min_agreement: float) -> float:
-    """The agreement that the file must reach.
-
-    It is ``min_agreement`` or, if that is lower, the agreement of the simulation with itself when
-    it sums in another order, less two standard errors.
-    """
-    own = found[REORDERED]["agreement"]
-    return min(min_agreement, own - 2 * math.sqrt(own * (1 - own) / found["images"]))
-
-
-def _problems(found: dict[str, Any], limit: float) -> list[str]:
-    problems = []
-    if found["wrong_integers"]:
-        problems.append(
-            "integers in the file must be the model's, got others in "
-            f"{', '.join(found['wrong_integers'][:5])}"
-        )
-    low = [
-        f"{level['agreement']:.4f} at {name}"
-        for name, level in found["levels"].items()
-        if level["agreement"] < limit
-    ]
-    if low:
-        problems.append(
-            f"argmax agreement with the simulation must be at least {limit:.4f}, got "
-            f"{', '.join(low)}"
-        )
-    return problems

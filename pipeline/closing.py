@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.reporting import table as export_table
+from export.report_table import report_table
 from logits_io.naming import EXPORT_REPORT_FILE, MODEL_FILE, ONNX_FILE
 from pipeline.job import Job
 from pipeline.next_steps import next_steps
@@ -30,7 +30,7 @@ def closing_text(job: Job, results: Results, table: str, warnings: Sequence[str]
     if warnings:
         parts.append("\n".join(["warnings:", *(f"  {text}" for text in warnings)]))
     if job.options.export is not None and (job.folder / EXPORT_REPORT_FILE).exists():
-        parts.append(export_table(job.folder))
+        parts.append(report_table(job.folder))
     if job.recipe is not None:
         figures = results.full_precision.top1_pct, results.quantized.top1_pct
         parts.append(job.recipe.comparison(*figures))

@@ -111,8 +111,8 @@ DISTILL_STEPS_HELP = (
     "images, after the method (0: none)"
 )
 BIAS_CORRECTION_HELP = (
-    "correct the mean of each quantized weight channel to that of the float one (never with "
-    "quant_target, whose integer kernels have no such shift)"
+    "correct the mean of each quantized weight channel to that of the float one (default: on, off "
+    "with quant_target, whose integer kernels have no such shift)"
 )
 TARGET_HELP = (
     "runtime whose 8-bit kernels will run the network, which is then quantized as they need it "
@@ -247,6 +247,19 @@ class MethodSettings:
     def has_target(self) -> bool:
         """Whether integer kernels will run the network."""
         return self.quant_target != NO_TARGET
+
+    def shifts_weights(self, asked: bool | None) -> bool:
+        """Whether the means of weights are corrected; by default where no kernels forbid it.
+
+        Args:
+            asked: the value of ``bias_correction``; None: not given.
+
+        Raises:
+            InputError: it is asked for with a target.
+        """
+        if asked and self.has_target:
+            raise InputError("bias_correction must be off with quant_target, got on")
+        return not self.has_target if asked is None else asked
 
 
 ShortForms = Mapping[str, Callable[[Any], dict[str, Any]]]

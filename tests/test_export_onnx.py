@@ -140,12 +140,12 @@ def test_files_of_the_user_are_not_exported_over(run, tmp_path, capsys, name):
 
 
 def test_what_the_file_must_reach_is_what_the_simulation_reaches():
-    from export.reporting import _limit
+    from export.judging import agreement_limit
 
     found = {"images": 100, "reordered": {"agreement": 0.95}}
-    assert _limit(found, 0.995) == pytest.approx(0.95 - 2 * (0.95 * 0.05 / 100) ** 0.5)
-    assert _limit({"images": 100, "reordered": {"agreement": 1.0}}, 0.995) == 0.995
-    assert _limit(found, 0.5) == 0.5
+    assert agreement_limit(found, 0.995) == pytest.approx(0.95 - 2 * (0.95 * 0.05 / 100) ** 0.5)
+    assert agreement_limit({"images": 100, "reordered": {"agreement": 1.0}}, 0.995) == 0.995
+    assert agreement_limit(found, 0.5) == 0.5
 
 
 @pytest.mark.usefixtures("written_once")

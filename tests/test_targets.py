@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import main_imagenet
 from common.errors import InputError
-from export import runtimes, tools
+from export import judging, runtimes, tools
+from export.report_table import report_table
+from export.reporting import ExportJob, export_and_verify
 from export.runtimes import Kernels, kernels_of, network_of
 from export.settings import ExportSettings
 from export.verification import wrong_integers
@@ -51,6 +53,21 @@ def set_layer(layer, levels: Tensor, scale: Tensor, bias: Tensor) -> None:
     middle = torch.full(scale.shape, 64.0)
     layer.set_codes((levels + 64).to(torch.uint8), scale, middle, torch.tensor(7))
     layer.bias = bias
+
+
+def quantized(network: nn.Module, images: Tensor, target: str, **settings) -> QuantModel:
+    """A network at W8A8 for a target, with the ranges of its values."""
+    ranges = {"init_wmode": "minmax", "init_amode": "minmax", "num_samples": len(images)}
+    method = QuantizationManager().get_quantization_method(
+        "rtn", n_bits_w=8, n_bits_a=8, quant_target=target, **ranges, **settings
+    )
+    return method.quantize_model(network.eval(), None, [images])
+
+
+def job_of(model: QuantModel, images: Tensor) -> ExportJob:
+    """The export of a model, checked on images without labels."""
+    batches = [(images, torch.zeros(len(images), dtype=torch.int64))]
+    return ExportJob(model, None, model.image_shape, batches, {"checked_on": "noise"})
 
 
 class Pointwise(nn.Module):
@@ -118,11 +135,7 @@ def test_the_largest_products_do_not_overflow(target, tmp_path):
     """64 channels of 255 times 64 or -64, which 16 bits hold in pairs and 32 bits in all."""
     network = nn.Sequential(nn.Conv2d(64, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 4))
     with torch.no_grad():
-        model = QuantizationManager().get_quantization_method(
-            "rtn", n_bits_w=8, n_bits_a=8, num_samples=4, init_amode="minmax", quant_target=target
-        )
-        images = torch.rand(4, 64, 4, 4)
-        model = model.quantize_model(network.eval(), None, [images])
+        model = quantized(network, torch.rand(4, 64, 4, 4), target)
         layer = quant_layers(model)["units.0.0"]
         signs = torch.where(torch.arange(16).reshape(16, 1, 1, 1) % 2 == 0, 1, -1)
         levels = (MAX_LEVEL * signs).expand(layer.codes.shape).clamp(max=63)
@@ -140,10 +153,7 @@ def test_products_of_depthwise_convolutions_keep_eight_bits(target, size, tmp_pa
         nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, size, groups=32), nn.Flatten()
     )
     images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(4))
-    method = QuantizationManager().get_quantization_method(
-        "rtn", n_bits_w=8, n_bits_a=8, num_samples=4, init_amode="minmax", quant_target=target
-    )
-    model = method.quantize_model(network.eval(), None, [images])
+    model = quantized(network, images, target)
     first, second = quant_layers(model).values()
     assert (int(first.bits), int(second.bits)) == (7, 8)
     second.codes = torch.full_like(second.codes, 255)
@@ -170,10 +180,7 @@ class Joined(nn.Module):
 def test_values_are_quantized_before_a_concatenation_and_give_the_same_integers(target, tmp_path):
     torch.manual_seed(1)
     images = torch.randn(8, 3, 4, 4)
-    method = QuantizationManager().get_quantization_method(
-        "rtn", n_bits_w=8, n_bits_a=8, num_samples=8, init_amode="minmax", quant_target=target
-    )
-    model = method.quantize_model(Joined().eval(), None, [images])
+    model = quantized(Joined(), images, target)
     path = tmp_path / "m.onnx"
     write_onnx(model, path, (3, 4, 4), target=target)
     graph = onnx.load(str(path)).graph
@@ -200,17 +207,7 @@ def test_weights_of_eight_bits_have_seven_without_vnni_and_it_is_said(
     vnni, bits, tiny_network, caplog
 ):
     caplog.set_level("INFO")
-    method = QuantizationManager().get_quantization_method(
-        "rtn",
-        n_bits_w=8,
-        n_bits_a=8,
-        init_wmode="minmax",
-        init_amode="minmax",
-        quant_target="openvino",
-        target_vnni=vnni,
-        num_samples=8,
-    )
-    model = method.quantize_model(tiny_network, None, [torch.randn(8, 3, 8, 8)])
+    model = quantized(tiny_network, torch.randn(8, 3, 8, 8), "openvino", target_vnni=vnni)
     assert {int(layer.bits) for layer in quant_layers(model).values()} == {bits}
     assert ("weights have at most 7 bits" in caplog.text) == (not vnni)
 
@@ -275,10 +272,7 @@ class Averaged(nn.Module):
 def test_an_average_that_a_convolution_reads_is_quantized(target, tmp_path):
     torch.manual_seed(3)
     images = torch.randn(64, 3, 10, 10)
-    method = QuantizationManager().get_quantization_method(
-        "rtn", n_bits_w=8, n_bits_a=8, num_samples=64, init_amode="minmax", quant_target=target
-    )
-    model = method.quantize_model(Averaged().eval(), None, [images])
+    model = quantized(Averaged(), images, target)
     names = [name.split(".")[-1] for name in activation_quantizers(model)]
     assert "quantizer_avg_pool2d" in names and "quantizer_mean" not in names
     write_onnx(model, tmp_path / "m.onnx", (3, 10, 10), target=target)
@@ -336,6 +330,16 @@ def test_symmetric_ranges(mode, bits, sign):
     [
         ("rtn", {"n_bits_a": 4}, "n_bits_a must be 8 with quant_target openvino, got 4"),
         ("rtn", {"n_bits_w": 9}, "n_bits_w must be at most 8 with quant_target openvino, got 9"),
+        (
+            "aciq_mix",
+            {"bias_correction": True},
+            "bias_correction must be off with quant_target, got",
+        ),
+        (
+            "lapq",
+            {"bias_correction": True},
+            "bias_correction must be off with quant_target, got on",
+        ),
         ("aciq_mix", {"per_channel_act": True}, "per_channel_act must be off with quant_target"),
         ("aciq_mix", {"act_points": "outputs"}, "act_points must be inputs with quant_target"),
         (
@@ -422,24 +426,17 @@ def _without_correction(flags: list[str]) -> list[str]:
 def test_an_exact_file_says_that_nothing_ran_in_integers_and_what_would(
     weight_bits, layers, tmp_path, tiny_network
 ):
-    from export.reporting import ExportJob, export_and_verify, table
 
     images = torch.randn(16, 3, 8, 8)
     method = QuantizationManager().get_quantization_method(
         "rtn", n_bits_w=weight_bits, n_bits_a=8, num_samples=16
     )
     model = method.quantize_model(tiny_network, None, [images])
-    job = ExportJob(
-        model,
-        None,
-        (3, 8, 8),
-        [(images, torch.zeros(16, dtype=torch.int64))],
-        {"checked_on": "noise"},
-    )
+    job = job_of(model, images)
     assert export_and_verify(job, ExportSettings(), tmp_path) == []
     kernels = json.loads((tmp_path / "export_report.json").read_text())["kernels"]
     assert kernels == {"integers": 0, "layers": layers}
-    printed = table(tmp_path)
+    printed = report_table(tmp_path)
     assert f"0 of {layers} layers ran in integers\n" in printed
     assert f"weights:   {max(weight_bits, 8)} bits at most\n" in printed
     assert "note:      for integers quantize with --quant_target openvino" in printed
@@ -465,12 +462,10 @@ def test_instruction_sets_of_the_machine(text, flags, in_32_bits, monkeypatch, t
 
 
 def test_logits_that_differ_fail_even_if_the_class_is_the_same(target, tmp_path, monkeypatch):
-    from export.reporting import ExportJob, export_and_verify
 
     model = pointwise(target)
     images = torch.tensor(VALUES).reshape(3, 3, 1, 1)
-    batches = [(images, torch.zeros(3, dtype=torch.int64))]
-    job = ExportJob(model, None, (3, 1, 1), batches, {"checked_on": "noise"})
+    job = job_of(model, images)
     assert export_and_verify(job, ExportSettings(), tmp_path) == []
     kind = runtimes.OpenVinoNetwork if target == "openvino" else runtimes.OnnxNetwork
     plain = kind.forward
@@ -481,17 +476,13 @@ def test_logits_that_differ_fail_even_if_the_class_is_the_same(target, tmp_path,
 
 def test_a_network_that_the_runtime_refuses_is_one_line_and_leaves_no_file(tmp_path):
     pytest.importorskip("openvino")
-    from export.reporting import ExportJob, export_and_verify
 
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(144, 3)
     )
     images = torch.randn(8, 3, 6, 6)
-    method = QuantizationManager().get_quantization_method(
-        "rtn", n_bits_w=8, n_bits_a=8, num_samples=8, init_amode="minmax", quant_target="openvino"
-    )
-    model = method.quantize_model(network.eval(), None, [images])
-    job = ExportJob(model, None, (3, 6, 6), [(images, torch.zeros(8, dtype=torch.int64))], {})
+    model = quantized(network, images, "openvino")
+    job = job_of(model, images)
     with pytest.raises(InputError, match="must be one that OpenVINO can run, got: ") as caught:
         export_and_verify(job, ExportSettings(), tmp_path)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
@@ -501,14 +492,11 @@ def test_a_network_that_the_runtime_refuses_is_one_line_and_leaves_no_file(tmp_p
 def test_a_file_for_vnni_is_warned_of_where_there_is_none(
     vnni, target, tmp_path, monkeypatch, caplog
 ):
-    from export import reporting
-
-    monkeypatch.setattr(reporting, "adds_in_32_bits", lambda: False)
+    monkeypatch.setattr(judging, "adds_in_32_bits", lambda: False)
     model = pointwise(target)
     model.spec = QuantSpec(8, 8, target=target, target_vnni=vnni)
     images = torch.tensor(VALUES).reshape(3, 3, 1, 1)
-    batches = [(images, torch.zeros(3, dtype=torch.int64))]
-    job = reporting.ExportJob(model, None, (3, 1, 1), batches, {"checked_on": "noise"})
-    assert reporting.export_and_verify(job, ExportSettings(), tmp_path) == []
+    job = job_of(model, images)
+    assert export_and_verify(job, ExportSettings(), tmp_path) == []
     assert ("sums of products overflow here" in caplog.text) == vnni
-    assert ("overflow here" in reporting.table(tmp_path)) == vnni
+    assert ("overflow here" in report_table(tmp_path)) == vnni

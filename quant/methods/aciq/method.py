@@ -92,7 +92,7 @@ class AciqSettings(MethodSettings):
     init_wmode: str = setting(
         "minmax", "rule for choosing the ranges of the weights", choices=RANGE_MODES
     )
-    bias_correction: bool = setting(True, BIAS_CORRECTION_HELP)
+    bias_correction: bool | None = setting(None, BIAS_CORRECTION_HELP)
     output_correction: bool = setting(
         True, "correct each bias by the shift of its layer's mean output (not published)"
     )
@@ -113,6 +113,7 @@ class AciqSettings(MethodSettings):
         for name, bits in (("mix_weights", self.n_bits_w), ("mix_acts", self.n_bits_a)):
             if getattr(self, name) and bits > MIXED_BITS:
                 raise InputError(f"bits must be at most {MIXED_BITS} for {name}, got {bits}")
+        self.shifts_weights(self.bias_correction)
         if self.has_target and self.per_channel_act:
             raise InputError("per_channel_act must be off with quant_target, got on")
         if self.has_target and self.act_points != "inputs":
@@ -161,7 +162,7 @@ def _quantize_weight(layer: QuantLayer, settings: AciqSettings) -> None:
         _round_mixed(layer, bits, settings)
     else:
         layer.quantize_to_nearest(settings.init_wmode)
-    corrects_mean = settings.bias_correction and not settings.has_target
+    corrects_mean = settings.shifts_weights(settings.bias_correction)
     if corrects_mean or settings.variance_correction:
         layer.match_moments(mean=corrects_mean, variance=settings.variance_correction)
 

@@ -50,7 +50,7 @@ class Tensors:
     """The quantized weights and activations of a chain, in the order of the units."""
 
     def __init__(self, units: list[nn.Module], settings: LapqSettings):
-        self.bias_correction = settings.bias_correction and not settings.has_target
+        self.bias_correction = settings.shifts_weights(settings.bias_correction)
         self.modules: list[QuantLayer | ActivationQuantizer] = []
         self.units: list[int] = []
         for index, unit in enumerate(units):

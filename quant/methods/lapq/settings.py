@@ -58,7 +58,7 @@ class LapqSettings(MethodSettings):
         "cross-entropy to the labels (published)",
         choices=tuple(LOSSES),
     )
-    bias_correction: bool = setting(True, BIAS_CORRECTION_HELP)
+    bias_correction: bool | None = setting(None, BIAS_CORRECTION_HELP)
     first_last: str = setting(
         "8bit",
         "keep the first and the last layer at 8 bits, or in float together with all linear "
@@ -78,6 +78,7 @@ class LapqSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.shifts_weights(self.bias_correction)
         if self.p_max < self.p_min:
             raise InputError(f"p_max must be at least p_min = {self.p_min:g}, got {self.p_max:g}")
         if self.first_last == "fp32" and self.disable_8bit_head_stem:
