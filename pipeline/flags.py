@@ -175,7 +175,8 @@ def _add_setting(
     if kind is str:
         text += f": {', '.join(field.metadata['choices'])}"
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-    options["help"] = f"{text} ({_defaults(fields)})"
+    tells_default = "(default" in text and field.default is None
+    options["help"] = text if tells_default else f"{text} ({_defaults(fields)})"
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
