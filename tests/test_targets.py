@@ -500,3 +500,22 @@ def test_a_file_for_vnni_is_warned_of_where_there_is_none(
     assert export_and_verify(job, ExportSettings(), tmp_path) == []
     assert ("sums of products overflow here" in caplog.text) == vnni
     assert ("overflow here" in report_table(tmp_path)) == vnni
+
+
+def test_a_model_for_a_runtime_may_be_written_exactly(target, tmp_path):
+    model = pointwise(target)
+    job = job_of(model, torch.tensor(VALUES).reshape(3, 3, 1, 1))
+    for asked, meant in ((None, target), ("exact", "exact"), (target, target)):
+        assert export_and_verify(job, ExportSettings(export_target=asked), tmp_path) == []
+        report = json.loads((tmp_path / "export_report.json").read_text())
+        assert report["target"] == meant and report["milliseconds"] is None
+        has_integers = "units.0.first.bias.codes" in stored(tmp_path / "quantized_model.onnx")
+        assert has_integers == (meant != "exact")
+        assert (report["hint"] == f"for integers use --export_target {target}") != has_integers
+
+
+@pytest.mark.parametrize("flags", [["--export_target", "exact"], ["--benchmark"]])
+def test_flags_of_an_export_without_an_export_are_refused(flags, capsys, tmp_path):
+    assert main_imagenet.main([*QUICK, *flags, "--output_dir", str(tmp_path)]) == 2
+    name = flags[0].removeprefix("--")
+    assert f"error: {name} must be given with --export_onnx" in capsys.readouterr().err
