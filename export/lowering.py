@@ -23,8 +23,9 @@ from export.containers import (
 )
 from export.kernels import kernel_activation, kernel_bias, kernel_weight
 from export.network import ACTIVATION, BIAS, DOMAIN, NAME, WEIGHT
+from export.powers import log2_activation
 from quant import QuantModel
-from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, Log2Quantizer, QuantLayer
 from quant.network.targets import bias_steps
 
 INT2_OPSET, INT2_IR_VERSION = 25, 13
@@ -93,6 +94,8 @@ def lower(model: ir.Model, quantized: QuantModel, int2: bool, for_kernels: bool)
 def _lowered_activation(
     builder: Builder, quantizer: ActivationQuantizer, int2: bool, for_kernels: bool
 ) -> ir.Value:
+    if isinstance(quantizer, Log2Quantizer):
+        return log2_activation(builder, quantizer)
     if for_kernels:
         return kernel_activation(builder, quantizer)
     narrow = _may_be_narrow(builder.node, quantizer)

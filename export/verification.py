@@ -15,12 +15,13 @@ from common.console import progress
 from correction import ClusterAffineCorrection
 from evaluation.inference import infer_logits
 from evaluation.metrics import agreement, topk_accuracy
+from export.powers import POWERS, stored_levels
 from export.runtimes import LEVELS, OnnxNetwork, OpenVinoNetwork
 from export.tools import EXACT
 from quant import QuantModel
 from quant.arithmetic.packing import float_bytes, theoretical_bytes
 from quant.arithmetic.spec import OPENVINO
-from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, Log2Quantizer, QuantLayer
 
 SIMULATION, REORDERED = "simulation", "reordered"
 
@@ -129,7 +130,11 @@ def wrong_integers(path: Path, quantized: QuantModel) -> list[str]:
 
     wrong = []
     for name, module in progress(list(quantized.named_modules()), "comparing integers"):
-        if isinstance(module, (QuantLayer, ActivationQuantizer)):
+        if isinstance(module, Log2Quantizer):
+            levels = read(name, POWERS)
+            if levels is None or levels.tobytes() != stored_levels(module).tobytes():
+                wrong.append(name)
+        elif isinstance(module, (QuantLayer, ActivationQuantizer)):
             parts = [read(name, what) for what in ("scale", "zero_point", "codes")]
             if not _is_same(module, *parts):
                 wrong.append(name)

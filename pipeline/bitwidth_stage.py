@@ -179,7 +179,6 @@ class _Sweep:
             bank=settings.bank,
             act_rule=settings.act,
             range_mode=getattr(job.method.settings, "init_wmode", "mse"),
-            network=network,
             run=method_runner(job.method, network, self._calibration_batches),
         )
         return build_sweep(job.quantized, request)

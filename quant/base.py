@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from common.errors import InputError, RunError, require_known
 from common.machine import in_gb
 from common.torch_setup import full_float32
+from quant.arithmetic.spec import NOT_QUANTIZED
 from quant.distillation.stage import distill
 from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
+from quant.network.layernorms import Move, find_moves, has_attention, with_moves
 from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
 from quant.network.states import UnitReport, UnitStates
@@ -135,6 +137,8 @@ class BaseQuantizationMethod(ABC):
     ) -> Task:
         network = _captured(model, images)
         source = network if fp_model is None or fp_model is model else _captured(fp_model, images)
+        moves = self._moves(network, images)
+        network, source = with_moves(network, moves), with_moves(source, moves)
         device = network.images.device
         if device.type == "cpu" and self.settings.keep_cpu:
             logger.info("keep_cpu changes nothing: the network is on the CPU")
@@ -146,6 +150,16 @@ class BaseQuantizationMethod(ABC):
             network=source,
             images=images if self.settings.keep_cpu else images.to(device),
         )
+
+    def _moves(self, network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
+        """What ``reparam_layernorm`` moves from ranges behind LayerNorms into weights."""
+        wanted, is_float = self.settings.reparam_layernorm, self.settings.n_bits_a == NOT_QUANTIZED
+        if wanted == "off" or is_float or (wanted == "auto" and not has_attention(network.graph)):
+            return {}
+        moves = find_moves(network, images)
+        text = "channels of %d LayerNorms have equal ranges (reparam_layernorm %s)"
+        logger.info(text, len(moves), wanted)
+        return moves
 
     def _cache(self, task: Task) -> ActivationCache:
         """Choose where cached activations are, and log what they take."""

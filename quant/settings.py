@@ -14,8 +14,10 @@ from quant.arithmetic.ranges import RANGE_MODES
 from quant.arithmetic.spec import (
     NO_TARGET,
     NOT_QUANTIZED,
+    SOFTMAX_QUANTIZERS,
     TARGET_BITS,
     TARGETS,
+    UNIFORM,
     QuantSpec,
 )
 
@@ -118,6 +120,14 @@ TARGET_HELP = (
     "runtime whose 8-bit kernels will run the network, which is then quantized as they need it "
     "(none: as accurately as possible, to run in float)"
 )
+SOFTMAX_HELP = (
+    "levels of softmax outputs: uniform, or log2 for powers of two, which keep small values apart; "
+    "files of quant_target need uniform"
+)
+REPARAM_HELP = (
+    "give the channels behind each LayerNorm equal ranges, exactly in float, where only linear "
+    "layers read it (auto: in networks with attention)"
+)
 BITS: dict[str, Any] = {
     "choices": (*range(1, 17), NOT_QUANTIZED),
     "must": "between 1 and 16, or 32 (not quantized)",
@@ -151,6 +161,8 @@ class MethodSettings:
         "(off: they have 7, since sums of products of 8 and 8 bits overflow without it, except for "
         "depthwise convolutions)",
     )
+    softmax_quantizer: str = setting(UNIFORM, SOFTMAX_HELP, choices=SOFTMAX_QUANTIZERS)
+    reparam_layernorm: str = setting("auto", REPARAM_HELP, choices=("auto", "on", "off"))
     num_samples: int = setting(1024, "number of calibration images", low=1, high=10**9)
     keep_cpu: bool = setting(
         False, "keep the cached activations in host memory instead of GPU memory"
@@ -216,6 +228,10 @@ class MethodSettings:
             raise InputError(
                 f"n_bits_w must be at most {TARGET_BITS} {target}, got {self.n_bits_w}"
             )
+        if self.softmax_quantizer != UNIFORM:
+            raise InputError(
+                f"softmax_quantizer must be {UNIFORM} {target}, got {self.softmax_quantizer}"
+            )
 
     def _refuse_settings_of_distillation(self) -> None:
         for field in dataclasses.fields(self):
@@ -241,6 +257,7 @@ class MethodSettings:
             symmetric=self.symmetric,
             target=self.quant_target,
             target_vnni=self.target_vnni,
+            softmax_quantizer=self.softmax_quantizer,
         )
 
     @property

@@ -68,7 +68,7 @@ def sweep(network, calibration, bank="rtn", act="fixed", **settings):
     method, quantized = quantize(network, calibration, **settings)
     network = capture(network, collect_calibration(calibration, 8)[0])
     run = method_runner(method, network, lambda: calibration)
-    request = BankRequest(OPTIONS, bank, act, "mse", network, run)
+    request = BankRequest(OPTIONS, bank, act, "mse", run)
     return quantized, build_sweep(quantized, request)
 
 

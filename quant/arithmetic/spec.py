@@ -9,6 +9,8 @@ HEAD_STEM_BITS = 8
 ACT_POINTS = ("inputs", "outputs")
 NO_TARGET, OPENVINO, ONNXRUNTIME = "none", "openvino", "onnxruntime"
 TARGETS = (NO_TARGET, OPENVINO, ONNXRUNTIME)
+UNIFORM, LOG2 = "uniform", "log2"
+SOFTMAX_QUANTIZERS = (UNIFORM, LOG2)
 TARGET_BITS = 8  # of the activations of a target, and at most of its weights
 # Largest integers of weights. A processor without VNNI adds two products of a weight and an 8-bit
 # activation in 16 bits: 2 * 255 * 64 fits, 2 * 255 * 65 does not.
@@ -36,6 +38,7 @@ class QuantSpec:
             no more bits than their integers allow, and are symmetric where their zero point would
             need more.
         target_vnni: whether the target's processor has VNNI or AMX, which adds in 32 bits.
+        softmax_quantizer: of ``SOFTMAX_QUANTIZERS``, the grid of softmax outputs.
     """
 
     n_bits_w: int
@@ -48,6 +51,7 @@ class QuantSpec:
     symmetric: bool = False
     target: str = NO_TARGET
     target_vnni: bool = False
+    softmax_quantizer: str = UNIFORM
 
     def weight_bits(self, is_end: bool, depthwise: bool = False) -> int:
         """Bits of a weight; ``is_end`` if it belongs to the stem or the head."""

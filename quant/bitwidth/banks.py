@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -28,10 +28,8 @@ from quant.bitwidth.assignments import (
 from quant.network.capture import CapturedNetwork
 from quant.network.layers import ActivationQuantizer, QuantLayer
 from quant.network.model import (
-    FLOAT_SPEC,
     QuantModel,
     activation_quantizers,
-    make_chain,
     quant_layers,
 )
 
@@ -163,7 +161,6 @@ class BankRequest:
     """Request for a model with banks.
 
     Attributes:
-        network: the float network from which the quantized model was made.
         run: runs the method with other bits.
     """
 
@@ -171,7 +168,6 @@ class BankRequest:
     bank: str
     act_rule: str
     range_mode: str
-    network: CapturedNetwork
     run: RunMethod
 
 
@@ -219,14 +215,11 @@ def _nearest_banks(
     quantized: QuantModel, names: Sequence[str], request: BankRequest
 ) -> dict[str, dict[int, LayerState]]:
     """Banks of weights rounded to nearest, with the biases of the float network."""
-    floats = make_chain(request.network, replace(FLOAT_SPEC, fold=quantized.spec.fold))
     layers = quant_layers(quantized)
     banks: dict[str, dict[int, LayerState]] = {}
     for name in names:
-        layer, origin = layers[name], floats.get_submodule(name)
-        bias = cast(nn.Conv2d | nn.Linear, origin).bias
-        bias = None if bias is None else bias.detach().to(layer.codes.device)
-        weight = layer.full_precision_weight()
+        layer = layers[name]
+        weight, bias = layer.full_precision_weight(), layer.float_bias
         banks[name] = {}
         for bits in request.options:
             scale, zero_point = weight_qparams(

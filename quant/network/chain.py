@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import InputError
-from quant.arithmetic.ranges import activation_qparams
 from quant.network.cached import ActivationCache
 from quant.network.capture import CapturedNetwork
 from quant.network.forward import IN_MEMORY, MOST_IMAGES, RANGE_SAMPLES, run_front_to_back, run_unit
@@ -115,7 +114,7 @@ def choose_ranges(data: UnitData, mode: str) -> Tensor:
     """
 
     def choose(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
-        quantizer.set_qparams(*activation_qparams(batches, quantizer.num_bits, mode))
+        quantizer.set_qparams(*quantizer.best_qparams(batches, mode))
 
     inputs = data.quant_input[:RANGE_SAMPLES]
     return run_front_to_back(data.unit, inputs, data.device, choose, data.cache)

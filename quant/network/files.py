@@ -15,7 +15,13 @@ import torch
 from torch import fx, nn
 
 from common.errors import InputError
-from quant.network.layers import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear
+from quant.network.layers import (
+    ActivationQuantizer,
+    Log2Quantizer,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+)
 
 # Python's own functions in a graph: parts of tuples, and arithmetic with the number of images.
 FUNCTIONS: dict[str, Callable] = {
@@ -176,6 +182,7 @@ def _torch_value(kind: type, name: Any) -> Any:
     return found
 
 
+QUANTIZERS = {kind.__name__: kind for kind in (ActivationQuantizer, Log2Quantizer)}
 FLOAT_MODULES: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 }
@@ -195,8 +202,8 @@ def _describe_module(module: Any) -> dict[str, Any]:
 
 def _build_module(form: dict[str, Any], name: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
     kind = form["type"]
-    if kind == ActivationQuantizer.__name__:
-        return ActivationQuantizer(form["bits"], form["is_end"])
+    if kind in QUANTIZERS:
+        return QUANTIZERS[kind](form["bits"], form["is_end"])
     if kind in ("BatchNorm1d", "BatchNorm2d"):
         affine = f"{name}.weight" in tensors
         return FLOAT_MODULES[kind](form["num_features"], form["eps"], affine=affine).eval()
@@ -215,7 +222,7 @@ def _build_module(form: dict[str, Any], name: str, tensors: dict[str, torch.Tens
     quantized = (QuantLinear if kind.endswith("Linear") else QuantConv2d)(
         layer, 8, form["per_channel"], form["is_end"]
     )
-    quantized.weight = None
+    quantized.weight = quantized.float_bias = None
     return quantized
 
 

@@ -5,14 +5,18 @@ Letters: O output channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import InputError
+from quant.arithmetic.log2 import fake_quantize_log2, log2_qparams
 from quant.arithmetic.moments import moment_correction
 from quant.arithmetic.primitives import code_dtype, dequantize, fake_quantize, quantize
-from quant.arithmetic.ranges import weight_qparams
+from quant.arithmetic.ranges import activation_qparams, histogram, weight_qparams
 from quant.arithmetic.rounding import Rounding
 
 
@@ -27,10 +31,11 @@ def bits_text(bits: Tensor) -> str:
 class QuantLayer(nn.Module):
     """A convolution or linear layer whose weight is stored as integer codes.
 
-    ``quantized`` switches between the quantized and the full-precision weight. The latter exists
-    only while a network is being quantized; it is not in the ``state_dict``, and a loaded layer has
-    none. While ``rounding`` is set, it computes the quantized weight. ``is_end`` is true for the
-    stem and the head; ``symmetric`` where ranges are chosen around the middle code.
+    ``quantized`` switches between the quantized and the full-precision weight. The latter and
+    ``float_bias`` exist only while a network is being quantized; they are not in the
+    ``state_dict``, and a loaded layer has none. While ``rounding`` is set, it computes the
+    quantized weight. ``is_end`` is true for the stem and the head; ``symmetric`` where ranges are
+    chosen around the middle code.
     """
 
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
@@ -40,6 +45,7 @@ class QuantLayer(nn.Module):
     offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight
     gap: Tensor | None  # shape of scale; shift of the non-zero levels away from zero
     weight: Tensor | None
+    float_bias: Tensor | None  # (O,), of the float network
     bias: Tensor | None
 
     def __init__(
@@ -55,7 +61,8 @@ class QuantLayer(nn.Module):
         self.quantized = False
         self.rounding: Rounding | None = None
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        self.register_buffer("float_bias", _copied(layer.bias), persistent=False)
+        self.register_buffer("bias", _copied(layer.bias))
         self.register_buffer("codes", torch.zeros_like(weight, dtype=code_dtype(bits)))
         self.register_buffer("scale", weight.new_ones(shape))
         self.register_buffer("zero_point", weight.new_zeros(shape))
@@ -157,6 +164,10 @@ class QuantLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
+def _copied(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().clone()
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether a layer is a convolution with one input and one output channel in each group."""
     if not isinstance(layer, (nn.Conv2d, QuantConv2d)):
@@ -221,6 +232,14 @@ class ActivationQuantizer(nn.Module):
             return fake_quantize(x.float(), self.scale, self.zero_point, self.bits, self.mask)
         return fake_quantize(x.float(), self.scale, self.zero_point, self.num_bits, self.mask)
 
+    def best_qparams(self, batches: Sequence[Tensor], mode: str) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, 0-dimensional, of the input that is given in batches.
+
+        Args:
+            mode: one of ``quant.arithmetic.ranges.RANGE_MODES``.
+        """
+        return activation_qparams(batches, self.num_bits, mode)
+
     def set_qparams(self, scale: Tensor, zero_point: Tensor, bits: Tensor | None = None) -> None:
         """Quantize with the given scale and zero point; ``bits`` None keeps the current bits."""
         self.scale, self.zero_point = scale, zero_point
@@ -236,3 +255,21 @@ class ActivationQuantizer(nn.Module):
                 setattr(self, name, torch.empty_like(stored, device=self.scale.device))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.num_bits = int(self.bits.max())
+
+
+class Log2Quantizer(ActivationQuantizer):
+    """Fake-quantizes a softmax output, per tensor, to powers of two (``quant.arithmetic.log2``)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.quantized:
+            return x
+        return fake_quantize_log2(x.float(), self.scale, self.num_bits, self.mask)
+
+    def best_qparams(self, batches: Sequence[Tensor], mode: str) -> tuple[Tensor, Tensor]:
+        """The scale of least error and the zero point 0; the rule for uniform grids is not used."""
+        return log2_qparams(histogram(batches), self.num_bits)
+
+
+def is_uniform(module: nn.Module | None) -> TypeGuard[ActivationQuantizer]:
+    """Whether a module is an activation quantizer whose levels have equal distances."""
+    return isinstance(module, ActivationQuantizer) and not isinstance(module, Log2Quantizer)

@@ -30,6 +30,7 @@ IDENTITIES = frozenset(
     "clone alias detach lift_fresh_copy contiguous".split()
 )
 CHECKS = frozenset("_assert_tensor_metadata _assert_scalar sym_constrain_range_for_size".split())
+SOFTMAXES = frozenset("softmax _softmax _safe_softmax".split())
 # Sums of products of two tensors.
 PRODUCTS = frozenset(
     "matmul mm bmm linear addmm baddbmm einsum conv1d conv2d conv_transpose2d".split()
@@ -103,6 +104,11 @@ def is_relu(node: fx.Node) -> bool:
         given = arguments(node)
         return given.get("min_val", given.get("min")) == 0
     return name in RELUS
+
+
+def is_softmax(node: fx.Node) -> bool:
+    """Whether the values of the node are probabilities that a softmax computes."""
+    return operation(node) in SOFTMAXES
 
 
 def makes_several(node: fx.Node) -> bool:

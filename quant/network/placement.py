@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from common.errors import InputError
-from quant.arithmetic.spec import NO_TARGET, NOT_QUANTIZED, ONNXRUNTIME, QuantSpec
+from quant.arithmetic.spec import LOG2, NO_TARGET, NOT_QUANTIZED, ONNXRUNTIME, QuantSpec
 from quant.network.layers import (
     ActivationQuantizer,
+    Log2Quantizer,
     QuantConv2d,
     QuantLayer,
     QuantLinear,
@@ -22,6 +23,7 @@ from quant.network.operations import (
     is_number,
     is_pooling_or_shape,
     is_relu,
+    is_softmax,
     operation,
 )
 
@@ -207,7 +209,9 @@ def _insert_activation_quantizer(
     name = f"quantizer_{producer.name}"
     while hasattr(network, name):  # a module of the user's
         name += "_"
-    network.add_submodule(name, ActivationQuantizer(spec.activation_bits(is_end), is_end))
+    has_log2 = spec.softmax_quantizer == LOG2 and is_softmax(_producer(producer, False))
+    kind = Log2Quantizer if has_log2 else ActivationQuantizer
+    network.add_submodule(name, kind(spec.activation_bits(is_end), is_end))
     with network.graph.inserting_after(producer):
         quantizer = network.graph.call_module(name, (producer,))
     quantizer.meta = dict(producer.meta)

@@ -91,7 +91,7 @@ def _restored(content: dict[str, Any], capture: Callable[[], CapturedNetwork] | 
         restored = make_chain(capture(), spec)
         state = _with_present_names(state, restored)
     for layer in quant_layers(restored).values():
-        layer.weight = None
+        layer.weight = layer.float_bias = None
     try:
         restored.load_state_dict(state, strict=True)
     except RuntimeError as error:

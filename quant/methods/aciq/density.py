@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from evaluation.batches import forward_batches
 from quant.network.forward import MOST_IMAGES
-from quant.network.layers import ActivationQuantizer
+from quant.network.layers import ActivationQuantizer, is_uniform
 from quant.network.operations import called_module, is_relu
 
 Batches = Iterator[dict[fx.Node, Tensor]]
@@ -55,11 +55,11 @@ class Density:
 
 
 def find_sources(unit: fx.GraphModule) -> list[Source]:
-    """The sources of all activation quantizers of a unit, in the order of the network."""
+    """The sources of all activation quantizers of a uniform grid, in the order of the network."""
     sources = []
     for node in unit.graph.nodes:
         quantizer = called_module(unit, node)
-        if isinstance(quantizer, ActivationQuantizer):
+        if is_uniform(quantizer):
             output = node.args[0]
             before = output.args[0] if is_relu(output) else output
             sources.append(Source(quantizer, output, before))

@@ -32,8 +32,9 @@ from quant.methods.aciq.clipping import PRIORS, TABLES, clip_factor
 from quant.methods.aciq.density import Density, find_sources, measure_densities, reduced, watch
 from quant.methods.aciq.output_correction import match_output_means
 from quant.network.chain import Task, UnitData, walk_chain
-from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise
-from quant.network.model import quant_layers, set_state
+from quant.network.forward import RANGE_SAMPLES, run_front_to_back
+from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise, is_uniform
+from quant.network.model import activation_quantizers, quant_layers, set_state
 from quant.registry import register_method
 from quant.settings import (
     BIAS_CORRECTION_HELP,
@@ -195,6 +196,7 @@ def _clip_activations(
     unit: fx.GraphModule, inputs: Tensor, device: torch.device, settings: AciqSettings
 ) -> None:
     """Choose bits and ranges of all quantizers of a unit in float state, and enable them."""
+    _choose_powers(unit, inputs, device)
     densities = measure_densities(unit, inputs, device, settings.per_channel_act)
     bits = {quantizer: _bits(quantizer, found, settings) for quantizer, found in densities.items()}
     methods = (*PRIORS, "none") if settings.aciq_method == "auto" else (settings.aciq_method,)
@@ -211,6 +213,18 @@ def _clip_activations(
     for quantizer, (scale, zero_point) in chosen.items():
         given = bits[quantizer]
         quantizer.set_qparams(scale, zero_point, given if given.dim() else None)
+
+
+def _choose_powers(unit: fx.GraphModule, inputs: Tensor, device: torch.device) -> None:
+    """Choose the largest power of each quantizer of powers of two by its error, in float state."""
+
+    def choose(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
+        if not is_uniform(quantizer):
+            quantizer.set_qparams(*quantizer.best_qparams(batches, "mse"))
+            quantizer.quantized = False
+
+    if not all(map(is_uniform, activation_quantizers(unit).values())):
+        run_front_to_back(unit, inputs[:RANGE_SAMPLES], device, choose)
 
 
 def _bits(quantizer: ActivationQuantizer, density: Density, settings: AciqSettings) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.console import progress
 from common.errors import InputError, RunError
+from quant.arithmetic.log2 import log2_qparams
 from quant.arithmetic.range_search import Grid, Sample, full_qparams, search_qparams
 from quant.arithmetic.ranges import NUM_BINS, histogram
 from quant.arithmetic.spec import QuantSpec
@@ -23,7 +24,7 @@ from quant.methods.lapq.powell import minimise
 from quant.methods.lapq.settings import LapqSettings
 from quant.network.chain import Task, generator_for
 from quant.network.forward import RANGE_SAMPLES, run_front_to_back, run_unit
-from quant.network.layers import ActivationQuantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, QuantLayer, is_uniform
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.states import LossRecord
 
@@ -126,8 +127,11 @@ class StepSearch:
         numbers = {module: index for index, module in enumerate(self.tensors.modules)}
 
         def set_range(quantizer: ActivationQuantizer, batches: list[Tensor]) -> None:
-            grid = self._grid(quantizer.num_bits, norm, symmetric=False)
-            scale, zero_point = _best(histogram(batches), grid)
+            sample, bits = histogram(batches), quantizer.num_bits
+            if not is_uniform(quantizer):
+                self.tensors.set(numbers[quantizer], *log2_qparams(sample, bits, norm))
+                return
+            scale, zero_point = _best(sample, self._grid(bits, norm, symmetric=False))
             self.tensors.set(numbers[quantizer], scale[0], zero_point[0])
 
         for unit in self.units:

@@ -1,0 +1,193 @@
+"""Equal ranges of all channels behind a LayerNorm, by an exact change of the float network.
+
+The channels of a LayerNorm's output differ in range up to hundredfold in transformers, and one
+scale for all of them loses the small ones. Ranges are chosen per channel; their differences move
+into the weight and bias of the LayerNorm, and back out in the linear layers that read it (RepQ-ViT,
+Li et al., ICCV 2023, arXiv:2212.08254, section 3.2, eq. 6 to 10).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from evaluation.batches import forward_batches
+from quant.arithmetic.primitives import quant_max
+from quant.network.building import ORIGIN, Builder, constant
+from quant.network.capture import CapturedNetwork
+from quant.network.operations import (
+    PRODUCTS,
+    arguments,
+    called_module,
+    is_number,
+    operation,
+    source_of,
+)
+
+SAMPLES = 32  # images, as in RepQ-ViT
+BITS = 4  # for which ranges are chosen: runs with other bits, of which a bank is made, agree
+MOST_IMAGES = 8  # in a batch
+TAILS = (1e-3, 1e-4, 1e-5)  # shares clipped at each end, of which the best is taken
+RESHAPES = frozenset("reshape view flatten expand".split())
+MOVES = frozenset(
+    "transpose select slice roll flip narrow split split_with_sizes chunk unbind".split()
+)
+LEAST_RATIO = 0.01  # of the scale of a channel to the mean scale; of constant channels it is 0
+
+
+@dataclass(frozen=True)
+class Move:
+    """What moves from the ranges of one LayerNorm's output into weights; each (C,) float32.
+
+    The output x becomes (x + shift) / ratio.
+    """
+
+    ratio: Tensor
+    shift: Tensor
+
+
+def has_attention(network: fx.GraphModule) -> bool:
+    """Whether the network multiplies two activations, as attention does."""
+    return any(
+        operation(node) in PRODUCTS and len(_tensors(node)) > 1 for node in network.graph.nodes
+    )
+
+
+def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
+    """The moves of all LayerNorms whose outputs only linear layers read, by their nodes' names.
+
+    Args:
+        images: (N, channels, height, width), of which ``SAMPLES`` are used.
+    """
+    norms = [node for node in network.graph.graph.nodes if _readers(network.graph, node)]
+    outputs: dict[fx.Node, list[Tensor]] = {node: [] for node in norms}
+    for batch in forward_batches(images[:SAMPLES], network.images.device, MOST_IMAGES):
+        _Watcher(network.graph, outputs).run(batch.to(network.images.device))
+    return {node.name: _move(torch.cat(found)) for node, found in outputs.items()}
+
+
+def with_moves(network: CapturedNetwork, moves: dict[str, Move]) -> CapturedNetwork:
+    """A copy of the network, equal in float, whose LayerNorms have the ranges of ``moves``."""
+    graph = copy.deepcopy(network.graph)
+    for node in list(graph.graph.nodes):
+        if node.name in moves:
+            _apply_(graph, node, moves[node.name])
+    graph.recompile()
+    return dataclasses.replace(network, graph=graph)
+
+
+class _Watcher(fx.Interpreter):
+    """Keeps the outputs of some nodes as (rows, C)."""
+
+    def __init__(self, network: fx.GraphModule, outputs: dict[fx.Node, list[Tensor]]):
+        super().__init__(network)
+        self.outputs = outputs
+
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.outputs:
+            self.outputs[n].append(value.flatten(0, -2))
+        return value
+
+
+def _move(rows: Tensor) -> Move:
+    """The move that gives all channels of (rows, C) values the mean scale and zero point."""
+    scale, zero_point = _channel_qparams(rows)
+    common = scale.mean()
+    ratio = (scale / common).clamp(min=LEAST_RATIO)
+    scale = ratio * common
+    return Move(ratio, scale * (zero_point - zero_point.mean().round()))
+
+
+def _channel_qparams(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each channel, (C,); zero points may lie outside of the codes."""
+    ordered, top = rows.sort(0).values, quant_max(BITS)
+    best: list[Tensor] = []
+    for tail in TAILS:
+        cut = round(tail * (len(rows) - 1))
+        low, high = ordered[cut], ordered[len(rows) - 1 - cut]
+        scale = (high - low).clamp(min=torch.finfo(rows.dtype).tiny) / top
+        codes = ((rows - low) / scale).round_().clamp_(0, top)
+        found = [codes.mul_(scale).add_(low).sub_(rows).square_().sum(0), scale, low]
+        is_less = found[0] < best[0] if best else torch.ones_like(low, dtype=torch.bool)
+        best = [torch.where(is_less, *pair) for pair in zip(found, best or found, strict=True)]
+    _, scale, low = best
+    common = scale.mean().clamp(min=torch.finfo(rows.dtype).tiny)
+    scale = scale.maximum(LEAST_RATIO * common)
+    return scale, -(low / scale).round()
+
+
+def _readers(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The calls of linear layers that read a LayerNorm; none if something else does too."""
+    if operation(node) != "layer_norm" or len(arguments(node)["normalized_shape"]) != 1:
+        return []
+    calls = Counter(n.target for n in network.graph.nodes if n.op == "call_module")
+    readers: list[fx.Node] = []
+    waiting = [user for user in node.users if not is_number(user)]
+    while waiting:
+        user = waiting.pop()
+        if isinstance(called_module(network, user), nn.Linear) and calls[user.target] == 1:
+            readers.append(user)
+        elif _keeps_channels(user):
+            waiting += [reader for reader in user.users if not is_number(reader)]
+        else:
+            return []
+    return readers
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Whether a node only moves values, and the last dimension stays that of the channels."""
+    name = operation(node)
+    if name == "getitem":  # of what one of the others returns
+        return True
+    if name not in (*RESHAPES, *MOVES, "permute", "constant_pad_nd"):
+        return False
+    before, given = source_of(node).meta["val"], arguments(node)
+    if name in RESHAPES:
+        return bool(before.shape[-1] == node.meta["val"].shape[-1])
+    if name == "constant_pad_nd":
+        return not any(given["pad"])
+    if name == "permute":
+        return bool(given["dims"][-1] % before.dim() == before.dim() - 1)
+    axes = [given[key] for key in ("dim", "dim0", "dim1") if key in given]
+    return all(axis % before.dim() < before.dim() - 1 for axis in [*axes, *given.get("dims", [])])
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that are computed from the image."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
+def _apply_(network: fx.GraphModule, node: fx.Node, move: Move) -> None:
+    """Move the ranges into a LayerNorm and out of the linear layers that read it, in place."""
+    given, build = arguments(node), Builder(network, node)
+    scale, offset = (constant(network, given[name]) for name in ("weight", "bias"))
+    scale = torch.ones_like(move.ratio) if scale is None else scale
+    offset = torch.zeros_like(move.ratio) if offset is None else offset
+    changed = {"weight": scale / move.ratio, "bias": (offset + move.shift) / move.ratio}
+    for place, name in ((2, "weight"), (3, "bias")):
+        old = given[name]
+        origin = None if old is None else old.meta.get(ORIGIN, str(old.target))
+        new = build.constant(changed[name], origin)
+        node.args = (*node.args[:place], *[None] * (place - len(node.args)), new)
+    node.args = (*node.args, given["eps"])
+    node.kwargs = {}
+    for reader in _readers(network, node):
+        _undo_(cast(nn.Linear, called_module(network, reader)), move)
+
+
+def _undo_(layer: nn.Linear, move: Move) -> None:
+    """Change a linear layer so that it computes from (x + shift) / ratio what it did from x."""
+    weight = layer.weight.detach().double()
+    shift = weight @ move.shift.double()
+    bias = -shift if layer.bias is None else layer.bias.detach().double() - shift
+    kind = layer.weight.dtype
+    layer.weight = nn.Parameter((weight * move.ratio.double()).to(kind), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(kind), requires_grad=False)

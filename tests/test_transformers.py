@@ -1,0 +1,296 @@
+"""Networks with attention: their points, powers of two for softmax outputs, equal LayerNorms."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torchvision.models import VisionTransformer
+
+from common.errors import InputError
+from quant import QuantModel, read_quantized_file, restore_quantized
+from quant.arithmetic.log2 import fake_quantize_log2, log2_levels, log2_qparams
+from quant.arithmetic.range_search import Sample
+from quant.bitwidth.banks import BankRequest, build_sweep
+from quant.network.capture import CapturedNetwork, capture
+from quant.network.layernorms import SAMPLES, find_moves, has_attention, with_moves
+from quant.network.layers import Log2Quantizer, QuantLayer
+from quant.network.model import activation_quantizers
+from quant.network.operations import PRODUCTS, called_module, operation
+from tests.test_methods_contract import METHODS, make
+
+BITS = 3
+
+
+def tiny_vit() -> nn.Module:
+    """Two blocks of width 16 for 8 x 8 images, with LayerNorms whose channels differ widely."""
+    torch.manual_seed(0)
+    network = VisionTransformer(8, 4, 2, 2, 16, 32, num_classes=4)
+    nn.init.normal_(network.heads.head.weight)
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.bias)
+            module.weight.data = torch.logspace(-1, 1, 16)[torch.randperm(16)]
+    return network.eval()
+
+
+def images(count: int = 48) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@functools.cache
+def tiny_captured() -> CapturedNetwork:
+    return capture(tiny_vit(), images())
+
+
+@pytest.fixture
+def captured() -> CapturedNetwork:
+    return tiny_captured()
+
+
+# Powers of two
+
+
+def test_the_levels_are_powers_of_two_and_zero():
+    assert log2_levels(torch.tensor(0.75), 2).tolist() == [0.75, 0.375, 0.1875, 0.0]
+    assert log2_levels(torch.tensor(1.0), 1).tolist() == [1.0, 0.0]
+    assert log2_levels(torch.tensor(1.0), 8)[[0, 149, 150]].tolist() == [1.0, 2.0**-149, 0.0]
+
+
+def test_values_go_to_the_nearest_exponent():
+    x = torch.tensor([2.0, 1.0, 0.71, 0.70, 0.5, 0.36, 0.35, 0.18, 0.17, 0.0])
+    expected = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
+    assert fake_quantize_log2(x, torch.tensor(1.0), 2).tolist() == expected
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_there_are_at_most_2_to_the_bits_values(bits):
+    x = torch.cat([torch.zeros(1), torch.logspace(-45, 0.2, 10_000)])
+    values = fake_quantize_log2(x, torch.tensor(0.8), bits).unique()
+    assert len(values) <= 2**bits
+    assert set(values.tolist()) <= set(log2_levels(torch.tensor(0.8), bits).tolist())
+
+
+def test_gradients_pass_as_if_the_exponent_were_not_rounded():
+    scale = torch.tensor(0.5, requires_grad=True)
+    x = torch.tensor([0.9, 0.6, 0.3, 0.1, 0.01, 0.0], requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0, 11.0])
+    xhat = fake_quantize_log2(x, scale, 2)
+    assert xhat.tolist() == [0.5, 0.5, 0.25, 0.125, 0.0, 0.0]
+    (xhat * weights).sum().backward()
+    assert x.grad.tolist() == [0.0, 2.0, 3.0, 5.0, 7.0, 11.0]  # 0.9 > 0.5 sqrt(2) is clamped
+    inside = ((xhat - x) * weights)[1:].sum() / 0.5
+    assert scale.grad.item() == pytest.approx(1.0 + inside.item(), rel=1e-6)
+
+
+def test_masked_elements_pass_in_float():
+    x = torch.tensor([0.3, 0.3], requires_grad=True)
+    scale = torch.tensor(1.0, requires_grad=True)
+    out = fake_quantize_log2(x, scale, 2, torch.tensor([1.0, 0.0]))
+    assert out.tolist() == [0.25, pytest.approx(0.3)]
+    out.sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0]
+    assert scale.grad.item() == pytest.approx(0.25 - 0.3, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", [2.0, 2.4])
+def test_no_larger_or_smaller_scale_has_a_smaller_error(norm):
+    row = torch.rand(1, 500, generator=torch.Generator().manual_seed(0)).pow(4)
+    counts = torch.arange(1.0, 501.0)
+    scale, zero_point = log2_qparams(Sample(row, counts), 3, norm)
+
+    def error(candidate: float) -> float:
+        rounded = fake_quantize_log2(row, torch.tensor(candidate), 3)
+        return ((rounded - row).abs().pow(norm) * counts).sum().item()
+
+    top = row.max().item()
+    assert zero_point.item() == 0
+    assert top / 2 < scale.item() <= top
+    assert error(scale.item()) == min(error(top * share / 100) for share in range(51, 101))
+    assert log2_qparams(Sample(row), 3, math.inf)[0].item() == top
+
+
+# LayerNorms
+
+
+def test_moved_ranges_leave_the_float_network_as_it_is(captured):
+    moves = find_moves(captured, images())
+    assert len(moves) == 5  # two in each block, and the last
+    moved = with_moves(captured, moves)
+    logits = captured.graph(images())
+    assert not torch.equal(moved.graph(images()), logits)
+    assert (moved.graph(images()) - logits).abs().max() < 1e-5 * logits.abs().max()
+    assert torch.equal(captured.graph(images(8)), captured.logits)  # it is a copy
+
+
+def norm_outputs(network: CapturedNetwork) -> list[Tensor]:
+    """Values behind the LayerNorms, (rows, 16)."""
+    found = []
+
+    class Run(fx.Interpreter):
+        def run_node(self, n):
+            value = super().run_node(n)
+            if operation(n) == "layer_norm":
+                found.append(value.detach().flatten(0, -2))
+            return value
+
+    Run(network.graph).run(images()[:SAMPLES])
+    return found
+
+
+def test_all_channels_have_one_range_afterwards(captured):
+    moved = with_moves(captured, find_moves(captured, images()))
+    for before, after in zip(norm_outputs(captured), norm_outputs(moved), strict=True):
+        old, new = (x.amax(0) - x.amin(0) for x in (before, after))
+        assert old.max() > 50 * old.min()
+        assert torch.allclose(new, old.mean().expand(16), rtol=1e-4)
+        one_step = new.max() / (2**4 - 1)  # zero points are rounded
+        assert after.amin(0).max() - after.amin(0).min() < 1.01 * one_step
+
+
+class ReadTwice(nn.Module):
+    """A LayerNorm that two linear layers read, and perhaps the residual or another operation."""
+
+    def __init__(self, other: str, bias: bool = True):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.norm = nn.LayerNorm(8, bias=bias)
+        self.one, self.two = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.patch(x).flatten(2).transpose(1, 2))
+        if self.other == "padded":
+            tokens = nn.functional.pad(tokens, (0, 0, 0, 1))
+        if self.other == "turned":
+            tokens = tokens.transpose(1, 2).reshape(-1, 4, 8)
+        attended = self.one(tokens) @ self.two(tokens).transpose(1, 2)
+        if self.other == "residual":
+            attended = attended @ tokens
+        if self.other == "twice":
+            attended = attended + self.one(tokens + 1).mean((1, 2), keepdim=True)
+        if self.other == "rolled":
+            attended = attended * self.two(tokens.roll(1, 1)[:, :1]).mean((1, 2), keepdim=True)
+        return self.head(attended.flatten(1)[:, :8])
+
+
+@pytest.mark.parametrize(
+    ("other", "moved"),
+    [("", 1), ("residual", 0), ("padded", 0), ("turned", 0), ("twice", 0), ("rolled", 0)],
+)
+def test_a_range_moves_only_where_linear_layers_alone_read_it(other, moved):
+    torch.manual_seed(0)
+    network = capture(ReadTwice(other).eval(), images())
+    moves = find_moves(network, images())
+    assert len(moves) == moved
+    after = with_moves(network, moves).graph(images())
+    assert torch.allclose(after, network.graph(images()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layernorm_without_a_bias_gets_one():
+    torch.manual_seed(0)
+    network = capture(ReadTwice("", bias=False).eval(), images())
+    moved = with_moves(network, find_moves(network, images()))
+    assert torch.allclose(moved.graph(images()), network.graph(images()), rtol=1e-5, atol=1e-5)
+    assert any(value.abs().max() > 0 for name, value in moved.graph.named_buffers())
+
+
+def test_it_happens_where_there_is_attention(captured, tiny_network, tiny_images, caplog):
+    assert has_attention(captured.graph)
+    assert not has_attention(capture(tiny_network, tiny_images).graph)
+    caplog.set_level("INFO")
+    for asked, told in [("auto", True), ("on", True), ("off", False)]:
+        caplog.clear()
+        quantized("rtn", reparam_layernorm=asked)
+        text = f"channels of 5 LayerNorms have equal ranges (reparam_layernorm {asked})"
+        assert (text in caplog.text) == told
+
+
+def test_equal_ranges_lower_the_error_of_few_bits(captured):
+    logits = captured.graph(images())
+    errors = {
+        asked: (quantized("rtn", n_bits_w=8, reparam_layernorm=asked)(images()) - logits).square()
+        for asked in ("on", "off")
+    }
+    assert errors["on"].mean() < 0.8 * errors["off"].mean()
+
+
+# All methods
+
+
+def quantized(name: str, **settings) -> QuantModel:
+    settings = {"n_bits_w": BITS, "n_bits_a": BITS} | settings
+    return make(name, **settings).quantize_model(tiny_captured(), None, [images()])
+
+
+class Seen(fx.Interpreter):
+    """Values that linear layers and products of two activations read."""
+
+    def __init__(self, unit: fx.GraphModule, found: list[tuple[fx.Node, Tensor]]):
+        super().__init__(unit)
+        self.found = found
+
+    def run_node(self, n):
+        arguments = [a for a in n.all_input_nodes if a.op != "get_attr"]
+        layer = called_module(self.module, n)
+        if operation(n) in PRODUCTS or (isinstance(layer, QuantLayer) and layer.codes.dim() == 2):
+            self.found += [(a, self.env[a]) for a in arguments]
+        return super().run_node(n)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("softmax", ["uniform", "log2"])
+def test_what_products_and_linear_layers_read_has_at_most_2_to_the_bits_levels(name, softmax):
+    model = quantized(name, softmax_quantizer=softmax)
+    value, found = images(16), []
+    for unit in model.units:
+        value = Seen(unit, found).run(value)
+    assert len(found) == 2 * (4 + 4) + 1  # inputs of four layers, operands of two products; head
+    powers = [part for part in activation_quantizers(model).values() if type(part) is Log2Quantizer]
+    assert len(powers) == (2 if softmax == "log2" else 0)
+    for node, values in found[:-1]:
+        quantizer = source_quantizer(model, node)
+        per_channel = quantizer.scale.numel() > 1
+        groups = values.transpose(0, 1).flatten(1) if per_channel else values.reshape(1, -1)
+        most = 2 ** quantizer.bits.flatten().expand(len(groups))
+        assert all(len(g.unique()) <= m for g, m in zip(groups, most.tolist(), strict=True))
+
+
+def source_quantizer(model: QuantModel, node: fx.Node) -> nn.Module:
+    parts = activation_quantizers(model)
+    while True:
+        name = next((key for key in parts if key.endswith(f".{node.target}")), None)
+        if name is not None:
+            return parts[name]
+        node = node.all_input_nodes[0]
+
+
+def test_powers_of_two_need_a_softmax_and_uniform_kernels(tiny_network, tiny_images):
+    with pytest.raises(InputError, match="softmax_quantizer must be uniform with quant_target"):
+        make("rtn", n_bits_w=8, n_bits_a=8, softmax_quantizer="log2", quant_target="openvino")
+    model = make("rtn", softmax_quantizer="log2").quantize_model(tiny_network, None, [tiny_images])
+    assert not any(type(part) is Log2Quantizer for part in activation_quantizers(model).values())
+
+
+def test_a_saved_transformer_computes_the_same(tmp_path):
+    model = quantized("rtn", softmax_quantizer="log2")
+    model.save(tmp_path / "model.pt", {})
+    again = restore_quantized(read_quantized_file(tmp_path / "model.pt"))
+    assert torch.equal(again(images()), model(images()))
+    kinds = [type(part) for part in activation_quantizers(again).values()]
+    assert kinds == [type(part) for part in activation_quantizers(model).values()]
+    assert kinds.count(Log2Quantizer) == 2
+
+
+def test_a_bank_holds_the_biases_that_belong_to_its_weights():
+    """Ranges of LayerNorms have moved into both; the sweep starts as the method's own result."""
+    model = quantized("rtn", init_wmode="minmax")
+    request = BankRequest((BITS, 8), "rtn", "fixed", "minmax", lambda *_: pytest.fail("not asked"))
+    sweep = build_sweep(model, request)
+    for _, layer in sweep.bitwidth_layers():
+        layer.set_bitwidth(BITS)
+    assert torch.equal(sweep(images()), model(images()))
