@@ -26,6 +26,7 @@ from evaluation.metrics import topk_accuracy
 from loaders import load_dataset
 from loaders.imageset import MemoryImages
 from models.digits import DIGITS_ENTRY, DIGITS_WEIGHTS
+from models.entries import ModelEntry
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def is_weights(path: Path) -> bool:
-    """Whether a file holds weights of this network, as this script writes them."""
+def is_weights(path: Path, entry: ModelEntry = DIGITS_ENTRY) -> bool:
+    """Whether a file holds weights of a network, as this script writes them."""
     try:
         content = read_torch_file(path)
-        network = DIGITS_ENTRY.build(DIGITS_ENTRY.num_classes)
+        network = entry.build(entry.num_classes or 0)
         return bool(content["state_dict"].keys() == network.state_dict().keys())
     except (InputError, OSError, KeyError, TypeError, AttributeError):
         return False
