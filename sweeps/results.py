@@ -12,6 +12,7 @@ from typing import Any
 from common.cells import plain_cell
 from common.files import atomic_file
 from logits_io.naming import SWEEP_FILE
+from plots.page import show
 from sweeps.spec import GridRun
 
 SUMMARY_FILE, TABLE_FILE, REPORT_FILE = SWEEP_FILE, "sweep_table", "report.html"
@@ -87,16 +88,6 @@ def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
     if not known:
         return None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
-def show(value: Any) -> str:
-    """The text of a table cell."""
-    if value is None:
-        return "-"
-    if not isinstance(value, tuple):
-        return str(value)
-    mean, deviation = value
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
