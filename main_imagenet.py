@@ -39,6 +39,7 @@ from common.console import (
 from pipeline import prepare, run
 from pipeline.closing import closing_text
 from pipeline.command import Command, read_command
+from pipeline.comparing import compare_runs
 from pipeline.flags import build_parser
 from pipeline.folders import require_own_folders
 from pipeline.lists import list_text
@@ -60,6 +61,11 @@ def _main(argv: Sequence[str]) -> int:
     setup_logging(command.verbose, command.quiet)
     if command.lists is not None:
         write_stdout(list_text(command.lists))
+        return EXIT_OK
+    if command.compare:
+        output = command.options.output.output_dir
+        path = compare_runs(command.compare, output, command.options.force)
+        write_stdout(f"comparison: {path}")
         return EXIT_OK
     if command.print_config:
         options = command.options

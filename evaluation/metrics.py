@@ -5,6 +5,7 @@ Letters: N samples, C classes; all logits are (N, C), targets (N,).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -155,3 +156,9 @@ def _log_softmax32(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Inner products of the rows, (N,) float64."""
     return np.einsum("ij,ij->i", a, b).astype(np.float64)
+
+
+def standard_error(percent: float, images: int) -> float:
+    """Standard error, in percent, of an accuracy in percent on ``images`` images."""
+    share = percent / 100
+    return 100 * math.sqrt(share * (1 - share) / images)

@@ -49,6 +49,13 @@ class Preprocess:
         std = torch.tensor(self.std).view(3, 1, 1)
         return (pixels.float() / white - mean) / std
 
+    def pixels(self, image: Tensor) -> Tensor:
+        """Convert (3, H, W) network input back to (H, W, 3) uint8 pixels from 0 to 255."""
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        white = (image * std + mean).clamp(0, 1) * 255
+        return white.round().to(torch.uint8).permute(1, 2, 0).contiguous()
+
 
 def as_pixels(image: Any) -> Tensor:
     """Convert an RGB image of PIL to (3, H, W) uint8 pixels."""

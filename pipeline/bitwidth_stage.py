@@ -220,7 +220,8 @@ class _Sweep:
         open_sweep_folder(folder)
         if sensitivity:
             write_table(folder / SENSITIVITY_FILE, sensitivity, SENSITIVITY_COLUMNS)
-        save_figure(folder / FIGURE_FILE, sweep_figure(statistics, self.job.title))
+        figure = sweep_figure(statistics, self.job.title, len(self.images.targets))
+        save_figure(folder / FIGURE_FILE, figure)
         write_sweep(folder, self.rows, statistics, about, self.job.title)
 
     def _evaluate_all(self) -> None:

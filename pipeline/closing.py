@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.report_table import report_table
-from logits_io.naming import EXPORT_REPORT_FILE, MODEL_FILE, ONNX_FILE
+from logits_io.naming import EXPORT_REPORT_FILE, MODEL_FILE, ONNX_FILE, PAGE_FILE
 from pipeline.job import Job
 from pipeline.next_steps import next_steps
 from pipeline.results import Results
@@ -41,6 +41,7 @@ def _files(job: Job) -> str:
     name, url = job.name, job.options.output.output_url
     places = {
         "model": Path(name.run_folder, MODEL_FILE),
+        "page": Path(name.run_folder, PAGE_FILE),
         "summary": Path(name.summary_folder, f"{name.summary_folder}.csv"),
         "logits": Path(name.initial_folder),
     }

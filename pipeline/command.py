@@ -48,12 +48,14 @@ class Command:
     Attributes:
         argv: the command line as given.
         lists: list to print, ``archs``, ``methods`` or ``recipes``; None: a run.
+        compare: folders of runs to show side by side; empty: a run.
         table: rows of results to print, ``compact`` or ``full``.
     """
 
     argv: tuple[str, ...]
     options: RunOptions
     lists: str | None
+    compare: tuple[Path, ...]
     print_config: bool
     dry_run: bool
     table: str
@@ -73,6 +75,7 @@ def read_command(parser: FlagParser, argv: Sequence[str]) -> Command:
         argv=tuple(argv),
         options=_run_options(found),
         lists=lists[0] if lists else None,
+        compare=tuple(found.compare or ()),
         print_config=found.print_config,
         dry_run=found.dry_run,
         table=found.table,

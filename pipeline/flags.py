@@ -15,6 +15,7 @@ from loaders.transforms import INTERPOLATIONS
 from logits_io.formats import COMPRESSIONS, FORMATS
 from models import CHECKPOINT_FORMATS, brecq
 from pipeline.bitwidth_flags import add_sweep_flags
+from pipeline.comparing import COMPARISON_FILE
 from pipeline.options import (
     DEFAULT_ARCH,
     DEFAULT_METHOD,
@@ -334,6 +335,14 @@ def _add_run_flags(parser: FlagParser) -> None:
         choices=TABLES,
         default=TABLES[0],
         help="print the main rows of the results, or one for every correction (default compact)",
+    )
+    add(
+        "--compare",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help=f"write {COMPARISON_FILE} into --output_dir, a page that shows the finished runs in "
+        "these folders side by side, and stop",
     )
     add("--list_archs", action="store_true", help="print the architectures and stop")
     add("--list_methods", action="store_true", help="print the methods and stop")

@@ -31,8 +31,10 @@ from logits_io.naming import (
     CALIBRATION_FILE,
     CONFIG_FILE,
     CORRECTION_FILE,
+    EVALUATION_FILE,
     LOG_FILE,
     MODEL_FILE,
+    PAGE_FILE,
     RUN_FILE,
     STATE_FOLDER,
     TENSORBOARD_FOLDER,
@@ -42,7 +44,16 @@ from pipeline.job import Job
 from quant.bitwidth.report import require_own_sweep
 from quant.network.states import is_state_file
 
-RUN_FILES = (RUN_FILE, CONFIG_FILE, CALIBRATION_FILE, LOG_FILE, MODEL_FILE, CORRECTION_FILE)
+RUN_FILES = (
+    RUN_FILE,
+    CONFIG_FILE,
+    CALIBRATION_FILE,
+    EVALUATION_FILE,
+    LOG_FILE,
+    MODEL_FILE,
+    CORRECTION_FILE,
+    PAGE_FILE,
+)
 SUMMARY_IMAGES = (
     "per_class_change.png",
     "logit_scatter.png",
@@ -124,7 +135,8 @@ def open_folder(job: Job) -> None:
         replace_link(folder)
     is_old = _is_of_earlier_version(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
-    for path in (job.root / RUN_FILE, *(job.folder / name for name in (RUN_FILE, *EXPORT_FILES))):
+    stale = (RUN_FILE, PAGE_FILE, EVALUATION_FILE, *EXPORT_FILES)
+    for path in (job.root / RUN_FILE, *(job.folder / name for name in stale)):
         path.unlink(missing_ok=True)
     exported = EXPORT_FILES if job.options.export is not None else ()
     mark(job.root, (RUN_FILE,))

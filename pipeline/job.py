@@ -25,6 +25,7 @@ from logits_io.naming import (
     CALIBRATION_FILE,
     CONFIG_FILE,
     CORRECTION_FILE,
+    EVALUATION_FILE,
     MODEL_FILE,
     ONNX_FILE,
     file_name,
@@ -96,7 +97,14 @@ class Job:
 
     def files(self) -> list[Path]:
         """The files that a finished run may have left, besides logits and its record."""
-        names = (MODEL_FILE, CORRECTION_FILE, CONFIG_FILE, CALIBRATION_FILE, ONNX_FILE)
+        names = (
+            MODEL_FILE,
+            CORRECTION_FILE,
+            CONFIG_FILE,
+            CALIBRATION_FILE,
+            EVALUATION_FILE,
+            ONNX_FILE,
+        )
         summary = self.name.summary_folder
         tables = [self.root / summary / f"{summary}{ending}" for ending in (".json", ".csv")]
         return [*(self.folder / name for name in names), *tables]

@@ -29,6 +29,7 @@ from logits_io.runs import promises
 from pipeline.job import Job, preprocess_of
 from pipeline.results import Results
 from quant import QuantModel, zero_share
+from quant.arithmetic.packing import float_bytes, theoretical_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,16 @@ def logits_metadata(job: Job, plan: DataPlan) -> dict[str, Any]:
     }
 
 
+def sizes(path: Path, quantized: QuantModel) -> dict[str, int | None]:
+    """Bytes of the quantized model: of its file (None: not saved), in theory, and in float32."""
+    state = quantized.state_dict()
+    return {
+        "file": path.stat().st_size if path.is_file() else None,
+        "theory": theoretical_bytes(state),
+        "float32": float_bytes(state),
+    }
+
+
 def zero_shares(float_network: nn.Module, quantized: QuantModel) -> dict[str, float]:
     """Fraction of exact zeros among the weights and biases of both networks."""
     networks = {FULL_PRECISION: float_network, QUANTIZED: quantized}
@@ -100,6 +111,8 @@ class Outline:
         signs: confidences and agreements on the fitting and the evaluation images.
         started: UTC time of the start.
         logits: names of the folders of logits below the root.
+        sizes: bytes of the quantized model: of its file (None: not saved), in theory, and in
+            float32.
     """
 
     results: Results
@@ -107,6 +120,7 @@ class Outline:
     zero_share: Mapping[str, float]
     started: str
     logits: Sequence[str]
+    sizes: Mapping[str, int | None]
 
 
 def run_record(
@@ -135,6 +149,7 @@ def run_record(
         },
         "recipe": None if job.recipe is None else dataclasses.asdict(job.recipe),
         "zero_share": dict(outline.zero_share),
+        "sizes": dict(outline.sizes),
         "warning_signs": dict(outline.signs),
         "seconds": clock.seconds,
         "cpu_seconds": clock.cpu_seconds,

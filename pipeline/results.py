@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,12 +149,6 @@ def collect(full_precision: Row, candidates: Sequence[Row], selected: int, image
     return Results(
         full_precision, quantized, tuple(corrections), marked[selected], marked[oracle], images
     )
-
-
-def standard_error(percent: float, images: int) -> float:
-    """Standard error, in percent, of an accuracy in percent on ``images`` images."""
-    share = percent / 100
-    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dict[str, float]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from torch import nn
 
-from common.console import log_to_file, progress
+from common.console import collected_warnings, log_to_file, progress
 from common.errors import InputError, RunError
-from common.files import atomic_file, atomic_folder, write_json
-from common.marks import mark_whole
-from common.provenance import SaveLog, StageClock, utc_now
+from common.files import atomic_file, write_json
+from common.provenance import SaveLog, StageClock
 from common.torch_setup import full_float32, seed_all
 from correction import (
     Corrections,
@@ -50,19 +48,19 @@ from logits_io.naming import (
 )
 from pipeline.belonging import doubt_of_labels, early_doubts, require_top1
 from pipeline.bitwidth_stage import SweepJob, run_sweep
+from pipeline.context import Context
+from pipeline.finishing import finish, save_summary
 from pipeline.folders import open_folder, require_own_folders, run_lock
 from pipeline.job import Job
 from pipeline.needs import require_disk, saves_all
 from pipeline.networks import NetworkPair
 from pipeline.record import (
     Outline,
-    copy_to_url,
     identity,
     logits_metadata,
     model_metadata,
     replaced_run,
-    run_record,
-    write_record,
+    sizes,
     zero_shares,
 )
 from pipeline.results import (
@@ -72,10 +70,8 @@ from pipeline.results import (
     warn_of_memories,
     warning_signs,
 )
-from pipeline.summary import Summary
 from pipeline.tensorboard import RunBoard
-from quant import QuantModel, UnitReport, UnitStates, bits_by_tensor
-from quant.arithmetic.packing import float_bytes, theoretical_bytes
+from quant import QuantModel, UnitReport, UnitStates
 
 logger = logging.getLogger(__name__)
 
@@ -94,37 +90,6 @@ class Outcome:
     problems: list[str]
 
 
-@dataclass(frozen=True)
-class Context:
-    """What every stage of a run works with.
-
-    Attributes:
-        plan: the images, in memory where they fit.
-        metadata: metadata row saved with the logits.
-        float_logits: (N, C) of the evaluation images, where they are known before the run begins.
-        written: folders below the root, in the order in which they were written.
-        logits: those that hold logits.
-    """
-
-    job: Job
-    plan: DataPlan
-    networks: NetworkPair
-    metadata: dict[str, Any]
-    float_logits: np.ndarray | None
-    states: UnitStates
-    board: RunBoard
-    clock: StageClock
-    saves: SaveLog
-    started: str = field(default_factory=utc_now)
-    written: list[str] = field(default_factory=list)
-    logits: list[str] = field(default_factory=list)
-
-    def note_logits(self, folder: str) -> None:
-        """Note that a folder of logits is written."""
-        self.written.append(folder)
-        self.logits.append(folder)
-
-
 @full_float32()
 def run(job: Job) -> Outcome:
     """Run all stages; files written by a stage stay when a later one fails.
@@ -134,7 +99,12 @@ def run(job: Job) -> Outcome:
             cannot be written or holds files of the user that would be replaced.
         RunError: a stage cannot continue.
     """
-    context = begin(job)
+    with collected_warnings() as warnings:
+        return _run(job, warnings)
+
+
+def _run(job: Job, warnings: list[str]) -> Outcome:
+    context = dataclasses.replace(begin(job), warnings=warnings)
     with run_lock(job):
         open_run(context)
         with log_to_file(job.folder / LOG_FILE):
@@ -153,6 +123,7 @@ def _run_stages(context: Context) -> Outcome:
         source = context.plan.correction_source
         signs = warning_signs(fitting, evaluation, source)
         warn_of_memories(signs, source, results)
+    job = context.job
     doubt = doubt_of_labels(evaluation.logits[FULL_PRECISION], evaluation.targets)
     if doubt is not None:
         logger.warning(doubt)
@@ -162,9 +133,10 @@ def _run_stages(context: Context) -> Outcome:
         zero_share=zero_shares(context.networks.network, quantized),
         started=context.started,
         logits=context.logits,
+        sizes=sizes(job.folder / MODEL_FILE, quantized),
     )
-    save_summary(context, outline, corrections, evaluation, quantized)
-    finish(context, outline)
+    summary = save_summary(context, outline, corrections, evaluation, quantized)
+    finish(context, outline, summary)
     return Outcome(results, context.saves.failures, problems)
 
 
@@ -258,6 +230,7 @@ def quantize(context: Context) -> QuantModel:
     output = job.options.output
 
     def note_unit(report: UnitReport) -> None:
+        context.units.append(report)
         with saves.attempt("the TensorBoard losses"):
             board.add_unit(report)
 
@@ -283,14 +256,14 @@ def quantize(context: Context) -> QuantModel:
 
 
 def _log_sizes(path: Path, quantized: QuantModel) -> None:
-    state = quantized.state_dict()
+    found = sizes(path, quantized)
     logger.info(
         "%s: %d bytes; %d bytes in theory, %d bytes in float32 (%.1f times as large as the file)",
         path.name,
-        path.stat().st_size,
-        theoretical_bytes(state),
-        float_bytes(state),
-        float_bytes(state) / path.stat().st_size,
+        found["file"],
+        found["theory"],
+        found["float32"],
+        (found["float32"] or 0) / (found["file"] or 1),
     )
 
 
@@ -439,42 +412,3 @@ def export(context: Context, quantized: QuantModel, corrections: Corrections) ->
     for problem in problems:
         logger.error("%s: %s", ONNX_FILE, problem)
     return problems
-
-
-def save_summary(
-    context: Context,
-    outline: Outline,
-    corrections: Corrections,
-    evaluation: Inference,
-    quantized: QuantModel,
-) -> None:
-    """Write the tables and plots of the run."""
-    job, saves, results = context.job, context.saves, outline.results
-    stem = job.name.summary_folder
-    summary = Summary(
-        results, evaluation, corrections.selected_correction(), job.method.settings.seed
-    )
-    with context.clock("save summary"):
-        with saves.attempt("the summary"), atomic_folder(job.root / stem, mark_whole) as part:
-            content = {
-                "rows": results.as_records(),
-                "warning_signs": dict(outline.signs),
-                "bits": bits_by_tensor(quantized),
-            }
-            write_json(part / f"{stem}.json", content)
-            summary.write_tables(part, stem)
-            if job.options.output.plots:
-                summary.draw(part)
-        context.written.append(stem)
-        with saves.attempt("the TensorBoard accuracies"):
-            context.board.add_results(results)
-
-
-def finish(context: Context, outline: Outline) -> None:
-    """Write the record of the run, copy the output to a URL if one is given, log where it is."""
-    job, clock, saves = context.job, context.clock, context.saves
-    write_record(job, run_record(job, context.plan, outline, clock, saves), saves)
-    copy_to_url(job, context.written, clock, saves)
-    stages = (f"{stage} {value:.1f}" for stage, value in clock.seconds.items())
-    logger.info("seconds: %s", ", ".join(stages))
-    logger.info("written to %s", job.options.output.output_url or job.root)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from correction import ClusterAffineCorrection
 from correction.partition import fit_projection
 from evaluation.inference import Inference
+from evaluation.metrics import standard_error
 from logits_io.comparison import Comparison, compare_logits
 from logits_io.naming import CORRECTED, FULL_PRECISION, QUANTIZED
 from logits_io.tables import write_records
@@ -61,7 +62,7 @@ class Summary:
     def draw(self, folder: Path) -> None:
         """Draw the plots; those of clusters only where there are clusters."""
         targets = self.evaluation.targets
-        save_figure(folder / "per_class_change.png", _class_changes(self.comparison))
+        save_figure(folder / "per_class_change.png", _class_changes(self.comparison, self.results))
         save_figure(folder / "logit_scatter.png", scatter_figure(self.logits, self.seed))
         save_figure(folder / "reliability.png", reliability_figure(self.logits, targets))
         points = [
@@ -73,7 +74,9 @@ class Summary:
             and row.pca_dim is not None
         ]
         if points:
-            figure = grid_figure(points, self.results.quantized.top1_pct)
+            results = self.results
+            accuracies = results.quantized.top1_pct, results.full_precision.top1_pct
+            figure = grid_figure(points, *accuracies, results.images)
             save_figure(folder / "accuracy_grid.png", figure)
         if self.correction is not None and self.correction.num_clusters > 1:
             quantized = self.logits[QUANTIZED]
@@ -82,11 +85,13 @@ class Summary:
             save_figure(folder / "cluster_map.png", cluster_figure(projected, labels, self.seed))
 
 
-def _class_changes(comparison: Comparison) -> Figure:
+def _class_changes(comparison: Comparison, results: Results) -> Figure:
     table = comparison.per_class.pivot(index="class", columns="logits", values="top1_pct")
     changes = {
         kind: (table[kind] - table[FULL_PRECISION]).tolist()
         for kind in (QUANTIZED, CORRECTED)
         if kind in table
     }
-    return class_figure(table.index.tolist(), changes)
+    accuracy = results.full_precision.top1_pct
+    full_precision = accuracy, standard_error(accuracy, results.images)
+    return class_figure(table.index.tolist(), changes, full_precision)

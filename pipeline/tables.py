@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evaluation.metrics import standard_error
 from logits_io.naming import FULL_PRECISION
-from pipeline.results import IDENTITY, RIDGE_MAP, Results, Row, standard_error
+from pipeline.results import IDENTITY, RIDGE_MAP, Results, Row
 
 HEADER = (
     "logits",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from common.files import atomic_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -17,6 +18,21 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def float_line(axes: Axes, accuracy: float, error: float | None, unit: str = " %") -> None:
+    """Draw the float network's accuracy, and a band of one standard error on either side.
+
+    Args:
+        accuracy, error: in the unit of the axis; an error of None is not known.
+        unit: what follows the numbers in the legend.
+    """
+    digits = 2 if unit else 4
+    spread = "" if error is None else f" ± {error:.{digits}f}"
+    label = f"full precision {accuracy:.{digits}f}{spread}{unit}"
+    axes.axhline(accuracy, color="grey", linestyle="--", label=label)
+    if error is not None:
+        axes.axhspan(accuracy - error, accuracy + error, color="grey", alpha=0.15, linewidth=0)
 
 
 def save_figure(path: Path, figure: Figure, title: str | None = None) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plots.axes import new_figure
+from evaluation.metrics import standard_error
+from plots.axes import float_line, new_figure
 from quant.bitwidth.report import SweepStatistics
 from quant.bitwidth.statistics import (
     DEFAULT_BIN_WIDTH,
@@ -33,6 +34,7 @@ def plot_bitwidth_vs_accuracy(
     knee: Knee | Mapping[str, Any] | None = None,
     weighting: str = "layers",
     reference: float | None = None,
+    images: int | None = None,
     y_label: str = "Validation Accuracy",
 ) -> Figure:
     """Plot configurations, means per bin, anchors and knee.
@@ -43,6 +45,7 @@ def plot_bitwidth_vs_accuracy(
         anchors: (bitwidth, accuracy) of uniform configurations.
         knee: result of ``find_knee``, or a mapping that holds ``bitwidth``.
         reference: accuracy in full precision.
+        images: number of images that the accuracies are of; None: not known.
 
     Raises:
         ValueError: bitwidths and accuracies of different length.
@@ -58,7 +61,7 @@ def plot_bitwidth_vs_accuracy(
         bins = bin_statistics([x for x, _ in pairs], [y for _, y in pairs], bin_width)
         (_draw_one_bin if len(bins) == 1 else _draw_bins)(axes, pairs, bins)
         _draw_box(axes, pairs, bins, dropped=len(bitwidths) - len(pairs))
-    _draw_marks(axes, anchors, knee, reference)
+    _draw_marks(axes, anchors, knee, reference, images)
     label = "Average Bitwidth" + ("" if weighting == "layers" else f" ({weighting}-weighted)")
     axes.set_xlabel(label, fontsize=12, fontweight="bold")
     axes.set_ylabel(y_label, fontsize=12, fontweight="bold")
@@ -70,8 +73,12 @@ def plot_bitwidth_vs_accuracy(
     return figure
 
 
-def sweep_figure(result: SweepStatistics, title: str) -> Figure:
-    """Plot the result of ``sweep_statistics``."""
+def sweep_figure(result: SweepStatistics, title: str, images: int | None = None) -> Figure:
+    """Plot the result of ``sweep_statistics``.
+
+    Args:
+        images: number of images that the accuracies are of; None: not known.
+    """
     found = result.statistics
     return plot_bitwidth_vs_accuracy(
         found.bitwidths,
@@ -82,6 +89,7 @@ def sweep_figure(result: SweepStatistics, title: str) -> Figure:
         knee=found.knee,
         weighting=result.weighting,
         reference=result.full_precision,
+        images=images,
         y_label="Top-1 Accuracy",
     )
 
@@ -169,6 +177,7 @@ def _draw_marks(
     anchors: Sequence[tuple[float, float]] | None,
     knee: Knee | Mapping[str, Any] | None,
     reference: float | None,
+    images: int | None,
 ) -> None:
     if anchors:
         x, y = zip(*anchors, strict=True)
@@ -177,5 +186,5 @@ def _draw_marks(
         bits = knee.bitwidth if isinstance(knee, Knee) else knee["bitwidth"]
         axes.axvline(bits, color="green", linestyle=":", label=f"Knee: {bits:g} bits")
     if reference is not None:
-        label = f"Full precision: {reference:.4f}"
-        axes.axhline(reference, color="grey", linestyle="-.", label=label)
+        error = None if images is None else standard_error(100 * reference, images) / 100
+        float_line(axes, reference, error, unit="")

@@ -10,22 +10,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.metrics import ECE_BINS, Scorer, confidence_bins
-from plots.axes import new_figure
+from evaluation.metrics import ECE_BINS, Scorer, confidence_bins, standard_error
+from plots.axes import float_line, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from quant import UnitReport
 
 GRID_POINT = tuple[float, int, int, float]  # alpha, clusters, dimensions, Top-1 in percent
 COLOURS = {"fullprecision": "grey", "quantized": "tab:orange", "corrected": "tab:blue"}
 SHOWN_POINTS = 20_000  # largest number of points in a scatter plot
 
 
-def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
+def grid_figure(
+    points: Sequence[GRID_POINT], quantized: float, full_precision: float, images: int
+) -> Figure:
     """Plot Top-1 over the grid: a heat map of clusters and dimensions for each alpha.
 
     Args:
         quantized: Top-1 without a correction in percent; the colour scale is centred on it.
+        full_precision: Top-1 of the float network in percent.
+        images: number of evaluation images.
     """
     alphas, clusters, dims = (sorted({point[i] for point in points}) for i in range(3))
     reach = max(0.05, *(abs(point[3] - quantized) for point in points))
@@ -56,7 +62,10 @@ def grid_figure(points: Sequence[GRID_POINT], quantized: float) -> Figure:
         axes.set(title=f"alpha {alpha:g}", xlabel="clusters")
     panels[0].set_ylabel("PCA dimensions")
     figure.colorbar(image, ax=list(panels), label="Top-1 (%)")
-    figure.suptitle(f"Corrected Top-1; quantized {quantized:.2f} %")
+    error = standard_error(quantized, images)
+    figure.suptitle(
+        f"Corrected Top-1; quantized {quantized:.2f} ± {error:.2f} %, float {full_precision:.2f} %"
+    )
     return figure
 
 
@@ -82,10 +91,16 @@ def scatter_figure(logits: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
     return figure
 
 
-def class_figure(classes: Sequence[int], changes: Mapping[str, Sequence[float]]) -> Figure:
+def class_figure(
+    classes: Sequence[int],
+    changes: Mapping[str, Sequence[float]],
+    full_precision: tuple[float, float],
+) -> Figure:
     """Plot the change of each class's Top-1 against full precision.
 
     Args:
+        full_precision: Top-1 of the float network over all classes in percent, and its standard
+            error.
         changes: kind -> change in percentage points, one value per class; the classes are sorted by
             the first kind.
     """
@@ -105,10 +120,32 @@ def class_figure(classes: Sequence[int], changes: Mapping[str, Sequence[float]])
             color=COLOURS.get(kind),
             label=f"{kind} (mean {mean:+.2f})",
         )
-    axes.axhline(0, color="grey", linewidth=1)
+    accuracy, error = full_precision
+    label = f"full precision (mean {accuracy:.2f} ± {error:.2f} %)"
+    axes.axhline(0, color="grey", linewidth=1, label=label)
     if len(first) <= 40:
         axes.set_xticks(places, [str(classes[i]) for i in order])
     axes.set(xlabel="class", ylabel="Top-1 minus full precision (points)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def unit_figure(units: Sequence[UnitReport]) -> Figure:
+    """Plot the reconstruction loss of every unit, rounded to nearest and at the end."""
+    figure = new_figure(max(6.4, min(16.0, 2 + 0.3 * len(units))), 4.2)
+    axes = figure.subplots()
+    places = range(len(units))
+    for label, losses in (
+        ("rounded to nearest", [unit.loss_nearest for unit in units]),
+        ("at the end", [unit.loss for unit in units]),
+    ):
+        axes.plot(places, losses, marker="o", markersize=4, label=label)
+    if min(min(unit.loss, unit.loss_nearest) for unit in units) > 0:
+        axes.set_yscale("log")
+    if len(units) <= 60:
+        axes.set_xticks(places, [unit.name for unit in units], rotation=90, fontsize=8)
+    axes.set(ylabel="reconstruction loss")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -149,6 +186,8 @@ def reliability_figure(logits: Mapping[str, np.ndarray], targets: np.ndarray) ->
         confidence = np.bincount(bins, figures.confidence, ECE_BINS)[filled] / count[filled]
         right = np.bincount(bins, figures.ahead == 0, ECE_BINS)[filled] / count[filled]
         axes.plot(confidence, right, marker="o", markersize=4, color=COLOURS.get(kind), label=kind)
+    share = float((scorer(logits["fullprecision"]).ahead == 0).mean())
+    float_line(axes, share, standard_error(100 * share, len(targets)) / 100, unit="")
     axes.set(
         xlabel="confidence", ylabel="accuracy", title="Reliability", xlim=(0, 1), ylim=(0, 1.02)
     )

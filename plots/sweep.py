@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from plots.axes import new_figure
+from plots.axes import float_line, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ def sweep_figure(
     values: Sequence[float],
     accuracies: Sequence[float],
     full_precision: float,
+    error: float | None,
     label: str,
     title: str,
 ) -> Figure:
@@ -25,16 +26,14 @@ def sweep_figure(
 
     Args:
         values, accuracies: one of each per point; accuracies in percent.
-        full_precision: accuracy in percent.
+        full_precision, error: accuracy in percent, and its standard error.
         label: label of the horizontal axis.
     """
     points = sorted(zip(values, accuracies, strict=True))
     best = max(points, key=lambda point: point[1])
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
-    axes.axhline(
-        full_precision, color="grey", linestyle="--", label=f"full precision {full_precision:.2f} %"
-    )
+    float_line(axes, full_precision, error)
     axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label="quantized")
     axes.plot(
         *best,
@@ -50,7 +49,10 @@ def sweep_figure(
 
 
 def error_bar_figure(
-    series: Mapping[str, Mapping[str, tuple[float, float | None]]], label: str, title: str
+    series: Mapping[str, Mapping[str, tuple[float, float | None]]],
+    label: str,
+    title: str,
+    reference: tuple[float, float | None] | None = None,
 ) -> Figure:
     """Plot means with standard deviations as error bars, one line per series.
 
@@ -58,6 +60,7 @@ def error_bar_figure(
         series: name -> place on the horizontal axis -> (mean, standard deviation or None); places
             are in the order of their first occurrence.
         label: label of the vertical axis.
+        reference: accuracy of the float network in percent, and its standard error.
     """
     places = list(dict.fromkeys(place for values in series.values() for place in values))
     figure = new_figure(7.0, 4.2)
@@ -72,6 +75,8 @@ def error_bar_figure(
             capsize=4,
             label=name,
         )
+    if reference is not None:
+        float_line(axes, *reference)
     axes.set(xticks=range(len(places)), xlabel="bits of weights / activations", ylabel=label)
     axes.set_xticklabels(places)
     axes.set_title(title)

@@ -30,7 +30,7 @@ RESERVED_NAMES = frozenset(
     alpha alpha_list arch arch_args augment_calibration batch_size benchmark bitwidth_sweep
     bw_act bw_bank bw_num_configs bw_options bw_out bw_samples bw_sampling bw_seed
     bw_sensitivity bw_target_average bw_tolerance bw_weighting cache_dir calibration_list
-    checkpoint checkpoint_format checkpoint_key chunk_size class_order compression config
+    checkpoint checkpoint_format checkpoint_key chunk_size class_order compare compression config
     correction correction_samples correction_source crop data_path dataset device download
     dry_run expect_top1 export_images export_onnx export_target force help input_size int2
     interpolation list_archs list_methods list_recipes load_correction log_dir logits_format

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.metrics import standard_error
 from plots.sweep import error_bar_figure
 from sweeps.results import table_rows
 
@@ -34,5 +36,16 @@ def sweep_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for row in table:
                 if row["arch"] == arch and row[kind] is not None:
                     series.setdefault(row["method"], {})[row["W/A"]] = row[kind]
-            figures[text] = error_bar_figure(series, label, text)
+            reference = _reference(rows, arch) if kind == "quantized" else None
+            figures[text] = error_bar_figure(series, label, text, reference)
     return figures
+
+
+def _reference(rows: Sequence[Mapping[str, Any]], arch: str) -> tuple[float, float | None] | None:
+    """Mean float accuracy in percent of the runs of an architecture, and its standard error."""
+    found = [row for row in rows if row["arch"] == arch and row["fullprecision_top1"] is not None]
+    if not found:
+        return None
+    accuracy = statistics.fmean(row["fullprecision_top1"] for row in found)
+    images = found[0]["images"]
+    return accuracy, None if images is None else standard_error(accuracy, images)

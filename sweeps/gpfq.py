@@ -15,11 +15,13 @@ from common.marks import (
     require_own_folder,
     require_replaceable,
 )
+from evaluation.metrics import standard_error
 from logits_io.naming import file_name
 from plots.axes import save_figure
 from plots.sweep import sweep_figure
 from sweeps.figures import IMAGES
 from sweeps.gpfq_log import Row, append_row, log_row, read_log
+from sweeps.results import evaluated
 from sweeps.running import Choice, run_open
 from sweeps.spec import RunSpec, arch_flags
 
@@ -137,16 +139,18 @@ def run_analysis(points: Sequence[Point], root: Path, choice: Choice) -> list[st
     read_log(log)
     run_open(points, root, choice, on_done=lambda spec: _note(spec, log))
     rows: dict[str, list[Row]] = {}
+    counts: dict[str, int | None] = {}
     for point in points:
         row = _note(point, log)
         if row is not None:
             rows.setdefault(point.arch, []).append(row)
+            counts[point.arch] = evaluated(point.record())
     if rows:
         replace_link(images)
         images.mkdir(exist_ok=True)
         mark(images, plots)
     for arch, found in rows.items():
-        _draw(analysis, arch, found, images)
+        _draw(analysis, arch, found, images, counts[arch])
     return [point.name for point in points if point.record() is None]
 
 
@@ -167,12 +171,16 @@ def _plot(analysis: Analysis, arch: str) -> str:
     return f"{file_name(arch)}_{analysis.image_name}"
 
 
-def _draw(analysis: Analysis, arch: str, rows: Sequence[Row], folder: Path) -> None:
+def _draw(
+    analysis: Analysis, arch: str, rows: Sequence[Row], folder: Path, count: int | None
+) -> None:
     path = folder / _plot(analysis, arch)
+    accuracy = 100 * float(rows[0]["Original Top1 Accuracy"])
     figure = sweep_figure(
         [float(row[analysis.column]) for row in rows],
         [100 * float(row["Quantized Top1 Accuracy"]) for row in rows],
-        100 * float(rows[0]["Original Top1 Accuracy"]),
+        accuracy,
+        None if count is None else standard_error(accuracy, count),
         analysis.label,
         f"{METHOD}, {arch}, {rows[0]['Dataset']}",
     )

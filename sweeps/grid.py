@@ -92,7 +92,9 @@ def _is_of_earlier_version(root: Path) -> bool:
         header = regular_text(root / SUMMARY_FILE).partition("\n")[0]
     except (OSError, ValueError):
         return False
-    return not is_marked(root) and header == ",".join(SUMMARY_COLUMNS)
+    found = header.split(",")
+    is_ours = found[:6] == list(SUMMARY_COLUMNS[:6]) and set(found) <= set(SUMMARY_COLUMNS)
+    return not is_marked(root) and is_ours
 
 
 def _is_written(root: Path, rows: Sequence[dict[str, Any]]) -> bool:

@@ -29,6 +29,12 @@ SUMMARY_COLUMNS = (
     "corrected_agreement",
     "seconds_quantize",
     "seconds",
+    "drop",
+    "kl",
+    "size_bytes",
+    "correction",
+    "images",
+    "page",
     "error",
 )
 AGREEMENTS = {"quantized": "agreement", "corrected": "corrected_agreement"}
@@ -48,12 +54,46 @@ def summary_row(spec: GridRun) -> dict[str, Any]:
                 row[f"{name}_top1"], row[f"{name}_top5"] = figures["top1_pct"], figures["top5_pct"]
                 if name in AGREEMENTS:
                     row[AGREEMENTS[name]] = figures["agreement_pct"]
+        row |= _details(spec, record)
         seconds = record["seconds"]
         row["seconds_quantize"] = round(seconds.get("quantize", 0.0), 2)
         row["seconds"] = round(sum(seconds.values()), 2)
     elif spec.failure() is not None:
         row["error"] = spec.reason()
     return row
+
+
+def _details(spec: GridRun, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run lost, its size and its page; None where a record of earlier versions has none."""
+    quantized, corrected = (record["figures"][name] for name in FIGURES[1:])
+    page = find_page(spec.folder)
+    return {
+        "drop": round(quantized["top1_pct"] - record["figures"]["fullprecision"]["top1_pct"], 6),
+        "kl": quantized.get("kl_to_fp"),
+        "size_bytes": (record.get("sizes") or {}).get("file"),
+        "correction": None if corrected is None else correction_text(corrected),
+        "images": evaluated(record),
+        "page": None if page is None else page.relative_to(spec.root).as_posix(),
+    }
+
+
+def correction_text(row: Mapping[str, Any]) -> str:
+    """A correction in words: its kind, and the setting of one with clusters."""
+    kind = str(row.get("logits", ""))
+    if row.get("num_clusters") is None:
+        return kind
+    return f"{kind} alpha={row['alpha']:g} clusters={row['num_clusters']} pca={row['pca_dim']}"
+
+
+def find_page(folder: Path) -> Path | None:
+    """The page of the run in a folder of results; None if there is none."""
+    return next(iter(sorted(folder.glob(f"*/run_*/{REPORT_FILE}"))), None)
+
+
+def evaluated(record: Mapping[str, Any] | None) -> int | None:
+    """The number of evaluation images of a run; None if its record does not say."""
+    found = ((record or {}).get("data") or {}).get("evaluated")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -112,7 +114,8 @@ def test_the_analyzer_compares_a_saved_folder(tmp_path, logits, targets):
 
 def test_the_grid_is_centred_on_the_quantized_accuracy():
     points = [(a, k, d, 70.0 + a + k + d) for a in (0.5, 1.0) for k in (1, 2) for d in (3, 4)]
-    figure = grid_figure(points, 72.0)
+    figure = grid_figure(points, 72.0, 90.0, 400)
+    assert figure.get_suptitle() == "Corrected Top-1; quantized 72.00 ± 2.24 %, float 90.00 %"
     panels = [axes for axes in figure.axes if axes.get_title().startswith("alpha")]
     assert [axes.get_title() for axes in panels] == ["alpha 0.5", "alpha 1"]
     image = panels[1].images[0]
@@ -129,12 +132,12 @@ def test_points_of_the_figures_are_the_logits(logits, targets):
         axes[0].get_title()
         == f"MSE {np.square(logits['quantized'] - logits['fullprecision']).mean():.3g}"
     )
-    lines = class_figure([0, 1, 2], {"quantized": [-3.0, 0.0, -5.0], "corrected": [0, 1, 2]}).axes[
-        0
-    ]
+    changes = {"quantized": [-3.0, 0.0, -5.0], "corrected": [0, 1, 2]}
+    lines = class_figure([0, 1, 2], changes, (90.0, 1.5)).axes[0]
     assert lines.lines[0].get_ydata().tolist() == [-5.0, -3.0, 0.0]
     assert lines.lines[1].get_ydata().tolist() == [2, 0, 1]
     assert lines.get_legend().get_texts()[0].get_text() == "quantized (mean -2.67)"
+    assert lines.lines[2].get_label() == "full precision (mean 90.00 ± 1.50 %)"
     labels = np.arange(400) % 3
     assert (
         "3 clusters of 400"
@@ -143,7 +146,10 @@ def test_points_of_the_figures_are_the_logits(logits, targets):
     assert len(cluster_figure(logits["quantized"][:, :1], labels).axes[0].collections) == 1
     reliable = reliability_figure(logits, targets).axes[0]
     names = [text.get_text() for text in reliable.get_legend().get_texts()]
-    assert names == ["fullprecision", "quantized", "corrected"]
+    assert names[:3] == ["fullprecision", "quantized", "corrected"]
+    right = float((logits["fullprecision"].argmax(1) == targets).mean())
+    error = math.sqrt(right * (1 - right) / len(targets))
+    assert names[3:] == [f"full precision {right:.4f} ± {error:.4f}"]
 
 
 def test_a_perfectly_calibrated_model_lies_on_the_diagonal():

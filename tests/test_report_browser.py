@@ -1,4 +1,4 @@
-"""report.html in a real browser: sorting, no error, alt texts, no width beyond the screen."""
+"""Pages in a real browser: sorting, no error, alt texts, no width beyond the screen."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import shutil
 import pytest
 
 import run_script
+from pipeline.comparing import compare_runs
 from sweeps import grid
 from sweeps.figures import sweep_figures
+from tests.test_page import runs  # noqa: F401  (a fixture)
 from tests.test_sweeps import fake  # noqa: F401  (a fixture)
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -82,4 +84,26 @@ def test_the_report_works_in_a_browser(browser, fake, tmp_path, monkeypatch, rea
         browser.set_window_size(width, 900)
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= browser.execute_script("return document.documentElement.clientWidth")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.browser
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["report.html", "comparison.html"])
+def test_the_pages_of_runs_fit_a_screen_and_a_phone(browser, runs, real_plots, name):  # noqa: F811
+    page = runs / name
+    if name == "report.html":
+        page = next(runs.glob("rtn/run_*/report.html"))
+    else:
+        compare_runs([runs / "rtn", runs / "aciq_mix"], runs, force=False)
+    for width in (1280, 390):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(page.as_uri())
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= browser.execute_script("return document.documentElement.clientWidth")
+    images = browser.find_elements("css selector", "img")
+    assert images
+    assert all(image.get_attribute("alt") for image in images)
+    assert all(browser.execute_script("return arguments[0].naturalWidth", i) > 0 for i in images)
     assert browser.get_log("browser") == []

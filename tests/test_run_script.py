@@ -172,9 +172,12 @@ def test_a_foreign_log_is_not_overwritten(tmp_path):
 
 
 def test_the_figure_shows_every_point_the_float_line_and_the_best():
-    figure = sweep_figure([3, 1, 2], [80.0, 10.0, 80.0], 88.0, "bits", "title")
+    figure = sweep_figure([3, 1, 2], [80.0, 10.0, 80.0], 88.0, 0.5, "bits", "title")
     line, points, best = figure.axes[0].lines
     assert list(line.get_ydata()) == [88.0, 88.0]
+    assert line.get_label() == "full precision 88.00 ± 0.50 %"
+    (band,) = figure.axes[0].patches
+    assert (band.get_y(), band.get_height()) == (87.5, 1.0)
     assert list(points.get_xdata()) == [1, 2, 3] and list(points.get_ydata()) == [10, 80, 80]
     assert (list(best.get_xdata()), list(best.get_ydata())) == ([2], [80.0])
 

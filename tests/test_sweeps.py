@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -23,7 +24,7 @@ from plots.axes import new_figure
 from sweeps import engine, grid
 from sweeps.engine import LocalEngine, execute
 from sweeps.figures import figure_names, sweep_figures
-from sweeps.report import RUN_COLUMNS
+from sweeps.report import RUN_COLUMNS, write_report
 from sweeps.results import TABLE_COLUMNS, as_csv, as_markdown, spread, summary_row, table_rows
 from sweeps.running import require_own_folders
 from sweeps.spec import DEFAULT_SEEDS, Grid, GridRun, parse_bits
@@ -324,14 +325,52 @@ def test_the_report_is_one_page_that_needs_no_network(fake):
     assert all(link.startswith("data:") for link in page.links)
 
 
-def test_what_a_name_holds_cannot_break_the_page(tmp_path):
-    from sweeps.report import write_report
+def test_a_run_s_row_has_its_drop_size_correction_and_page(tmp_path):
+    spec = GridRun(tmp_path, "digits_resnet", "rtn", 4, 4, 1)
+    row = {"top1_pct": 90.0, "top5_pct": 99.0, "agreement_pct": 93.0, "kl_to_fp": 0.25}
+    setting = {"logits": "cluster_affine", "alpha": 0.5, "num_clusters": 8, "pca_dim": 2}
+    record = {
+        "argv": spec.flags,
+        "figures": {
+            "fullprecision": row | {"top1_pct": 92.5},
+            "quantized": row,
+            "corrected": row | setting,
+        },
+        "seconds": {"quantize": 1.0},
+        "sizes": {"file": 1234},
+        "data": {"evaluated": 500},
+    }
+    root = spec.folder / "rtn"
+    page = root / "run_x y" / "report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("")
+    write_record(root / "run.json", record)
+    found = summary_row(spec)
+    assert (found["drop"], found["kl"], found["size_bytes"], found["images"]) == (
+        -2.5,
+        0.25,
+        1234,
+        500,
+    )
+    assert found["correction"] == "cluster_affine alpha=0.5 clusters=8 pca=2"
+    assert tmp_path / found["page"] == page
+    text = write_report(tmp_path, [spec], [found], {}, {}).read_text()
+    address = quote(page.relative_to(tmp_path).as_posix())
+    assert f'<a href="{address}">page</a>' in text and "run_x%20y" in address
+    write_record(root / "run.json", record | {"sizes": None, "data": None})  # an earlier version's
+    page.unlink()
+    old = summary_row(spec)
+    assert old["size_bytes"] is None and old["images"] is None and old["page"] is None
+    assert old["status"] == "finished"
+    (figure,) = [f for text, f in sweep_figures([found]).items() if "accuracy" in text]
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert "full precision 92.50 ± 1.18 %" in labels
 
+
+def test_what_a_name_holds_cannot_break_the_page(tmp_path):
     spec = GridRun(tmp_path, '<b>&"', "rtn", 4, 4, 1)
     spec.folder.mkdir(parents=True)
     spec.note_failure(1, ["<script>alert(1)</script>"])
-    from sweeps.results import summary_row
-
     text = write_report(tmp_path, [spec], [summary_row(spec)], {}, {"x": "</pre>"}).read_text()
     assert "<script>alert" not in text
     assert "<b>" not in text

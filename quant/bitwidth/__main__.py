@@ -8,8 +8,9 @@ from __future__ import annotations
 from common.start import run_main
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.console import EXIT_OK, write_stdout
 from common.errors import InputError
@@ -71,13 +72,20 @@ def _main(argv: Sequence[str]) -> int:
     result = sweep_statistics(rows, options.weighting, options.tolerance)
     try:
         open_sweep_folder(folder)
-        save_figure(folder / FIGURE_FILE, sweep_figure(result, title))
+        save_figure(folder / FIGURE_FILE, sweep_figure(result, title, _samples(about)))
         write_sweep(folder, rows, result, about, title)
     except OSError as error:
         raise InputError(f"out must be writable, got: {error}") from None
     for line in result.interpretation:
         write_stdout(line)
     return EXIT_OK
+
+
+def _samples(about: Mapping[str, Any]) -> int | None:
+    """The number of images that a sweep was evaluated on; None if its summary does not say."""
+    settings = about.get("settings")
+    found = settings.get("samples") if isinstance(settings, dict) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 if __name__ == "__main__":
