@@ -5,6 +5,7 @@ Letters: N samples, C classes.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from common.errors import InputError
 from common.remote import Remote, is_url
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.duck import write_database
-from logits_io.formats import decode, require_formats
+from logits_io.formats import read_pieces, require_formats
 from logits_io.naming import LAST_FILES, TARGETS, find_stems, metadata_file, owner, require_folder
 from logits_io.records import FileRecord, read_file_records
 from logits_io.tables import read_records
@@ -47,7 +48,7 @@ class LogitsAnalyzer:
         root: a folder, or its URL on storage that fsspec supports; in the latter case a folder is
             first written locally and then copied, metadata last.
         chunk_size: rows per file; more samples are written in chunks.
-        formats: one or more of csv, parquet, npz.
+        formats: one or more of ``logits_io.formats.FORMATS``: csv, parquet, npz.
         compression: none, gzip or zstd.
 
     Raises:
@@ -217,14 +218,16 @@ def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> No
         raise InputError(f"{folder}: must hold {len(array)} samples, got {starts[-1]}")
 
     def read(record: FileRecord, start: int) -> None:
-        values = record.rows * array.shape[1]
-        part = decode(folder / record.file, array.dtype.type, values)
-        if part.shape != (record.rows, array.shape[1]) or record.first_row != start:
-            raise InputError(
-                f"{folder / record.file}: must hold {(record.rows, array.shape[1])} values, "
-                f"got {part.shape}"
-            )
-        array[start : start + len(part)] = part
+        path, wanted = folder / record.file, (record.rows, array.shape[1])
+        row = 0
+        for piece in read_pieces(path, array.dtype.type, math.prod(wanted)):
+            got = (row + len(piece), *piece.shape[1:])
+            if got[0] > wanted[0] or got[1:] != wanted[1:]:
+                raise InputError(f"{path}: must hold {wanted} values, got {got}")
+            array[start + row : start + got[0]] = piece
+            row = got[0]
+        if row != record.rows or record.first_row != start:
+            raise InputError(f"{path}: must hold {wanted} values, got {(row, wanted[1])}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(read, records, starts[:-1].tolist()))
