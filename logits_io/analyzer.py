@@ -48,7 +48,7 @@ class LogitsAnalyzer:
         root: a folder, or its URL on storage that fsspec supports; in the latter case a folder is
             first written locally and then copied, metadata last.
         chunk_size: rows per file; more samples are written in chunks.
-        formats: one or more of ``logits_io.formats.FORMATS``: csv, parquet, npz.
+        formats: one or more of ``logits_io.formats.FORMATS``: csv, parquet, npz, hdf5.
         compression: none, gzip or zstd.
 
     Raises:

@@ -16,6 +16,7 @@ from common.errors import InputError
 from common.files import sha256_file
 from common.unfolding import read_arrays
 from logits_io.csv_text import read_csv, write_csv
+from logits_io.hdf5_file import read_hdf5, write_hdf5
 from logits_io.parquet_file import read_parquet, write_parquet
 
 COMPRESSIONS = ("none", "gzip", "zstd")
@@ -74,8 +75,18 @@ FORMATS: dict[str, Format] = {
         read=_read_npz,
         value_bytes=4.0,
     ),
+    "hdf5": Format(
+        endings=dict.fromkeys(("none", "gzip"), ".h5"),
+        write=write_hdf5,
+        read=read_hdf5,
+        value_bytes=4.0,
+        packages=dict.fromkeys(("none", "gzip"), "h5py"),
+    ),
 }
-INSTALL = {"pyarrow": "pip install pyarrow"}  # package -> how to install it
+INSTALL = {  # package -> how to install it
+    "h5py": "pip install -r requirements-hdf5.txt",
+    "pyarrow": "pip install pyarrow",
+}
 
 
 def require_formats(formats: tuple[str, ...], compression: str) -> None:

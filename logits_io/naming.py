@@ -143,7 +143,7 @@ def chunk_metadata_file(stem: str) -> str:
 def file_pattern(stem: str, kinds: Iterable[str]) -> re.Pattern[str]:
     """The names that files of a stem and of one of ``kinds`` may have."""
     named = "|".join(map(re.escape, kinds))
-    return re.compile(rf"{re.escape(stem)}_({named})(_chunk\d+_of_\d+)?\.[a-z]+(\.gz|\.zst)?")
+    return re.compile(rf"{re.escape(stem)}_({named})(_chunk\d+_of_\d+)?\.[a-z0-9]+(\.gz|\.zst)?")
 
 
 def find_stems(folder: Path) -> list[str]:

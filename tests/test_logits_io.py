@@ -268,7 +268,7 @@ def test_a_cut_file_is_named(tmp_path, file_format, compression):
 def test_several_formats_hold_the_same(tmp_path, logits, compression):
     analyzer = LogitsAnalyzer(tmp_path, 10, FORMATS, compression)
     folder = analyzer.save_logits_to_csv("out", STEM, logits, TARGETS, META)
-    assert len(list(folder.iterdir())) == 3 * 3 * 3 + 2
+    assert len(list(folder.iterdir())) == 3 * 3 * len(FORMATS) + 2
     arrays: dict = {}
     for record in read_file_records(folder, STEM):
         values = decode(folder / record.file, np.int64 if record.kind == "targets" else np.float32)
@@ -280,10 +280,11 @@ def test_several_formats_hold_the_same(tmp_path, logits, compression):
 @pytest.mark.parametrize(
     ("formats", "compression", "text"),
     [
-        (["hdf5"], "none", "logits_format must be one of csv, parquet, npz, got 'hdf5'"),
+        (["h5"], "none", "logits_format must be one of csv, parquet, npz, hdf5, got 'h5'"),
         ([], "none", "logits_format must be at least one format, got none"),
         (["csv"], "bz2", "compression must be one of none, gzip, zstd, got 'bz2'"),
         (["csv", "npz"], "zstd", "compression of npz must be none or gzip, got zstd"),
+        (["hdf5"], "zstd", "compression of hdf5 must be none or gzip, got zstd"),
     ],
 )
 def test_formats_that_do_not_exist_are_refused(tmp_path, formats, compression, text):

@@ -158,7 +158,7 @@ def test_the_saved_correction_is_the_selected_one(finished, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--logits_format", "parquet", "npz"], ["--compression", "zstd"]]
+    "flags", [["--logits_format", "parquet", "npz", "hdf5"], ["--compression", "zstd"]]
 )
 def test_other_formats_hold_the_same_logits(finished, tmp_path, flags):
     root, _ = finished
