@@ -12,7 +12,6 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,12 @@ from logits_io.duck import write_database
 from logits_io.formats import read_pieces, require_formats
 from logits_io.naming import LAST_FILES, TARGETS, find_stems, metadata_file, owner, require_folder
 from logits_io.records import FileRecord, read_file_records
+from logits_io.saved import SavedLogits
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
 
 DEFAULT_CHUNK_SIZE = 1000
 RESERVED = {"stem", "samples", "classes", "chunked", "kinds", "formats", "run", "folder"}
-
-
-@dataclass(frozen=True)
-class SavedLogits:
-    """Logits, targets and metadata of a folder."""
-
-    logits: dict[str, np.ndarray]  # kind -> (N, C) float32
-    targets: np.ndarray  # (N,) int64
-    metadata: dict[str, Any]
 
 
 class LogitsAnalyzer:
@@ -111,7 +102,7 @@ class LogitsAnalyzer:
         folder: str,
         stem: str,
         logits: Mapping[str, np.ndarray],
-        targets: np.ndarray,
+        targets: np.ndarray | None,
         metadata: Mapping[str, Any],
         same_as: str | None = None,
     ) -> Path:
@@ -122,7 +113,7 @@ class LogitsAnalyzer:
         Args:
             folder, stem, metadata, same_as: as in ``writer``.
             logits: kind (quantized, fullprecision, corrected) -> (N, C) float32.
-            targets: (N,) int64.
+            targets: (N,) int64; None where the labels are not known.
 
         Returns:
             The folder.
@@ -134,9 +125,9 @@ class LogitsAnalyzer:
         arrays = checked(logits, targets)
         size = self.style.chunk_size
         with self.writer(folder, stem, metadata, same_as) as writer:
-            for start in range(0, len(targets), size):
+            for start in range(0, len(next(iter(arrays.values()))), size):
                 part = {kind: array[start : start + size] for kind, array in arrays.items()}
-                writer.add({kind: part[kind] for kind in logits}, part[TARGETS])
+                writer.add({kind: part[kind] for kind in logits}, part.get(TARGETS))
         return self.root / folder
 
     def load(self, folder: str | Path, stem: str | None = None) -> SavedLogits:
@@ -165,12 +156,15 @@ class LogitsAnalyzer:
         records = read_file_records(path, stem, metadata)
         shape = (metadata["samples"], metadata["classes"])
         first = str(metadata["formats"]).split()[0]
-        kinds = [kind for kind in str(metadata["kinds"]).split() if kind != TARGETS]
-        logits = {kind: np.empty(shape, dtype=np.float32) for kind in kinds}
-        targets: np.ndarray = np.empty((shape[0], 1), dtype=np.int64)
-        for kind, array in {**logits, TARGETS: targets}.items():
-            _read_kind(path, [r for r in records if (r.kind, r.format) == (kind, first)], array)
-        return SavedLogits(logits, targets[:, 0], metadata)
+        arrays: dict[str, np.ndarray] = {}
+        for kind in str(metadata["kinds"]).split():
+            is_targets = kind == TARGETS
+            size, dtype = ((shape[0], 1), np.int64) if is_targets else (shape, np.float32)
+            arrays[kind] = np.empty(size, dtype=dtype)
+            files = [r for r in records if (r.kind, r.format) == (kind, first)]
+            _read_kind(path, files, arrays[kind])
+        targets = arrays.pop(TARGETS, None)
+        return SavedLogits(arrays, None if targets is None else targets[:, 0], metadata)
 
     def compare(
         self, folder: str | Path, stem: str | None = None, resamples: int = RESAMPLES, seed: int = 0

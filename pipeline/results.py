@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from correction import Setting
+from common.console import progress
+from correction import Corrections, Setting, SettingResult
 from evaluation.inference import Inference
 from evaluation.metrics import Scorer, agreement, mean_confidence
 from logits_io.naming import FULL_PRECISION, QUANTIZED
@@ -37,6 +38,7 @@ class Row:
         agreement_pct: images with the same prediction as full precision, percent.
         kl_to_fp: mean KL divergence from full precision, nats.
         mse_to_fp: mean squared difference from the full-precision logits.
+        top1_pct, top5_pct: percent; NaN where the labels are not known.
         heldout_kl: KL divergence on held-out fitting images, by which the correction is selected.
         oracle: best Top-1 on the evaluation images among the rows that can be selected; known only
             with their labels.
@@ -62,8 +64,10 @@ class Row:
 
 
 def rounded(value: Any) -> Any:
-    """A float rounded to ``DECIMALS`` decimals; anything else unchanged."""
-    return round(value, DECIMALS) if isinstance(value, float) else value
+    """A float rounded to ``DECIMALS`` decimals, None for NaN; anything else unchanged."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, DECIMALS)
+    return value
 
 
 def score(
@@ -72,16 +76,24 @@ def score(
     scorer: Scorer,
     setting: Setting | None = None,
     heldout_kl: float | None = None,
+    has_labels: bool = True,
 ) -> Row:
-    """The row of (N, C) ``logits`` on the evaluation images."""
+    """The row of (N, C) ``logits`` on the evaluation images.
+
+    Args:
+        has_labels: whether the targets of the scorer are labels.
+    """
     figures = scorer(logits)
+    top1, top5 = (
+        100 * float((figures.ahead < k).mean()) if has_labels else math.nan for k in (1, 5)
+    )
     return Row(
         logits=name,
         alpha=setting.alpha if setting else None,
         num_clusters=setting.num_clusters if setting else None,
         pca_dim=setting.pca_dim if setting else None,
-        top1_pct=100 * float((figures.ahead < 1).mean()),
-        top5_pct=100 * float((figures.ahead < 5).mean()),
+        top1_pct=top1,
+        top5_pct=top5,
         agreement_pct=100 * float(figures.agrees.mean()),
         kl_to_fp=float(figures.kl.mean()),
         mse_to_fp=float(figures.mse.mean()),
@@ -98,6 +110,7 @@ class Results:
         corrections: every correction, baselines first.
         selected: the row to use; ``quantized`` where no correction is better or wanted.
         oracle: the best Top-1 on the evaluation images, then the lowest KL; never the ridge map.
+            None where the labels are not known.
         images: number of evaluation images.
     """
 
@@ -105,7 +118,7 @@ class Results:
     quantized: Row
     corrections: tuple[Row, ...]
     selected: Row
-    oracle: Row
+    oracle: Row | None
     images: int
 
     @property
@@ -114,13 +127,21 @@ class Results:
         return (self.full_precision, self.quantized, *self.corrections)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the labels are known, and with them Top-1 and Top-5."""
+        return not math.isnan(self.full_precision.top1_pct)
+
+    @property
     def corrected(self) -> Row | None:
         """The selected row; None in a run without corrections."""
         return self.selected if self.corrections else None
 
     @property
     def best_baseline(self) -> Row | None:
-        """The correction without clusters that has the best Top-1; None where there is none."""
+        """The correction without clusters that has the best Top-1; None where there is none.
+
+        Without labels, the one with the lowest KL divergence.
+        """
         found = [row for row in self.corrections if row.logits != CLUSTER_AFFINE]
         return max(found, key=_merit) if found else None
 
@@ -130,7 +151,7 @@ class Results:
 
 
 def _merit(row: Row) -> tuple[float, float]:
-    return row.top1_pct, -row.kl_to_fp
+    return 0.0 if math.isnan(row.top1_pct) else row.top1_pct, -row.kl_to_fp
 
 
 def collect(full_precision: Row, candidates: Sequence[Row], selected: int, images: int) -> Results:
@@ -141,15 +162,43 @@ def collect(full_precision: Row, candidates: Sequence[Row], selected: int, image
         selected: index of the candidate to use.
     """
     eligible = [i for i, row in enumerate(candidates) if row.logits != RIDGE_MAP]
-    oracle = max(eligible, key=lambda i: _merit(candidates[i]))
+    oracle = None
+    if not math.isnan(full_precision.top1_pct):
+        oracle = max(eligible, key=lambda i: _merit(candidates[i]))
     marked = [
         dataclasses.replace(row, selected=i == selected, oracle=i == oracle)
         for i, row in enumerate(candidates)
     ]
     quantized, *corrections = marked
-    return Results(
-        full_precision, quantized, tuple(corrections), marked[selected], marked[oracle], images
-    )
+    best = None if oracle is None else marked[oracle]
+    return Results(full_precision, quantized, tuple(corrections), marked[selected], best, images)
+
+
+def score_corrections(
+    corrections: Corrections,
+    evaluation: Inference,
+    on_corrected: Callable[[int, SettingResult, np.ndarray], None] | None = None,
+    has_labels: bool = True,
+) -> Results:
+    """Score every correction on the evaluation images.
+
+    Args:
+        on_corrected: called with index, setting and (N, C) corrected logits of each.
+        has_labels: whether the targets of ``evaluation`` are labels; if not, they are ignored.
+    """
+    reference = evaluation.logits[FULL_PRECISION]
+    scorer = Scorer(reference, evaluation.targets if has_labels else reference.argmax(axis=1))
+    rows = []
+    corrected = corrections.corrected(evaluation.logits[QUANTIZED])
+    bar = progress(corrected, "logits", len(corrections.results))
+    for index, (result, logits) in enumerate(bar):
+        rows.append(
+            score(result.kind, logits, scorer, result.setting, result.heldout_kl, has_labels)
+        )
+        if on_corrected is not None:
+            on_corrected(index, result, logits)
+    full_precision = score(FULL_PRECISION, reference, scorer, has_labels=has_labels)
+    return collect(full_precision, rows, corrections.selected, len(reference))
 
 
 def standard_error(percent: float, images: int) -> float:
