@@ -22,9 +22,11 @@ from common.remote import Remote, is_url
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.duck import write_database
 from logits_io.formats import read_pieces, require_formats
+from logits_io.given import read_given
 from logits_io.naming import LAST_FILES, TARGETS, find_stems, metadata_file, owner, require_folder
 from logits_io.records import FileRecord, read_file_records
 from logits_io.saved import SavedLogits
+from logits_io.schema import Schema, make_schema
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
 
@@ -165,6 +167,32 @@ class LogitsAnalyzer:
             _read_kind(path, files, arrays[kind])
         targets = arrays.pop(TARGETS, None)
         return SavedLogits(arrays, None if targets is None else targets[:, 0], metadata)
+
+    def load_given(
+        self,
+        files: Mapping[str, str | Path],
+        schema: Schema | Mapping[str, Any] | None = None,
+        labels: str | Path | None = None,
+    ) -> SavedLogits:
+        """Read logits that another program wrote, of the same samples.
+
+        Args:
+            files: kind (quantized, fullprecision) -> a CSV, npz or npy file, or a folder of parts;
+                relative to the root.
+            schema: what is what in them, as in ``logits_io.schema``; None: found by the names.
+            labels: a file with the labels.
+
+        Raises:
+            InputError: as ``logits_io.given.read_given``, or the root is a URL.
+        """
+        if self.remote is not None:
+            raise InputError(
+                f"root must be a local folder to read given files, got {self.remote.url}"
+            )
+        if not isinstance(schema, Schema):
+            schema = make_schema(schema or {})
+        paths = {kind: self.root / path for kind, path in files.items()}
+        return read_given(paths, schema, None if labels is None else self.root / labels)
 
     def compare(
         self, folder: str | Path, stem: str | None = None, resamples: int = RESAMPLES, seed: int = 0

@@ -28,6 +28,7 @@ ONNX_FILE = "quantized_model.onnx"
 EXPORT_REPORT_FILE = "export_report.json"
 CONFIG_FILE = "config.yaml"
 CALIBRATION_FILE = "calibration_ids.json"
+EVALUATION_FILE = "evaluation_ids.csv"
 LOG_FILE = "run.log"
 STATE_FOLDER = "state"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -38,6 +39,7 @@ LAST_FILES = (METADATA_ENDING, RUN_FILE)
 # Below the output folder, for all methods.
 CACHE_FOLDER = "cache"
 SWEEP_FILE, SWEEP_RUNS = "sweep_summary.csv", "runs"  # a row per run; their folders
+GIVEN_FOLDER = "correction"  # of the results on logits of other programs
 RUN_PREFIXES = ("run_", "initial_logits_", "results_alpha", "logits_summary_")
 CACHED_LOGITS = re.compile(r"logits_[0-9a-f]{16}\.(npy|lock)")  # of the float network
 
@@ -120,6 +122,36 @@ class RunName:
     @property
     def file_stem(self) -> str:
         """Beginning of the file names in a logits folder."""
+        return f"logits_{self.tag}"
+
+
+@dataclass(frozen=True)
+class GivenName:
+    """Names of what is made from logits of another program; ``name`` as from ``file_name``."""
+
+    name: str
+    seed: int
+
+    @property
+    def tag(self) -> str:
+        return f"{self.name}_seed{self.seed}"
+
+    @property
+    def run_folder(self) -> str:
+        """Folder of the correction, the ids of the rows and the record."""
+        return f"run_{self.tag}"
+
+    @property
+    def logits_folder(self) -> str:
+        return f"corrected_logits_{self.tag}"
+
+    @property
+    def summary_folder(self) -> str:
+        return f"logits_summary_{self.tag}"
+
+    @property
+    def file_stem(self) -> str:
+        """Beginning of the file names in the folder of logits."""
         return f"logits_{self.tag}"
 
 

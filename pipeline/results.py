@@ -23,6 +23,7 @@ from logits_io.naming import FULL_PRECISION, QUANTIZED
 # Mean float confidence on fitting minus evaluation images above which the correction is doubted.
 MAX_GAP = 0.01
 # Mean float confidence minus float accuracy above which the labels are doubted.
+REMEDY = "--correction_source val:0.3"
 DECIMALS = 6  # of metrics in tables
 IDENTITY, RIDGE_MAP, CLUSTER_AFFINE = "identity", "ridge_map", "cluster_affine"
 
@@ -232,16 +233,22 @@ def warning_signs(fitting: Inference, evaluation: Inference, source: str) -> dic
     return signs
 
 
-def warn_of_memories(signs: dict[str, float], source: str, results: Results) -> None:
-    """Warn if a selected correction was fitted on images that the network has memorised."""
+def warn_of_memories(
+    signs: dict[str, float], source: str, results: Results, remedy: str = REMEDY
+) -> None:
+    """Warn if a selected correction was fitted on images that the network has memorised.
+
+    Args:
+        remedy: the flag that avoids it.
+    """
     gap = signs["fp_confidence_fitting"] - signs["fp_confidence_evaluation"]
     corrects = results.selected.logits != IDENTITY
     if corrects and gap > MAX_GAP and not source.startswith("val"):
         logger.warning(
             "the float network is more confident on the images that the correction was fitted on "
             "than on the evaluation images, by %.3f (more than %g): it was trained on them, and "
-            "the correction may not carry over to other images; --correction_source val:0.3 "
-            "avoids this",
+            "the correction may not carry over to other images; %s avoids this",
             gap,
             MAX_GAP,
+            remedy,
         )
