@@ -111,14 +111,17 @@ def _layout(path: Path, schema: Schema) -> _Layout:
     """
     with require_regular(path).open(encoding="utf-8-sig", newline="") as handle:
         line = handle.readline(MAX_LINE).rstrip("\r\n")
+    is_comment = line.startswith("#")  # as numpy.savetxt writes a header
+    line = line.removeprefix("#").strip(" ")
     delimiter = schema.delimiter or next((d for d in DELIMITERS if d in line), None)
     cells = next(csv.reader([line], delimiter=delimiter), []) if delimiter else line.split()
     cells = [cell.strip() for cell in cells]
     if not cells:
         raise InputError(f"{path}: must be a CSV file of logits, got an empty first line")
-    has_header = _is_header(path, cells) if schema.header is None else schema.header
+    has_header = is_comment or schema.header
+    if has_header is None:
+        has_header = _is_header(path, cells)
     if has_header:
-        cells[0] = cells[0].removeprefix("#").strip()
         return _Layout(delimiter, True, tuple(cells))
     return _Layout(delimiter, False, tuple(map(str, range(len(cells)))))
 
@@ -129,6 +132,11 @@ def _is_header(path: Path, cells: Sequence[str]) -> bool:
     counted = cells[1:] if cells[0] == "" else cells
     if len(counted) > 1 and list(counted) in [_count(counted, start) for start in (0, 1)]:
         return True
+    if len(cells) > 1 and all(cell.isdecimal() for cell in cells) and len({*cells}) == len(cells):
+        raise InputError(
+            f"{path}: first line may be numbers or names, got {','.join(cells)[:LONGEST_SHOWN]} "
+            "(--schema header=true or header=false)"
+        )
     texts = [cell for cell in cells if cell and cell not in numbers]
     if texts and any(not cell.isdecimal() for cell in numbers):
         raise InputError(
