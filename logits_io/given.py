@@ -81,7 +81,7 @@ def read_given(
                 f"{files[kind]} and {files[first]}"
             )
     if labels is not None:
-        found[labels] = _labels_of(labels, schema)
+        found[labels] = _labels_of(labels, schema, ids, files[first])
     for key, value in (("labels", found or None), ("ids", ids)):
         if needs_all and key in schema.keys and value is None:
             name = getattr(schema, key)
@@ -165,6 +165,9 @@ def _order(
     Raises:
         InputError: the ids are not the same ones, each once.
     """
+    if (ids is None) != (others is None):
+        alone, without = (other, path) if ids is None else (path, other)
+        logger.warning("%s has ids and %s has none: rows are taken as they come", alone, without)
     if ids is None or others is None or ids == others:
         return None
     known = set(ids)
@@ -183,11 +186,17 @@ def _order(
     return np.array([place[name] for name in ids])
 
 
-def _labels_of(path: Path, schema: Schema) -> np.ndarray:
-    found = _read(path, schema, None).labels
-    if found is None:
+def _labels_of(path: Path, schema: Schema, ids: tuple[str, ...] | None, other: Path) -> np.ndarray:
+    """The labels of a file, in the order of the ids of ``other``.
+
+    Raises:
+        InputError: there are none, or the ids are not the same ones.
+    """
+    part = _read(path, schema, None)
+    if part.labels is None:
         raise InputError(f"{path}: must hold labels, got none (--schema labels=NAME)")
-    return found
+    order = _order(ids, part.ids, other, path)
+    return part.labels if order is None else part.labels[order]
 
 
 def _agreed(found: Mapping[Path, np.ndarray], samples: int, classes: int) -> np.ndarray | None:

@@ -94,9 +94,11 @@ def read_given_csv(path: Path, schema: Schema, kind: str | None) -> Given:
         )
     first = 1 + int(layout.has_header)
     numbers = [_numbers(path, frame, column, layout, first) for column in logits]
+    with np.errstate(over="ignore"):  # infinite values are refused later
+        table = np.stack(numbers, axis=1, dtype=np.float32, casting="unsafe") if numbers else None
     named = None if ids is None else tuple(frame[ids].fillna("").astype(str))
     return Given(
-        logits=np.stack(numbers, axis=1) if numbers else None,
+        logits=table,
         labels=None if labels is None else _numbers(path, frame, labels, layout, first),
         ids=named,
         source=_described(layout, logits),
@@ -242,10 +244,12 @@ def _numbers(
         is_bad = pd.to_numeric(values.astype(str), errors="coerce").isna().to_numpy()
         row = int(is_bad.argmax())
         cell = repr(str(values.iloc[row])[:LONGEST_SHOWN])
-    name = f"{layout.names[column]!r}" if layout.has_header else f"{column}"
+    name = layout.names[column]
+    shown = repr(name[:LONGEST_SHOWN]) if layout.has_header else name
+    known = name if 0 < len(name) <= LONGEST_SHOWN else column
     raise InputError(
-        f"{path}: column {name} must hold finite numbers, got {cell} in row {row + first} "
-        f"(--schema ids={layout.names[column] or column} or labels=..., if it is no logit)"
+        f"{path}: column {shown} must hold finite numbers, got {cell} in row {row + first} "
+        f"(--schema ids={known} or labels={known}, if it is no logit)"
     )
 
 

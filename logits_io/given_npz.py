@@ -27,14 +27,12 @@ def read_given_npz(path: Path, schema: Schema, kind: str | None) -> Given:
     """
     arrays = _arrays(path)
     labels = _named(path, arrays, schema.labels, LABEL_NAMES)
-    if kind is None:
-        if labels is None and len(arrays) == 1:
-            labels = next(iter(arrays))
-        return Given(None, None if labels is None else arrays[labels], None, "")
-    logits = _logits_name(path, arrays, schema.of(kind), kind)
+    if labels is None and kind is None and len(arrays) == 1:
+        labels = next(iter(arrays))
+    logits = None if kind is None else _logits_name(path, arrays, schema.of(kind), kind)
     ids = _named(path, arrays, schema.ids, ID_NAMES)
     return Given(
-        logits=arrays[logits],
+        logits=None if logits is None else arrays[logits],
         labels=None if labels is None else arrays[labels],
         ids=None if ids is None else tuple(map(str, arrays[ids].tolist())),
         source=f"array {logits!r}",

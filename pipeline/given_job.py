@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
-from common.files import (
-    require_writable,
-)
+from common.files import require_writable
 from common.marks import require_replaceable
-from correction import (
-    ClusterAffineCorrection,
-    plan_grid,
-)
+from correction import ClusterAffineCorrection, plan_grid
 from correction.checks import check_logits
 from evaluation.inference import Inference
 from loaders.plan import split_val
@@ -35,8 +29,6 @@ from pipeline.given_options import GivenOptions
 
 OWN_FILES = (RUN_FILE, CORRECTION_FILE, EVALUATION_FILE)
 NO_LABEL = -1  # stands where the labels are not known, and is no class
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.files import (
-    atomic_file,
-    atomic_folder,
-    sha256_file,
-    write_json,
-    written_alone,
-)
+from common.files import atomic_file, atomic_folder, sha256_file, write_json, written_alone
 from common.marks import mark, mark_whole, replace_link
 from common.provenance import SaveLog, StageClock, current_commit, provenance, utc_now, versions
 from common.sealed import write_record
@@ -97,9 +91,9 @@ def run_given(job: GivenJob) -> GivenOutcome:
         signs = _signs(job, evaluation, results)
         selected = corrections.selected_correction()
         with clock("save"):
-            _save(job, results, kept, evaluation, selected, signs, saves)
+            logits = _save(job, results, kept, evaluation, selected, signs, saves)
         record = {
-            **_record(job, results, signs, clock, saves),
+            **_record(job, results, signs, logits, clock, saves),
             "started": started,
             "finished": utc_now(),
         }
@@ -155,9 +149,14 @@ def _save(
     selected: ClusterAffineCorrection | None,
     signs: dict[str, float],
     saves: SaveLog,
-) -> None:
-    """Save the correction, the ids of the rows, the corrected logits, the tables and plots."""
+) -> list[str]:
+    """Save the correction, the ids of the rows, the corrected logits, the tables and plots.
+
+    Returns:
+        the folders of logits that were written.
+    """
     options, name = job.options, job.options.naming
+    written = []
     assert selected is not None
     with saves.attempt("the correction"):
         selected.save(job.folder / CORRECTION_FILE)
@@ -171,6 +170,7 @@ def _save(
             job.targets,
             _metadata(job, kept, selected),
         )
+        written.append(name.logits_folder)
     summary, stem = Summary(results, evaluation, selected, options.seed), name.summary_folder
     with saves.attempt("the summary"), atomic_folder(job.root / stem, mark_whole) as part:
         content = {"rows": results.as_records(), "warning_signs": signs}
@@ -178,6 +178,7 @@ def _save(
         summary.write_tables(part, stem)
         if options.output.plots:
             summary.draw(part)
+    return written
 
 
 def _row_ids(job: GivenJob) -> list[dict[str, Any]]:
@@ -216,14 +217,18 @@ def _digest(path: Path) -> str:
 
 
 def _record(
-    job: GivenJob, results: Results, signs: dict[str, float], clock: StageClock, saves: SaveLog
+    job: GivenJob,
+    results: Results,
+    signs: dict[str, float],
+    logits: list[str],
+    clock: StageClock,
+    saves: SaveLog,
 ) -> dict[str, Any]:
     """The content of run.json."""
     name, options = job.options.naming, job.options
     samples = len(job.saved.logits[QUANTIZED])
     summary = job.root / name.summary_folder
     tables = [summary / f"{name.summary_folder}{ending}" for ending in (".json", ".csv")]
-    has_logits = (job.root / name.logits_folder).is_dir()
     corrected = results.corrected
     return {
         **provenance(job.argv),
@@ -248,7 +253,7 @@ def _record(
         **promises(
             job.root,
             name.file_stem,
-            [name.logits_folder] if has_logits else [],
+            logits,
             [*(job.folder / file for file in OWN_FILES[1:]), *tables],
         ),
     }

@@ -249,6 +249,15 @@ def test_what_cannot_be_used_is_refused_in_one_line(what, files, whole, capsys):
     assert not (files / "o").exists()
 
 
+def test_logits_of_the_user_of_the_same_name_are_left_alone(files):
+    ours, tag = files / "o" / "correction", f"a_seed{SEED}"
+    path = ours / f"corrected_logits_{tag}" / f"logits_{tag}_quantized.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert correct(files, *CSV) == 3
+    assert path.read_text() == "mine" and record(ours, tag)["folders"] == {}
+
+
 def test_a_failure_to_save_is_told_and_the_rest_is_there(files, monkeypatch, capsys):
     def full(*arguments):
         raise OSError("disk full")

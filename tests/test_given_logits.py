@@ -148,6 +148,19 @@ def test_labels_may_be_in_a_file_of_their_own(pair, name):
     assert is_pair(read(pair, labels=name), Y.tolist())
 
 
+def test_labels_with_ids_are_put_in_order(pair, caplog):
+    save(pair / "q.csv", Q, image=IDS)
+    save(pair / "f.csv", F)
+    pd.DataFrame({"image": IDS[::-1], "label": Y[::-1]}).to_csv(pair / "l.csv", index=False)
+    np.savez(pair / "l.npz", ids=IDS[::-1], labels=Y[::-1])
+    for name in ("l.csv", "l.npz"):
+        assert is_pair(read(pair, labels=name), Y.tolist(), IDS)
+    assert "q.csv has ids and" in caplog.text and "f.csv has none: rows are taken" in caplog.text
+    pd.DataFrame({"image": ["x", *IDS[1:]], "label": Y}).to_csv(pair / "l.csv", index=False)
+    with pytest.raises(InputError, match=r"l.csv: ids must be those of .*q.csv, got 'x' in row 1"):
+        read(pair, labels="l.csv")
+
+
 def test_a_folder_holds_parts_in_natural_order(pair):
     for kind, values in (("q", Q), ("f", F)):
         (pair / kind).mkdir()
