@@ -92,6 +92,8 @@ def make_schema(content: Mapping[Any, Any]) -> Schema:
         values["header"] = _truth(values["header"])
     if "values" in values:
         require_known("values in schema", values["values"], VALUES)
+    if {"/", "\\"} & set(values.get("files", "")):
+        raise InputError(f"files in schema must be a pattern of names, got {values['files']!r}")
     if len(values.get("delimiter", ",")) != 1:
         raise InputError(f"delimiter in schema must be one letter, got {values['delimiter']!r}")
     return Schema(**values)

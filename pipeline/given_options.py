@@ -92,7 +92,7 @@ class GivenOptions:
     @property
     def naming(self) -> GivenName:
         """The names of all output."""
-        own = file_name(self.quantized.stem or self.quantized.resolve().name)
+        own = file_name(self.quantized.stem or self.quantized.resolve().name) or QUANTIZED
         return GivenName(own if self.name is None else self.name, self.seed)
 
     def as_record(self) -> dict[str, Any]:

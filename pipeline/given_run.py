@@ -38,7 +38,7 @@ from logits_io.naming import (
 )
 from logits_io.runs import promises
 from logits_io.tables import write_records
-from pipeline.belonging import doubt_of_labels
+from pipeline.belonging import doubt_of_labels, doubt_of_pair
 from pipeline.given_job import NO_LABEL, OWN_FILES, GivenJob
 from pipeline.record import replaced_run
 from pipeline.results import Results, score_corrections, warn_of_memories, warning_signs
@@ -128,7 +128,10 @@ def _corrections(job: GivenJob) -> Corrections:
 
 
 def _signs(job: GivenJob, evaluation: Inference, results: Results) -> dict[str, float]:
-    """The signs that fitting and evaluation samples differ; warns of them and of odd labels."""
+    """The signs that fitting and evaluation samples differ; warns of them and of odd pairs."""
+    pair = doubt_of_pair(evaluation.logits[QUANTIZED], evaluation.logits[FULL_PRECISION])
+    if pair is not None:
+        logger.warning(pair)
     if job.targets is not None:
         doubt = doubt_of_labels(evaluation.logits[FULL_PRECISION], job.targets)
         if doubt is not None:

@@ -162,6 +162,13 @@ def test_a_correction_from_a_file_is_applied_to_all_rows(whole, files):
     assert saved.logits["corrected"].tobytes() == expected.tobytes()
 
 
+def test_rows_in_another_order_are_doubted(whole, files, capsys):
+    np.savetxt(files / "b.csv", whole[1]["fullprecision"][::-1], delimiter=",")
+    assert correct(files, *CSV) == 0
+    out = capsys.readouterr().out
+    assert "of the samples, no more than by chance" in out.split("warnings:")[1]
+
+
 def test_the_same_command_gives_the_same_bytes_and_replaces_its_own_files(files):
     contents = []
     for _ in range(2):

@@ -268,6 +268,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict | None, str]] = {
     "no list": (table(), {"logits": {"a": 1}}, "logits in schema must be a name or number, got"),
     "no truth": (table(), {"header": "maybe"}, "header in schema must be a known name, got 'maybe"),
     "no letter": (table(), {"delimiter": ",,"}, "delimiter in schema must be one letter, got ',,'"),
+    "no names": (
+        table(),
+        {"files": "../*"},
+        "files in schema must be a pattern of names, got '../",
+    ),
     "no values": (table(), {"values": "odds"}, "values in schema must be a known name, got 'odds'"),
 }
 
