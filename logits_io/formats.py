@@ -25,6 +25,14 @@ VALUE_BYTES = 8  # of a value in an array, at most
 
 
 @dataclass(frozen=True)
+class Package:
+    """A package that a format needs, and how to install it."""
+
+    name: str
+    install: str
+
+
+@dataclass(frozen=True)
 class Format:
     """A file format.
 
@@ -41,7 +49,7 @@ class Format:
     write: Callable[[Path, np.ndarray, str], None]
     read: Callable[[Path, type, int], Iterable[np.ndarray]]
     value_bytes: float
-    packages: Mapping[str, str] = field(default_factory=dict)
+    packages: Mapping[str, Package] = field(default_factory=dict)
 
 
 def _write_npz(path: Path, table: np.ndarray, compression: str) -> None:
@@ -54,20 +62,22 @@ def _read_npz(path: Path, dtype: type, values: int) -> Iterator[np.ndarray]:
     yield read_arrays(path, VALUE_BYTES * values)[ARRAY].astype(dtype, copy=False)
 
 
+PYARROW = Package("pyarrow", "pip install pyarrow")
+H5PY = Package("h5py", "pip install -r requirements-hdf5.txt")
 FORMATS: dict[str, Format] = {
     "csv": Format(
         endings={"none": ".csv", "gzip": ".csv.gz", "zstd": ".csv.zst"},
         write=write_csv,
         read=read_csv,
         value_bytes=10.6,
-        packages={"zstd": "pyarrow"},
+        packages={"zstd": PYARROW},
     ),
     "parquet": Format(
         endings=dict.fromkeys(COMPRESSIONS, ".parquet"),
         write=write_parquet,
         read=read_parquet,
         value_bytes=4.5,
-        packages=dict.fromkeys(COMPRESSIONS, "pyarrow"),
+        packages=dict.fromkeys(COMPRESSIONS, PYARROW),
     ),
     "npz": Format(
         endings=dict.fromkeys(("none", "gzip"), ".npz"),
@@ -80,12 +90,8 @@ FORMATS: dict[str, Format] = {
         write=write_hdf5,
         read=read_hdf5,
         value_bytes=4.0,
-        packages=dict.fromkeys(("none", "gzip"), "h5py"),
+        packages=dict.fromkeys(("none", "gzip"), H5PY),
     ),
-}
-INSTALL = {  # package -> how to install it
-    "h5py": "pip install -r requirements-hdf5.txt",
-    "pyarrow": "pip install pyarrow",
 }
 
 
@@ -125,9 +131,9 @@ def _require_package(name: str, compression: str) -> None:
         return
     what = name if FORMATS[name].packages.get("none") == package else f"{compression} of {name}"
     try:
-        importlib.import_module(package)
+        importlib.import_module(package.name)
     except ImportError as error:
-        raise InputError(f"{what} needs {package} ({INSTALL[package]}), got: {error}") from None
+        raise InputError(f"{what} needs {package.name} ({package.install}), got: {error}") from None
 
 
 def ending(file_format: str, compression: str) -> str:

@@ -1,4 +1,7 @@
-"""HDF5 files of one data set, written and read in blocks of rows (h5py, requirements-hdf5.txt)."""
+"""HDF5 files of one data set, read in blocks of rows (h5py, requirements-hdf5.txt).
+
+The HDF5 library crashes when the disk is full, so it writes to memory, and Python to the disk.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from common.reading import require_regular
 from common.unfolding import require_plausible
 
 DATASET = "values"
-BLOCK = 1 << 20  # bytes of the rows that are written or read at once
+BLOCK = 1 << 20  # bytes of the rows that are packed or read at once
 GZIP_LEVEL = 1
 
 
@@ -29,12 +32,17 @@ def write_hdf5(path: Path, table: np.ndarray, compression: str) -> None:
     if compression == "gzip":
         packing = {"chunks": (min(rows, len(table)), table.shape[1]), "shuffle": True}
         packing |= {"compression": "gzip", "compression_opts": GZIP_LEVEL}
-    with h5py.File(path, "w", libver="earliest", locking=False) as file:
+    with h5py.File(
+        path, "w", driver="core", backing_store=False, block_size=BLOCK, libver="earliest"
+    ) as file:
         stored = file.create_dataset(
             DATASET, shape=table.shape, dtype=table.dtype, track_times=False, **packing
         )
         for start in range(0, len(table), rows):
             stored[start : start + rows] = table[start : start + rows]
+        file.flush()
+        image = file.id.get_file_image()
+    path.write_bytes(image)
 
 
 def read_hdf5(path: Path, dtype: type, values: int) -> Iterator[np.ndarray]:

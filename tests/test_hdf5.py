@@ -1,7 +1,9 @@
-"""HDF5 files of logits: small memory, no time in them, and nothing read that is not in the file."""
+"""HDF5 files of logits: small memory, no time in them, nothing read from elsewhere, full disks."""
 
 from __future__ import annotations
 
+import errno
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -14,6 +16,7 @@ from logits_io import LogitsAnalyzer
 from logits_io.checks import verify_folder
 from logits_io.formats import decode, read_pieces, write_array
 from logits_io.hdf5_file import BLOCK
+from tests.conftest import PROJECT
 from tests.logits_lab import META, NAME, STEM, TARGETS, made_up_logits
 
 h5py = pytest.importorskip("h5py")
@@ -26,21 +29,39 @@ def large() -> np.ndarray:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-def test_a_large_table_is_written_and_read_in_blocks(tmp_path, large, compression):
+def test_a_large_table_is_read_in_blocks(tmp_path, large, compression):
     path = tmp_path / "a.h5"
-    tracemalloc.start()
     write_array(path, large, "hdf5", compression)
-    written = tracemalloc.get_traced_memory()[1]
-    tracemalloc.reset_peak()
+    tracemalloc.start()
     row = 0
     for piece in read_pieces(path, np.float32, large.size):
         assert piece.nbytes <= BLOCK
         assert piece.tobytes() == large[row : row + len(piece)].tobytes()
         row += len(piece)
-    read = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert row == len(large)
-    assert max(written, read) < 6 * BLOCK < large.nbytes / 3
+    assert peak < 6 * BLOCK < large.nbytes / 3
+
+
+def test_a_full_disk_ends_no_process(tmp_path, large):
+    """The library crashes where it writes itself, at once or at its end."""
+    code = """if True:
+        import resource, signal, sys
+        from pathlib import Path
+        import numpy as np
+        from logits_io.formats import write_array
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        for name in "ab":
+            try:
+                write_array(Path(sys.argv[1], name), np.zeros((1000, 1000)), "hdf5", "none")
+            except OSError as error:
+                print(error.errno)
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert (found.returncode, found.stdout.split()) == (0, 2 * [str(errno.EFBIG)]), found.stderr
 
 
 def test_the_file_holds_no_time(tmp_path):
