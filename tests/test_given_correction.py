@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +60,21 @@ def files(whole, tmp_path) -> Path:
     for name, kind in (("a.csv", "quantized"), ("b.csv", "fullprecision")):
         np.savetxt(tmp_path / name, arrays[kind], delimiter=",")
     np.savetxt(tmp_path / "y.txt", arrays["labels"], fmt="%d")
+    shutil.copy(whole[0] / f"run_{RUN}" / "correction.npz", tmp_path / "c.npz")
     return tmp_path
 
 
 def correct(folder: Path, *words: object) -> int:
     """Run the command on the files of a folder, below which everything is written."""
-    files = (".csv", ".npz", ".txt", ".npy")
+    files = (".csv", ".npz", ".txt")
+    grid = [] if "--load_correction" in words else GRID
     named = [str(folder / str(w)) if str(w).endswith(files) else str(w) for w in words]
     out = ["--seed", str(SEED), "--no-plots", "--output_dir", str(folder / "o")]
-    return main([*GRID, *out, *named])
+    return main([*grid, *out, *named])
 
 
 CSV = ("--quantized", "a.csv", "--fullprecision", "b.csv")
+LOADED = (*CSV, "--load_correction", "c.npz")  # fits nothing
 NPZ = ("--quantized", "all.npz", "--fullprecision", "all.npz")
 
 
@@ -154,17 +158,15 @@ def test_without_labels_agreement_and_divergence_are_the_same(whole, files, caps
 
 
 def test_a_correction_from_a_file_is_applied_to_all_rows(whole, files):
-    path = whole[0] / f"run_{RUN}" / "correction.npz"
-    assert main([*map(str, (CSV[0], files / CSV[1], CSV[2], files / CSV[3])), "--no-plots",
-                 "--load_correction", str(path), "--output_dir", str(files)]) == 0  # fmt: skip
-    saved = LogitsAnalyzer(files / "correction").load("corrected_logits_a_seed1005")
-    expected = ClusterAffineCorrection.load(path).transform(whole[1]["quantized"])
+    assert correct(files, *LOADED) == 0
+    saved = LogitsAnalyzer(files / "o" / "correction").load(f"corrected_logits_a_seed{SEED}")
+    expected = ClusterAffineCorrection.load(files / "c.npz").transform(whole[1]["quantized"])
     assert saved.logits["corrected"].tobytes() == expected.tobytes()
 
 
 def test_rows_in_another_order_are_doubted(whole, files, capsys):
     np.savetxt(files / "b.csv", whole[1]["fullprecision"][::-1], delimiter=",")
-    assert correct(files, *CSV) == 0
+    assert correct(files, *LOADED) == 0
     out = capsys.readouterr().out
     assert "of the samples, no more than by chance" in out.split("warnings:")[1]
 
@@ -172,7 +174,7 @@ def test_rows_in_another_order_are_doubted(whole, files, capsys):
 def test_the_same_command_gives_the_same_bytes_and_replaces_its_own_files(files):
     contents = []
     for _ in range(2):
-        assert correct(files, *CSV, "--fit", 0.3, "--name", "my logits") == 0
+        assert correct(files, *LOADED, "--name", "my logits") == 0
         root = files / "o" / "correction"
         contents.append(
             {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
@@ -184,7 +186,7 @@ def test_the_same_command_gives_the_same_bytes_and_replaces_its_own_files(files)
 
 def test_files_of_the_user_are_not_replaced(files, capsys):
     root, tag = files / "o" / "correction", f"a_seed{SEED}"
-    assert correct(files, *CSV) == 0
+    assert correct(files, *LOADED) == 0
     for path in (
         root / f"run_{tag}" / "correction.npz",
         root / f"logits_summary_{tag}" / "notes.md",
@@ -193,16 +195,16 @@ def test_files_of_the_user_are_not_replaced(files, capsys):
         before = path.read_bytes() if path.exists() else None
         path.unlink(missing_ok=True)
         path.symlink_to("nowhere")
-        assert correct(files, *CSV) == 2
+        assert correct(files, *LOADED) == 2
         assert f"{path.name}: must be a file that this suite wrote" in capsys.readouterr().err
         path.unlink()
         if before is not None:
             path.write_bytes(before)
     notes = root / f"logits_summary_{tag}" / "notes.md"
     notes.write_text("mine")
-    assert correct(files, *CSV) == 2
+    assert correct(files, *LOADED) == 2
     assert notes.read_text() == "mine"
-    assert correct(files, *CSV, "--force") == 0
+    assert correct(files, *LOADED, "--force") == 0
     assert not notes.exists()
 
 
@@ -231,8 +233,8 @@ REFUSED = {
     "a name": ((*CSV, "--name", "../x"), "name must be a plain name"),
     "a seed": ((*CSV, "--seed", -1), "seed must be from 0 to 2^32 - 1, got -1"),
     "a grid": (
-        (*CSV, "--load_correction", "c.npz", "--fit", 0.3),
-        "must be left out with --load_correction, which fits nothing",
+        (*LOADED, "--fit", 0.3),
+        "fit must be left out with --load_correction, which fits nothing",
     ),
     "a schema": ((*CSV, "--schema", "logit=a"), "key of schema must be a known name, got 'logit'"),
     "classes to fit on": (
@@ -261,7 +263,7 @@ def test_logits_of_the_user_of_the_same_name_are_left_alone(files):
     path = ours / f"corrected_logits_{tag}" / f"logits_{tag}_quantized.csv"
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    assert correct(files, *CSV) == 3
+    assert correct(files, *LOADED) == 3
     assert path.read_text() == "mine" and record(ours, tag)["folders"] == {}
 
 
@@ -270,7 +272,7 @@ def test_a_failure_to_save_is_told_and_the_rest_is_there(files, monkeypatch, cap
         raise OSError("disk full")
 
     monkeypatch.setattr("logits_io.writer.write_sealed", full)
-    assert correct(files, *CSV) == 3
+    assert correct(files, *LOADED) == 3
     ours, tag = files / "o" / "correction", f"a_seed{SEED}"
     assert record(ours, tag)["unsaved"] == ["the corrected logits"]
     assert (ours / f"run_{tag}" / "correction.npz").is_file()
