@@ -4,6 +4,8 @@
         three kinds of 50,000 x 1,000 float32 logits as CSV files of this suite; one kind by polars,
         samples by savetxt, pandas and loadtxt, extrapolated; then the time that saving adds to a
         run whose network takes 1 ms per image: about 3 minutes and 1.6 GB of disk
+    python -m benchmarks.bench_logits --formats
+        one kind in every format and compression: bytes and times, about 3 minutes
 
 Times are CPU seconds of the process, with wall seconds in brackets. What is read back is compared
 bit for bit.
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from benchmarks.cifar_runs import table_head, table_line
 from common.console import EXIT_OK
 from evaluation.inference import infer_logits
 from logits_io import LogitsAnalyzer
+from logits_io.formats import FORMATS
 
 ROWS, CLASSES, KINDS = 50_000, 1000, ("quantized", "fullprecision", "corrected")
 CHUNK = 1000
@@ -93,6 +97,26 @@ def compare_files(
     yield "read: numpy.loadtxt", loadtxt, reading
 
 
+def format_rows(logits: np.ndarray) -> Iterator[list[str]]:
+    """Format, compression, bytes on disk in MB, and seconds to write and to read one kind."""
+    targets = np.zeros(len(logits), dtype=np.int64)
+    for name, found in FORMATS.items():
+        for compression in found.endings:
+            with tempfile.TemporaryDirectory() as folder:
+                analyzer = LogitsAnalyzer(folder, CHUNK, (name,), compression)
+                kinds = {KINDS[0]: logits}
+                writing = seconds(
+                    partial(analyzer.save_logits_to_csv, "x", "logits_x", kinds, targets, {})
+                )
+                size = sum(path.stat().st_size for path in Path(folder, "x").iterdir())
+                saved: list[np.ndarray] = []
+                reading = seconds(lambda: saved.extend(analyzer.load("x").logits.values()))  # noqa: B023
+            if saved[0].tobytes() != logits.tobytes():
+                raise SystemExit(f"{name}: what was read is not what was written")
+            times = [f"{cpu:.1f} ({wall:.1f})" for cpu, wall in (writing, reading)]
+            yield [name, compression, f"{size / 1e6:.0f}", *times]
+
+
 class SleepingNetwork(nn.Module):
     """Stands for a network on an accelerator: the CPU waits ``MS_PER_IMAGE`` for every image."""
 
@@ -121,8 +145,15 @@ def network_seconds(folder: Path, saving: bool) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(prog="benchmarks.bench_logits", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="benchmarks.bench_logits", description=__doc__)
+    parser.add_argument("--formats", action="store_true", help="compare the formats instead")
     write = sys.stdout.write
+    if parser.parse_args(argv).formats:
+        write(table_head(("format", "compression", "MB", "write, s", "read, s")))
+        for row in format_rows(made_up(ROWS)):
+            write(table_line(row))
+            sys.stdout.flush()
+        return EXIT_OK
     write(
         table_head(("three kinds of 50,000 x 1,000", "s", "ours, s", "ratio, CPU", "ratio, wall"))
     )

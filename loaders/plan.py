@@ -97,6 +97,16 @@ def parse_source(text: str) -> tuple[str, float]:
     return kind, fraction
 
 
+def split_val(count: int, fraction: float, seed: int) -> np.ndarray:
+    """The indices of the val images to set aside, in the order in which they are used.
+
+    Args:
+        count: number of all val images.
+    """
+    order = np.random.RandomState(seed).permutation(count)
+    return order[: round(fraction * count)]
+
+
 def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) -> DataPlan:
     """Choose the images of a run; random choices depend only on the seed.
 
@@ -110,8 +120,7 @@ def make_plan(dataset: Dataset, request: PlanRequest, default_num_samples: int) 
         raise InputError(
             f"correction_source {source!r} must have a train folder, got a data set with only val"
         )
-    val_order = np.random.RandomState(request.seed).permutation(len(dataset.val))
-    val_part = val_order[: round(fraction * len(dataset.val))]
+    val_part = split_val(len(dataset.val), fraction, request.seed)
     calibration, used_val = _choose_calibration(dataset, request, default_num_samples, val_part)
     correction = None
     if request.fit_correction:

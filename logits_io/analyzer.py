@@ -5,13 +5,13 @@ Letters: N samples, C classes.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,17 @@ from common.errors import InputError
 from common.remote import Remote, is_url
 from logits_io.comparison import RESAMPLES, Comparison, compare_logits
 from logits_io.duck import write_database
-from logits_io.formats import decode, require_formats
+from logits_io.formats import read_pieces, require_formats
+from logits_io.given import read_given
 from logits_io.naming import LAST_FILES, TARGETS, find_stems, metadata_file, owner, require_folder
 from logits_io.records import FileRecord, read_file_records
+from logits_io.saved import SavedLogits
+from logits_io.schema import Schema, make_schema
 from logits_io.tables import read_records
 from logits_io.writer import LogitsWriter, Style, checked
 
 DEFAULT_CHUNK_SIZE = 1000
 RESERVED = {"stem", "samples", "classes", "chunked", "kinds", "formats", "run", "folder"}
-
-
-@dataclass(frozen=True)
-class SavedLogits:
-    """Logits, targets and metadata of a folder."""
-
-    logits: dict[str, np.ndarray]  # kind -> (N, C) float32
-    targets: np.ndarray  # (N,) int64
-    metadata: dict[str, Any]
 
 
 class LogitsAnalyzer:
@@ -47,7 +41,7 @@ class LogitsAnalyzer:
         root: a folder, or its URL on storage that fsspec supports; in the latter case a folder is
             first written locally and then copied, metadata last.
         chunk_size: rows per file; more samples are written in chunks.
-        formats: one or more of csv, parquet, npz.
+        formats: one or more of ``logits_io.formats.FORMATS``: csv, parquet, npz, hdf5.
         compression: none, gzip or zstd.
 
     Raises:
@@ -110,7 +104,7 @@ class LogitsAnalyzer:
         folder: str,
         stem: str,
         logits: Mapping[str, np.ndarray],
-        targets: np.ndarray,
+        targets: np.ndarray | None,
         metadata: Mapping[str, Any],
         same_as: str | None = None,
     ) -> Path:
@@ -121,7 +115,7 @@ class LogitsAnalyzer:
         Args:
             folder, stem, metadata, same_as: as in ``writer``.
             logits: kind (quantized, fullprecision, corrected) -> (N, C) float32.
-            targets: (N,) int64.
+            targets: (N,) int64; None where the labels are not known.
 
         Returns:
             The folder.
@@ -133,9 +127,9 @@ class LogitsAnalyzer:
         arrays = checked(logits, targets)
         size = self.style.chunk_size
         with self.writer(folder, stem, metadata, same_as) as writer:
-            for start in range(0, len(targets), size):
+            for start in range(0, len(next(iter(arrays.values()))), size):
                 part = {kind: array[start : start + size] for kind, array in arrays.items()}
-                writer.add({kind: part[kind] for kind in logits}, part[TARGETS])
+                writer.add({kind: part[kind] for kind in logits}, part.get(TARGETS))
         return self.root / folder
 
     def load(self, folder: str | Path, stem: str | None = None) -> SavedLogits:
@@ -164,12 +158,41 @@ class LogitsAnalyzer:
         records = read_file_records(path, stem, metadata)
         shape = (metadata["samples"], metadata["classes"])
         first = str(metadata["formats"]).split()[0]
-        kinds = [kind for kind in str(metadata["kinds"]).split() if kind != TARGETS]
-        logits = {kind: np.empty(shape, dtype=np.float32) for kind in kinds}
-        targets: np.ndarray = np.empty((shape[0], 1), dtype=np.int64)
-        for kind, array in {**logits, TARGETS: targets}.items():
-            _read_kind(path, [r for r in records if (r.kind, r.format) == (kind, first)], array)
-        return SavedLogits(logits, targets[:, 0], metadata)
+        arrays: dict[str, np.ndarray] = {}
+        for kind in str(metadata["kinds"]).split():
+            is_targets = kind == TARGETS
+            size, dtype = ((shape[0], 1), np.int64) if is_targets else (shape, np.float32)
+            arrays[kind] = np.empty(size, dtype=dtype)
+            files = [r for r in records if (r.kind, r.format) == (kind, first)]
+            _read_kind(path, files, arrays[kind])
+        targets = arrays.pop(TARGETS, None)
+        return SavedLogits(arrays, None if targets is None else targets[:, 0], metadata)
+
+    def load_given(
+        self,
+        files: Mapping[str, str | Path],
+        schema: Schema | Mapping[str, Any] | None = None,
+        labels: str | Path | None = None,
+    ) -> SavedLogits:
+        """Read logits that another program wrote, of the same samples.
+
+        Args:
+            files: kind (quantized, fullprecision) -> a CSV, npz or npy file, or a folder of parts;
+                relative to the root.
+            schema: what is what in them, as in ``logits_io.schema``; None: found by the names.
+            labels: a file with the labels.
+
+        Raises:
+            InputError: as ``logits_io.given.read_given``, or the root is a URL.
+        """
+        if self.remote is not None:
+            raise InputError(
+                f"root must be a local folder to read given files, got {self.remote.url}"
+            )
+        if not isinstance(schema, Schema):
+            schema = make_schema(schema or {})
+        paths = {kind: self.root / path for kind, path in files.items()}
+        return read_given(paths, schema, None if labels is None else self.root / labels)
 
     def compare(
         self, folder: str | Path, stem: str | None = None, resamples: int = RESAMPLES, seed: int = 0
@@ -217,14 +240,16 @@ def _read_kind(folder: Path, records: list[FileRecord], array: np.ndarray) -> No
         raise InputError(f"{folder}: must hold {len(array)} samples, got {starts[-1]}")
 
     def read(record: FileRecord, start: int) -> None:
-        values = record.rows * array.shape[1]
-        part = decode(folder / record.file, array.dtype.type, values)
-        if part.shape != (record.rows, array.shape[1]) or record.first_row != start:
-            raise InputError(
-                f"{folder / record.file}: must hold {(record.rows, array.shape[1])} values, "
-                f"got {part.shape}"
-            )
-        array[start : start + len(part)] = part
+        path, wanted = folder / record.file, (record.rows, array.shape[1])
+        row = 0
+        for piece in read_pieces(path, array.dtype.type, math.prod(wanted)):
+            got = (row + len(piece), *piece.shape[1:])
+            if got[0] > wanted[0] or got[1:] != wanted[1:]:
+                raise InputError(f"{path}: must hold {wanted} values, got {got}")
+            array[start + row : start + got[0]] = piece
+            row = got[0]
+        if row != record.rows or record.first_row != start:
+            raise InputError(f"{path}: must hold {wanted} values, got {(row, wanted[1])}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(read, records, starts[:-1].tolist()))

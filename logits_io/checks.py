@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from logits_io.formats import decode, encode, read_text
+from common.files import sha256_file
+from logits_io.csv_text import csv_text, read_text
+from logits_io.formats import decode
 from logits_io.naming import (
     CACHED_LOGITS,
     TARGETS,
@@ -135,11 +137,10 @@ def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> I
         )
         return
     try:
-        content = path.read_bytes()
+        intact = sha256_file(path) == record.sha256
     except OSError as error:
         yield f"{path}: must be readable, got: {error}"
         return
-    intact = hashlib.sha256(content).hexdigest() == record.sha256
     wanted = 1 if record.kind == TARGETS else int(metadata["classes"])
     try:
         dtype = np.int64 if record.kind == TARGETS else np.float32
@@ -155,12 +156,12 @@ def _check_file(folder: Path, record: FileRecord, metadata: dict[str, Any]) -> I
         return
     yield from _check_values(path, record, array, metadata)
     if not intact:
-        yield f"{path}: {_where(path, array, record, content)} is not as it was written (SHA-256)"
+        yield f"{path}: {_where(path, array, record)} is not as it was written (SHA-256)"
     elif row_sums(array) != (record.row_sum, record.weighted_row_sum):
         yield f"{path}: the values do not match the sums in the metadata"
 
 
-def _where(path: Path, array: np.ndarray, record: FileRecord, content: bytes) -> str:
+def _where(path: Path, array: np.ndarray, record: FileRecord) -> str:
     """The place of the change in a file of the right shape."""
     row = damaged_row(array, record)
     if row is not None:
@@ -168,8 +169,8 @@ def _where(path: Path, array: np.ndarray, record: FileRecord, content: bytes) ->
     if row_sums(array) != (record.row_sum, record.weighted_row_sum):
         return "more than one row"
     if path.name.endswith(".csv"):  # the same values in another text
-        lines = zip(content.split(b"\n"), encode(array, "csv", "none").split(b"\n"), strict=False)
-        for number, (found, expected) in enumerate(lines, 1):
+        lines = (text.split(b"\n") for text in (path.read_bytes(), csv_text(array)))
+        for number, (found, expected) in enumerate(zip(*lines, strict=False), 1):
             if found != expected:
                 return f"row {number} (its text; the values are the same)"
     return "the file (its values are the same)"
@@ -197,7 +198,7 @@ def _place_in_text(path: Path, columns: int) -> str:
     if ".csv" not in path.suffixes:
         return ""
     try:
-        content = path.read_bytes() if path.suffix == ".csv" else read_text(path)
+        content = read_text(path)
     except Exception:  # noqa: BLE001  (a damaged file fails in every possible way)
         return ""
     for number, line in enumerate(content.split(b"\n"), 1):

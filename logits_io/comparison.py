@@ -25,23 +25,24 @@ SHARES = {"top1_pct": 100.0, "top5_pct": 100.0, "agreement_pct": 100.0}
 FLIPS = {"right_to_wrong_pct": 100.0, "wrong_to_right_pct": 100.0}
 MEANS = {"kl_to_fp": 1.0, "mse_to_fp": 1.0, "cosine_to_fp": 1.0}
 FIGURES = {**SHARES, **FLIPS, **MEANS}  # name -> factor of the mean over samples
+OF_LABELS = ("top1_pct", "top5_pct", *FLIPS, "ece")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tables of metrics with 95 % bootstrap intervals.
+    """Tables of metrics with 95 % bootstrap intervals; without labels, of those that need none.
 
     The metrics are Top-1, Top-5, agreement with full precision, flips, KL, MSE, cosine and ECE; the
     ends of an interval are in the columns ``…_low`` and ``…_high``.
     """
 
     overall: pd.DataFrame  # a row per kind of logits
-    per_class: pd.DataFrame  # a row per kind and class, without ECE
+    per_class: pd.DataFrame  # a row per kind and class, without ECE; no row without labels
 
 
 def compare_logits(
     logits: Mapping[str, np.ndarray],
-    targets: np.ndarray,
+    targets: np.ndarray | None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -49,7 +50,7 @@ def compare_logits(
 
     Args:
         logits: kind -> (N, C) float32, full precision among them.
-        targets: (N,) int64.
+        targets: (N,) int64; None where the labels are not known.
         resamples: B, number of bootstrap resamples; every kind uses the same ones.
 
     Raises:
@@ -60,6 +61,8 @@ def compare_logits(
 
     if FULL_PRECISION not in logits:
         raise InputError(f"logits must hold {FULL_PRECISION}, got {', '.join(logits) or 'none'}")
+    if targets is None:
+        return _without_labels(logits, resamples, seed)
     _require_usable(logits, targets, resamples)
     scorer = Scorer(logits[FULL_PRECISION], targets)
     right = scorer(logits[FULL_PRECISION]).ahead == 0
@@ -86,6 +89,15 @@ def compare_logits(
             for kind in logits
         ]
     return Comparison(pd.DataFrame(overall), pd.DataFrame(per_class))
+
+
+def _without_labels(logits: Mapping[str, np.ndarray], resamples: int, seed: int) -> Comparison:
+    """The comparison by the metrics that need no label."""
+    predictions = logits[FULL_PRECISION].argmax(axis=1)  # stand for the labels, in no result
+    overall = compare_logits(logits, predictions, resamples, seed).overall
+    unknown = [name for name in overall if str(name).startswith(OF_LABELS)]
+    overall = overall.drop(columns=unknown)
+    return Comparison(overall, overall.iloc[:0].assign(**{"class": []}))
 
 
 def _require_usable(logits: Mapping[str, np.ndarray], targets: np.ndarray, resamples: int) -> None:

@@ -125,7 +125,9 @@ def _tables(root: Path, folders: list[Folder], load: Any) -> Iterator[dict[str, 
                 "folder": pyarrow.array([folder.name] * count),
                 "kind": pyarrow.array([kind] * count),
                 "sample": np.arange(count),
-                "target": saved.targets,
+                "target": pyarrow.array(
+                    [None] * count if saved.targets is None else saved.targets, pyarrow.int64()
+                ),
                 "prediction": values.argmax(axis=1),
                 "logits": lists.cast(pyarrow.list_(pyarrow.float32())),
             }

@@ -40,6 +40,7 @@ LAST_FILES = (METADATA_ENDING, RUN_FILE)
 # Below the output folder, for all methods.
 CACHE_FOLDER = "cache"
 SWEEP_FILE, SWEEP_RUNS = "sweep_summary.csv", "runs"  # a row per run; their folders
+GIVEN_FOLDER = "correction"  # of the results on logits of other programs
 RUN_PREFIXES = ("run_", "initial_logits_", "results_alpha", "logits_summary_")
 CACHED_LOGITS = re.compile(r"logits_[0-9a-f]{16}\.(npy|lock)")  # of the float network
 
@@ -125,6 +126,36 @@ class RunName:
         return f"logits_{self.tag}"
 
 
+@dataclass(frozen=True)
+class GivenName:
+    """Names of what is made from logits of another program; ``name`` as from ``file_name``."""
+
+    name: str
+    seed: int
+
+    @property
+    def tag(self) -> str:
+        return f"{self.name}_seed{self.seed}"
+
+    @property
+    def run_folder(self) -> str:
+        """Folder of the correction, the ids of the rows and the record."""
+        return f"run_{self.tag}"
+
+    @property
+    def logits_folder(self) -> str:
+        return f"corrected_logits_{self.tag}"
+
+    @property
+    def summary_folder(self) -> str:
+        return f"logits_summary_{self.tag}"
+
+    @property
+    def file_stem(self) -> str:
+        """Beginning of the file names in the folder of logits."""
+        return f"logits_{self.tag}"
+
+
 def whole_file(stem: str, kind: str, ending: str) -> str:
     return f"{stem}_{kind}{ending}"
 
@@ -145,7 +176,7 @@ def chunk_metadata_file(stem: str) -> str:
 def file_pattern(stem: str, kinds: Iterable[str]) -> re.Pattern[str]:
     """The names that files of a stem and of one of ``kinds`` may have."""
     named = "|".join(map(re.escape, kinds))
-    return re.compile(rf"{re.escape(stem)}_({named})(_chunk\d+_of_\d+)?\.[a-z]+(\.gz|\.zst)?")
+    return re.compile(rf"{re.escape(stem)}_({named})(_chunk\d+_of_\d+)?\.[a-z0-9]+(\.gz|\.zst)?")
 
 
 def find_stems(folder: Path) -> list[str]:

@@ -74,6 +74,8 @@ def _is_record(content: Mapping[str, Any]) -> bool:
         found = [content["figures"][name] for name in FIGURES]
         numbers = [row[name] for row in found if row is not None for name in NUMBERS]
         numbers += content["seconds"].values()
+        if content.get("labels") is False:  # figures that need labels are None
+            numbers = [number for number in numbers if number is not None]
         return (
             None not in found[:2]
             and isinstance(content["argv"], list)

@@ -108,13 +108,13 @@ class LogitsWriter:
         self.open = True
         return self
 
-    def add(self, logits: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
+    def add(self, logits: Mapping[str, np.ndarray], targets: np.ndarray | None) -> None:
         """Queue a copy of the logits of the next n samples; waits only if the disk lags behind.
 
         Args:
             logits: kind (quantized, fullprecision, corrected) -> (n, C) float32; the same kinds and
                 C in every call.
-            targets: (n,) integers.
+            targets: (n,) integers; None, in every call, where the labels are not known.
 
         Raises:
             InputError: arrays of different lengths or classes, of another dtype, other kinds than
@@ -200,7 +200,7 @@ class _Folder:
         self._describe(sorted(self.records, key=lambda record: writer.kinds.index(record.kind)))
 
     def _take(self, batch: Batch) -> None:
-        count, size = len(batch[TARGETS]), self.writer.style.chunk_size
+        count, size = len(next(iter(batch.values()))), self.writer.style.chunk_size
         for kind, array in batch.items():
             self.rows.setdefault(kind, []).append(array)
         self.waiting += count
@@ -300,33 +300,43 @@ class _Folder:
         write_sealed(self.part / metadata_file(writer.stem), row)
 
 
-def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray) -> Batch:
-    """Check arrays and return them together with the targets as int64.
+def checked(logits: Mapping[str, np.ndarray], targets: np.ndarray | None) -> Batch:
+    """Check arrays and return them together with the targets, if there are any, as int64.
 
     Raises:
         InputError: arrays of different lengths or classes, of another dtype, or targets that are
             not integers.
     """
-    targets = np.asarray(targets)
+    whole = {} if targets is None else {TARGETS: _whole(np.asarray(targets))}
+    if not logits:
+        raise InputError("logits must hold at least one kind, got none")
+    classes = {np.shape(array)[1:] for array in logits.values()}
+    samples = len(next(iter(whole.values() or logits.values())))
+    for kind, array in logits.items():
+        require_kind(kind)
+        good = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == 2
+        if not good or len(array) != samples or len(classes) > 1 or array.size == 0:
+            got = (
+                f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else type(array).__name__
+            )
+            raise InputError(
+                f"{kind} logits must be float32 of shape ({samples}, classes), got {got}"
+            )
+    return {**logits, **whole}
+
+
+def _whole(targets: np.ndarray) -> np.ndarray:
+    """Targets as int64.
+
+    Raises:
+        InputError: they are no (N,) integers.
+    """
     if targets.ndim != 1 or len(targets) == 0:
         raise InputError(f"targets must be of shape (samples,), got {targets.shape}")
     whole = targets.astype(np.int64) if targets.dtype.kind in "iuf" else None
     if whole is None or not np.array_equal(whole, targets):
         raise InputError(f"targets must be integers, got {targets.dtype} {targets[:3]}")
-    if not logits:
-        raise InputError("logits must hold at least one kind, got none")
-    classes = {np.shape(array)[1:] for array in logits.values()}
-    for kind, array in logits.items():
-        require_kind(kind)
-        good = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == 2
-        if not good or len(array) != len(targets) or len(classes) > 1 or array.shape[1] == 0:
-            got = (
-                f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else type(array).__name__
-            )
-            raise InputError(
-                f"{kind} logits must be float32 of shape ({len(targets)}, classes), got {got}"
-            )
-    return {**logits, TARGETS: whole}
+    return whole
 
 
 def require_logits_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from common.errors import InputError
-from evaluation.metrics import mean_confidence, topk_accuracy
+from evaluation.metrics import agreement, mean_confidence, topk_accuracy
 from loaders import ImageSet
 from models import ModelEntry
 from pipeline.networks import NetworkPair
@@ -39,6 +39,23 @@ def doubt_of_labels(logits: np.ndarray, labels: np.ndarray) -> str | None:
             "reasons: random weights, or labels in another order"
         )
     return None
+
+
+def doubt_of_pair(quantized: np.ndarray, reference: np.ndarray) -> str | None:
+    """A warning if (N, C) logits agree no more than rows of two tables in any order would."""
+    found = 100 * agreement(quantized, reference)
+    shares = [
+        np.bincount(logits.argmax(axis=1), minlength=reference.shape[1]) / len(logits)
+        for logits in (quantized, reference)
+    ]
+    chance = float(shares[0] @ shares[1])
+    if found / 100 > chance + 2 * math.sqrt(chance * (1 - chance) / len(reference)):
+        return None
+    return (
+        f"quantized and float logits agree on {found:.2f} % of the samples, no more than by chance "
+        f"({100 * chance:.2f} %); likely reasons: rows in another order, or a network that the "
+        "quantization has destroyed"
+    )
 
 
 def doubt_of_size(entry: ModelEntry, shape: tuple[int, ...]) -> str | None:

@@ -213,6 +213,16 @@ def _add_correction_flags(parser: FlagParser) -> None:
         default=CorrectionOptions.correction,
         help="correct the quantized logits (default on)",
     )
+    add_grid_flags(group)
+    group.add_argument(
+        "--correction_source",
+        help="source of these images: train (default), train_aug (training images with random "
+        "augmentation) or val:FRACTION (that fraction of val, which no result then includes)",
+    )
+
+
+def add_grid_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of the grid of corrections, and of one from a file instead."""
     for flag, kind, text in (
         ("alpha", float, "strength of the correction, 0 to 1"),
         ("num_clusters", int, "number of clusters of the projected logits"),
@@ -238,11 +248,6 @@ def _add_correction_flags(parser: FlagParser) -> None:
         help="number of images that the correction is fitted on (default 10000, or all if fewer)",
     )
     group.add_argument(
-        "--correction_source",
-        help="source of these images: train (default), train_aug (training images with random "
-        "augmentation) or val:FRACTION (that fraction of val, which no result then includes)",
-    )
-    group.add_argument(
         "--load_correction",
         type=Path,
         help="apply the correction.npz of an earlier run unchanged, instead of fitting one",
@@ -250,7 +255,8 @@ def _add_correction_flags(parser: FlagParser) -> None:
 
 
 def _add_output_flags(parser: FlagParser) -> None:
-    add = parser.add_argument_group("output").add_argument
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add(
         "--output_dir",
         default=str(OutputOptions.output_dir),
@@ -263,6 +269,23 @@ def _add_output_flags(parser: FlagParser) -> None:
         help="write the corrected logits of all corrections, or of the selected one (default: all "
         "if they take at most 2 GB)",
     )
+    add_logits_flags(group)
+    add(
+        "--log_dir",
+        type=Path,
+        help="folder of the TensorBoard files (default: a folder in the folder of the run)",
+    )
+    add(
+        "--cache_dir",
+        type=Path,
+        help="folder for data that other runs can reuse: decoded images, logits of the float "
+        "network, corrected inputs (default: corrected inputs only, in output_dir/cache)",
+    )
+
+
+def add_logits_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of the files of logits and of the plots."""
+    add = group.add_argument
     add(
         "--chunk_size",
         type=positive_int,
@@ -287,17 +310,6 @@ def _add_output_flags(parser: FlagParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=OutputOptions.plots,
         help="draw the plots of the summary (default on)",
-    )
-    add(
-        "--log_dir",
-        type=Path,
-        help="folder of the TensorBoard files (default: a folder in the folder of the run)",
-    )
-    add(
-        "--cache_dir",
-        type=Path,
-        help="folder for data that other runs can reuse: decoded images, logits of the float "
-        "network, corrected inputs (default: corrected inputs only, in output_dir/cache)",
     )
 
 

@@ -40,7 +40,7 @@ from models import (
     state_digest,
 )
 from pipeline.method import configuration, make_method
-from pipeline.options import DEFAULT_ARCH, DEFAULT_SHRINKAGE, RunOptions
+from pipeline.options import DEFAULT_ARCH, RunOptions
 from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod, MethodSettings
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
@@ -202,7 +202,7 @@ def _prepare(
     dataset = _open_dataset(options)
     model = _open_model(options, dataset) if network is None else _given(options, dataset, network)
     plan = _plan_images(options, method, dataset)
-    grid = _grid_request(options, settings.seed)
+    grid = options.correction.grid(settings.seed)
     shape = None
     if plan.correction is not None:
         shape = plan_grid(grid, len(plan.correction), model.num_classes)
@@ -217,7 +217,7 @@ def _prepare(
         plan=plan,
         grid=grid,
         shape=shape,
-        correction=_load_correction(options, model.num_classes),
+        correction=options.correction.loaded(model.num_classes),
         device=device,
         name=RunName(file_name(arch), settings.n_bits_w, settings.n_bits_a, settings.seed),
         recipe=None if options.recipe is None else load_recipe(options.recipe),
@@ -318,19 +318,6 @@ def _plan_images(options: RunOptions, method: BaseQuantizationMethod, dataset: D
         fit_correction=wanted.is_fitted,
     )
     return make_plan(dataset, request, settings.num_samples)
-
-
-def _grid_request(options: RunOptions, seed: int) -> GridRequest:
-    wanted = options.correction
-    shrinkage = DEFAULT_SHRINKAGE if wanted.shrinkage is None else wanted.shrinkage
-    return GridRequest(
-        wanted.alpha_list, wanted.num_clusters_list, wanted.pca_dim_list, shrinkage, seed
-    )
-
-
-def _load_correction(options: RunOptions, num_classes: int) -> ClusterAffineCorrection | None:
-    path = options.correction.load_correction
-    return None if path is None else ClusterAffineCorrection.load(path, num_classes)
 
 
 def _check_output(job: Job) -> None:

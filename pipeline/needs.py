@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from common.errors import InputError
 from common.machine import free_disk, in_gb
 from correction.selection import GLOBAL_LINE
+from logits_io.formats import FORMATS
 from pipeline.job import Job
 
-VALUE_BYTES = {"csv": 10.6, "parquet": 4.5, "npz": 4.0}  # of a logit, uncompressed
 MOST_RESULTS = 2e9  # bytes up to which the logits of all corrections are saved without a flag
 OTHER_BYTES = 5e6  # plots, tables and records
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def logits_bytes(count: int, classes: int, formats: Sequence[str], corrections: int) -> float:
     """Bytes of the saved logits of ``count`` images: both networks' and those of corrections."""
     values = count * classes * (2 + corrections)
-    return values * sum(VALUE_BYTES[name] for name in dict.fromkeys(formats))
+    return values * sum(FORMATS[name].value_bytes for name in dict.fromkeys(formats))
 
 
 def saves_all(job: Job) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError, require_known
+from correction import ClusterAffineCorrection, GridRequest
 from export.settings import ONNX_FLAG, ExportSettings
 from loaders.transforms import INTERPOLATIONS, Preprocess
 from models import PLAIN
@@ -163,6 +164,22 @@ class CorrectionOptions:
     def is_fitted(self) -> bool:
         """Whether a correction is fitted in this run."""
         return self.correction and self.load_correction is None
+
+    def grid(self, seed: int) -> GridRequest:
+        """The grid that is requested."""
+        shrinkage = DEFAULT_SHRINKAGE if self.shrinkage is None else self.shrinkage
+        return GridRequest(
+            self.alpha_list, self.num_clusters_list, self.pca_dim_list, shrinkage, seed
+        )
+
+    def loaded(self, num_classes: int) -> ClusterAffineCorrection | None:
+        """The correction from the file that is named, if any.
+
+        Raises:
+            InputError: the file is damaged, or for another number of classes.
+        """
+        path = self.load_correction
+        return None if path is None else ClusterAffineCorrection.load(path, num_classes)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from torch import nn
 
-from common.console import collected_warnings, log_to_file, progress
+from common.console import collected_warnings, log_to_file
 from common.errors import InputError, RunError
 from common.files import atomic_file, write_json
 from common.provenance import SaveLog, StageClock
@@ -25,11 +25,12 @@ from correction import (
     LoadedCorrection,
     NoCorrection,
     Setting,
+    SettingResult,
     fit_grid,
     plan_grid,
 )
 from evaluation.inference import Inference
-from evaluation.metrics import Scorer, topk_accuracy
+from evaluation.metrics import topk_accuracy
 from export.reporting import NOTES, ExportJob, export_and_verify
 from loaders import DataPlan
 from logits_io.naming import (
@@ -65,8 +66,7 @@ from pipeline.record import (
 )
 from pipeline.results import (
     Results,
-    collect,
-    score,
+    score_corrections,
     warn_of_memories,
     warning_signs,
 )
@@ -325,20 +325,15 @@ def choose_corrections(context: Context, fitting: Inference | None) -> Correctio
 
 def correct(context: Context, corrections: Corrections, evaluation: Inference) -> Results:
     """Score every correction and save the logits of all or of the selected one."""
-    reference = evaluation.logits[FULL_PRECISION]
-    scorer = Scorer(reference, evaluation.targets)
     keeps_all = saves_all(context.job)
+
+    def save(index: int, result: SettingResult, logits: np.ndarray) -> None:
+        if result.setting is not None and (keeps_all or index == corrections.selected):
+            _save_result(context, result.setting, logits, evaluation)
+
     is_corrected = context.job.options.correction.correction
-    rows = []
     with context.clock("apply and save corrections" if is_corrected else "score logits"):
-        corrected = corrections.corrected(evaluation.logits[QUANTIZED])
-        bar = progress(corrected, "logits", len(corrections.results))
-        for index, (result, logits) in enumerate(bar):
-            rows.append(score(result.kind, logits, scorer, result.setting, result.heldout_kl))
-            if result.setting is not None and (keeps_all or index == corrections.selected):
-                _save_result(context, result.setting, logits, evaluation)
-    full_precision = score(FULL_PRECISION, reference, scorer)
-    return collect(full_precision, rows, corrections.selected, len(evaluation.targets))
+        return score_corrections(corrections, evaluation, save)
 
 
 def _save_result(

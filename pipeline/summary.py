@@ -46,24 +46,40 @@ class Summary:
         self.logits = {kind: known[kind] for kind in (FULL_PRECISION, QUANTIZED)}
         if self.correction is not None:
             self.logits[CORRECTED] = self.correction.transform(known[QUANTIZED])
-        self.comparison = compare_logits(self.logits, self.evaluation.targets, seed=self.seed)
+        targets = self.evaluation.targets if self.results.has_labels else None
+        self.comparison = compare_logits(self.logits, targets, seed=self.seed)
 
     def write_tables(self, folder: Path, stem: str) -> None:
-        """Write the corrections, and the comparison with full precision overall and per class."""
+        """Write the corrections, and the comparison with full precision overall and per class.
+
+        Without labels there is none per class.
+        """
         write_records(folder / f"{stem}.csv", self.results.as_records())
         for name, table in (
             ("comparison", self.comparison.overall),
             ("per_class", self.comparison.per_class),
         ):
+            if table.empty:
+                continue
             records = table.to_dict("records")
             plain = [{key: rounded(value) for key, value in row.items()} for row in records]
             write_records(folder / f"{stem}_{name}.csv", plain)
 
     def draw(self, folder: Path) -> None:
-        """Draw the plots; those of clusters only where there are clusters."""
+        """Draw the plots; of clusters only where there are some, of accuracy only with labels."""
+        save_figure(folder / "logit_scatter.png", scatter_figure(self.logits, self.seed))
+        if self.results.has_labels:
+            self._draw_accuracy(folder)
+        if self.correction is not None and self.correction.num_clusters > 1:
+            quantized = self.logits[QUANTIZED]
+            projected = fit_projection(quantized, min(2, *quantized.shape))(quantized)
+            labels = self.correction.partition_.assign(quantized)
+            save_figure(folder / "cluster_map.png", cluster_figure(projected, labels, self.seed))
+
+    def _draw_accuracy(self, folder: Path) -> None:
+        """Draw the plots that need labels."""
         targets = self.evaluation.targets
         save_figure(folder / "per_class_change.png", _class_changes(self.comparison, self.results))
-        save_figure(folder / "logit_scatter.png", scatter_figure(self.logits, self.seed))
         save_figure(folder / "reliability.png", reliability_figure(self.logits, targets))
         points = [
             (row.alpha, row.num_clusters, row.pca_dim, row.top1_pct)
@@ -78,11 +94,6 @@ class Summary:
             accuracies = results.quantized.top1_pct, results.full_precision.top1_pct
             figure = grid_figure(points, *accuracies, results.images)
             save_figure(folder / "accuracy_grid.png", figure)
-        if self.correction is not None and self.correction.num_clusters > 1:
-            quantized = self.logits[QUANTIZED]
-            projected = fit_projection(quantized, min(2, *quantized.shape))(quantized)
-            labels = self.correction.partition_.assign(quantized)
-            save_figure(folder / "cluster_map.png", cluster_figure(projected, labels, self.seed))
 
 
 def _class_changes(comparison: Comparison, results: Results) -> Figure:

@@ -21,6 +21,7 @@ HEADER = (
     "held-out KL",
     "",
 )
+OF_LABELS = ("Top-1 %", "Top-5 %")
 OF_CORRECTIONS = ("alpha", "clusters", "pca", "held-out KL", "")
 SHOWN = {FULL_PRECISION: "full precision", IDENTITY: "quantized"}  # names of rows in tables
 
@@ -31,6 +32,8 @@ def headline(results: Results, subject: str) -> str:
     Args:
         subject: network, method, bits and seed.
     """
+    if not results.has_labels:
+        return _headline_without_labels(results, subject)
     fp, quantized = results.full_precision.top1_pct, results.quantized.top1_pct
     error = standard_error(quantized, results.images)
     text = (
@@ -45,6 +48,16 @@ def headline(results: Results, subject: str) -> str:
     return f"{text}, corrected {corrected.top1_pct:.2f} % ({corrected.top1_pct - fp:+.2f})"
 
 
+def _headline_without_labels(results: Results, subject: str) -> str:
+    """Agreement and KL divergence before and after the correction in one line."""
+    rows = {"quantized": results.quantized}
+    if results.selected.logits != IDENTITY:
+        rows["corrected"] = results.selected
+    parts = [f"{n} {row.agreement_pct:.2f} % (KL {row.kl_to_fp:.4f})" for n, row in rows.items()]
+    text = f"{subject}: no labels; agreement with float: {', '.join(parts)}"
+    return text if len(rows) > 1 else f"{text}, no correction selected"
+
+
 def main_rows(results: Results) -> list[Row]:
     """Full precision, quantized, selected correction, best baseline and oracle, each once."""
     wanted = (results.selected, results.best_baseline, results.oracle)
@@ -56,12 +69,18 @@ def main_rows(results: Results) -> list[Row]:
 
 
 def format_table(results: Results, rows: Sequence[Row]) -> str:
-    """A table of the given rows; in a run without corrections it has none of their columns."""
+    """A table of the given rows.
+
+    Without corrections it has none of their columns, and without labels none that need them.
+    """
     best = results.best_baseline
     lines = [HEADER, *(_cells(row, is_best=row is best) for row in rows)]
+    left_out: tuple[str, ...] = () if results.has_labels else OF_LABELS
     if not results.corrections:
-        kept = [i for i, name in enumerate(HEADER) if name not in OF_CORRECTIONS]
-        lines = [(*(line[i] for i in kept), "") for line in lines]
+        left_out += OF_CORRECTIONS[:-1]
+        lines = [(*line[:-1], "") for line in lines]
+    kept = [i for i, name in enumerate(HEADER) if name not in left_out]
+    lines = [tuple(line[i] for i in kept) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
 

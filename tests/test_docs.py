@@ -24,7 +24,7 @@ DOCS = PROJECT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 SCRIPTS = ("main_imagenet", "run_script", "recompute_logits", "verify_logits", "train_experts")
 SCRIPTS += ("create_splits_fixed", "train_any_precision", "export_onnx")
-SCRIPTS += ("train_gating", "train_argse")
+SCRIPTS += ("train_gating", "train_argse", "correction.__main__")
 METHODS = QuantizationManager().list_available_methods()
 NEEDS_FILES = ("IMAGES", "FILE", "IMAGENET", "cifar10_jpeg", "...", "resnet18")
 # Of TensorBoard, of python -m quant.bitwidth and of python -m benchmarks.frontier.

@@ -32,7 +32,8 @@ QUANT_FLOORS = (
     ("bitwidth", "reconstruction"),
     ("methods",),
 )
-ENTRY_POINTS = ("quant/bitwidth/__main__.py",)  # scripts that live in a package
+# Scripts that live in a package.
+ENTRY_POINTS = ("correction/__main__.py", "quant/bitwidth/__main__.py")
 FORBIDDEN_LIBRARIES = {
     "common": {"torch", "numpy", "pandas"},
     "correction": {"torch", "torchvision"},

@@ -160,7 +160,7 @@ def test_the_saved_correction_is_the_selected_one(finished, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--logits_format", "parquet", "npz"], ["--compression", "zstd"]]
+    "flags", [["--logits_format", "parquet", "npz", "hdf5"], ["--compression", "zstd"]]
 )
 def test_other_formats_hold_the_same_logits(finished, tmp_path, flags):
     root, _ = finished
@@ -243,7 +243,7 @@ def test_stdout_says_what_came_out_in_parts(finished):
     shown = len(lines) - 2
     assert lines[-1] == f"({8 - shown} more corrections: --table full, or the summary below)"
     paths = [Path(line.split(":", 1)[1].strip()) for line in files.split("\n")[1:]]
-    assert len(paths) == 3 and all(path.exists() for path in paths)
+    assert len(paths) == 4 and all(path.exists() for path in paths)
     assert steps.startswith("next:\n")
 
 

@@ -43,7 +43,7 @@ def failures(folder, capsys) -> str:
 
 
 @pytest.mark.parametrize("chunk_size", [10, 1000])
-@pytest.mark.parametrize("formats", [("csv",), ("csv", "parquet", "npz")])
+@pytest.mark.parametrize("formats", [("csv",), ("csv", "parquet", "npz", "hdf5")])
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_a_sound_folder_passes(save, capsys, chunk_size, formats, compression):
     folder = save(chunk_size, formats, compression)
@@ -161,12 +161,15 @@ def test_what_is_no_file_is_named(save, capsys, name):
     assert path.name in failures(folder, capsys)
 
 
-@pytest.mark.parametrize("ending", [".csv.gz", ".parquet", ".npz"])
-def test_any_flipped_byte_of_a_binary_file_is_found(save, ending):
-    folder = save(10, (ending.split(".")[1],), "gzip")
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("csv", ".csv.gz"), ("parquet", ".parquet"), ("npz", ".npz"), ("hdf5", ".h5")],
+)
+def test_any_flipped_byte_of_a_binary_file_is_found(save, name, ending):
+    folder = save(10, (name,), "gzip")
     path = folder / f"{STEM}_quantized_chunk002_of_003{ending}"
     content = path.read_bytes()
-    for place in range(0, len(content), 5):
+    for place in range(0, len(content), max(5, len(content) // 40)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 99]) + content[place + 1 :])
         assert path.name in verify_folder(folder)[0]
 

@@ -74,7 +74,7 @@ BOXES = {
     "quantized": Box("quantized network", "network", 3, 2),
     "run": Box("evaluation: both networks,\none pass over the images", "step", 4, 0),
     "correction": Box("correction: fitted\nwithout labels", "step", 5, 0),
-    "logits": Box("logits_io: CSV, Parquet,\nnpz with digests", "file", 5, 1),
+    "logits": Box("logits_io: CSV, Parquet,\nnpz, HDF5 with digests", "file", 5, 1),
     "summary": Box("tables, plots, run.json", "file", 5, 2),
 }
 ARROWS = (
