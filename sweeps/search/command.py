@@ -61,8 +61,8 @@ def run_search(
         raise InputError(f"report_only must have a search to report, got none in {search.root}")
     _require_same(search, bench, choice.force)
     if options.dry_run:
-        space = yaml.safe_dump(search.space.plain(), sort_keys=False).rstrip()
-        write_stdout(f"images:    {describe_images(bench)}\nwrites to: {search.root}\n{space}")
+        shown = yaml.safe_dump(search.space.plain(), sort_keys=False).rstrip()
+        write_stdout(f"images:    {describe_images(bench)}\nwrites to: {search.root}\n{shown}")
         return EXIT_OK
     with locked(search.root / LOCK, lambda: logger.warning("another process runs this search")):
         _open_folder(search, bench)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from sweeps.search.records import COMPLETE
@@ -30,8 +31,9 @@ def importances(study: Study) -> dict[str, dict[str, float]]:
     ]
     found = {}
     names = study.space.names()
-    if METHOD in names:
-        found["all methods"] = _shares(study, trials, [METHOD])
+    if METHOD in names and len(trials) >= FEWEST_TRIALS:
+        pairs = [(trial.params[METHOD], trial.value) for trial in trials]
+        found["all methods"] = {METHOD: share_between(pairs)}
     for method in study.space.methods:
         own = [trial for trial in trials if trial.params.get(METHOD) == method]
         wanted = [name for name in names if name.partition(".")[0] in (method, "correction")]
@@ -52,5 +54,22 @@ def _shares(study: Study, trials: Sequence[Any], names: Sequence[str]) -> dict[s
         warnings.simplefilter("ignore")
         own.add_trials(whole)
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=study.seed)
-        shares = optuna.importance.get_param_importances(own, evaluator=evaluator, params=varied)
+        shares = optuna.importance.get_param_importances(
+            own, evaluator=evaluator, params=varied, normalize=False
+        )
     return {name: float(value) for name, value in shares.items()}
+
+
+def share_between(pairs: Sequence[tuple[str, float]]) -> float:
+    """Share of the variance of values that the means of their groups explain, from 0 to 1.
+
+    Args:
+        pairs: group and value of each.
+    """
+    groups: dict[str, list[float]] = {}
+    for group, value in pairs:
+        groups.setdefault(group, []).append(value)
+    mean = fmean(value for _, value in pairs)
+    total = sum((value - mean) ** 2 for _, value in pairs)
+    between = sum(len(own) * (fmean(own) - mean) ** 2 for own in groups.values())
+    return between / total if total > 0 else 0.0

@@ -25,7 +25,7 @@ from plots.search import importance_figure
 from sweeps.results import as_csv
 from sweeps.search.definition import Search
 from sweeps.search.importance import importances
-from sweeps.search.ranking import RANKING_FILE, aligned
+from sweeps.search.ranking import DECIMALS, RANKING_FILE, aligned
 from sweeps.search.records import Ended
 from sweeps.search.specs import BEST, DEFAULT, FinalRun, final_folder
 from sweeps.search.study import Study
@@ -111,9 +111,12 @@ def _row(run: FinalRun, kl: float | None, root: Path) -> list[dict[str, Any]]:
     for name in (QUANTIZED, CORRECTED):
         if figures[name] is not None:
             row[f"{name}_top1"] = figures[name]["top1_pct"]
-            row[f"{name}_error"] = round(standard_error(figures[name]["top1_pct"], images), 6)
+            row[f"{name}_error"] = round(
+                standard_error(figures[name]["top1_pct"], images), DECIMALS
+            )
     last = figures[CORRECTED] or figures[QUANTIZED]
     row |= {"agreement": last["agreement_pct"], "kl_to_fp": last["kl_to_fp"]}
+    kl = None if kl is None else round(kl, DECIMALS)
     return [row | {"kl_heldout": kl, "folder": run.folder.relative_to(root).as_posix()}]
 
 
