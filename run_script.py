@@ -73,8 +73,7 @@ def _main(argv: list[str]) -> int:
     parser.refuse(options, others, f"{word} --engine ray")
     is_search = options.search is not None or options.search_minutes is not None
     if options.sweep:
-        names = (*OF_GRID, "search", *OF_SEARCH)
-        parser.refuse(options, names, "with --sweep")
+        parser.refuse(options, ("search", *OF_SEARCH, *OF_GRID), "with --sweep")
         return _run_analyses(options, extra)
     if is_search:
         parser.refuse(options, (*CORRECTION_LISTS, "retry_failed"), "with --search")

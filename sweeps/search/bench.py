@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,7 @@ def load_bench(options: Mapping[str, RunOptions], is_corrected: bool) -> Bench:
     decoded: dict[int, DataPlan] = {}
     for plan in plans.values():
         size = len(plan.calibration)
-        decoded[size] = decoded.get(size) or plan.decoded(cache)
+        decoded[size] = decoded.get(size) or _decoded(plan, cache)
     plans = {method: decoded[len(plan.calibration)] for method, plan in plans.items()}
     pair = NetworkPair(
         network=first.model.network.to(first.device),
@@ -224,6 +225,13 @@ def _without(plan: DataPlan, held: frozenset[str], is_corrected: bool) -> DataPl
         holdout_size(len(correction))
     calibration = _others(plan.calibration, held)
     return DataPlan(calibration, correction, calibration.subset([]), plan.correction_source)
+
+
+def _decoded(plan: DataPlan, cache: Path | None) -> DataPlan:
+    """The plan with its images in memory; there are none to evaluate."""
+    correction = None if plan.correction is None else plan.correction.loaded(cache)
+    calibration = plan.calibration.loaded(cache)
+    return dataclasses.replace(plan, calibration=calibration, correction=correction)
 
 
 def _others(images: ImageSet, held: frozenset[str]) -> ImageSet:
