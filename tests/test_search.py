@@ -304,6 +304,7 @@ def test_a_space_that_cannot_be_searched_is_refused_in_one_line(tmp_path, capsys
         (["--", "--init_wmode", "mse"], "init_wmode must be left out after --, because"),
         (["--", "--load_correction", "x.npz"], "load_correction must be left out after --"),
         (["--", "--dry_run"], "dry_run must be left out after -- with --search"),
+        (["--search_worker", "0"], "search_worker must be of a search, got none in"),
         (["--report_only"], "report_only must have a search to report, got none"),
     ],
 )
@@ -523,6 +524,16 @@ def test_running_time_counts_overlaps_once():
     times = [(start + timedelta(seconds=a), start + timedelta(seconds=b)) for a, b in spans]
     assert covered_seconds(times) == 15
     assert covered_seconds([]) == 0
+
+
+def test_a_writer_killed_in_a_line_spoils_no_journal(tmp_path):
+    study, other = make_study(tmp_path), make_study(tmp_path, slot=1)
+    end(study, study.ask(), 0.5)
+    with (tmp_path / "journal.log").open("a") as handle:
+        handle.write('{"op_code": 4, "wor')
+    end(other, other.ask(), 0.25)
+    for one in (study, other, make_study(tmp_path)):
+        assert [(ended.index, ended.kl) for ended in one.ended()] == [(0, 0.5), (1, 0.25)]
 
 
 def test_an_unfinished_line_is_cut(tmp_path):

@@ -80,7 +80,14 @@ def _without_worker(argv: Sequence[str]) -> list[str]:
 
 
 def _work(search: Search, bench: Bench, worker: Worker) -> int:
-    """Run trials as one process of a search."""
+    """Run trials as one process of a search.
+
+    Raises:
+        InputError: there is no such search.
+    """
+    if not (search.root / SEARCH_FILE).is_file():
+        raise InputError(f"search_worker must be of a search, got none in {search.root}")
+    _require_same(search, bench, force=True)
     study = search.study(bench, worker.slot)
     study.give_up(frozenset({worker.slot}))
     for slot in free_slots(search.root):

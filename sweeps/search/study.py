@@ -79,13 +79,10 @@ class Study:
         self.limits, self.seed, self.slot = limits, seed, slot
         journal = self.optuna.storages.journal
         path = str(folder / JOURNAL)
-        lock = journal.JournalFileOpenLock(path)
+        lock = RepairingLock(journal.JournalFileOpenLock(path), folder / JOURNAL)
         with self._readable(), locked(folder / ASK_LOCK):
             lock.acquire()
-            try:
-                repair_tail(folder / JOURNAL)
-            finally:
-                lock.release()
+            lock.release()
             backend = journal.JournalFileBackend(path, lock)
             self.storage = self.optuna.storages.JournalStorage(backend)
             self.study = self.optuna.create_study(
@@ -262,10 +259,34 @@ def covered_seconds(spans: Sequence[tuple[datetime, datetime]]) -> float:
     return total
 
 
+class RepairingLock:
+    """A lock of a journal's writers, each of which finds whole lines.
+
+    Args:
+        inner: the lock of Optuna.
+        path: the journal.
+    """
+
+    def __init__(self, inner: Any, path: Path):
+        self.inner, self.path = inner, path
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then cut a line that a killed writer did not finish."""
+        acquired: bool = self.inner.acquire()
+        repair_tail(self.path)
+        return acquired
+
+    def release(self) -> None:
+        """Let other writers go on."""
+        self.inner.release()
+
+
 def repair_tail(path: Path) -> None:
-    """Cut the line at the end of a journal that a killed process did not finish."""
-    if not path.is_file():
+    """Cut the line at the end of a journal that is not finished."""
+    if not path.is_file() or path.stat().st_size == 0:
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    with path.open("rb") as handle:
+        handle.seek(-1, os.SEEK_END)
+        if handle.read(1) == b"\n":
+            return
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
