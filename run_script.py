@@ -6,6 +6,8 @@
     python run_script.py digits_resnet --methods rtn adaround --bits 4,4 2,4 --seeds 1 2 3
     python run_script.py digits_resnet --sweep bits scalar
         GPFQ's analysis: 1 to 8 bits, then scalars from 1 to 2
+    python run_script.py digits_resnet --search 20 --methods rtn adaround --bits 2,4
+        the best method and settings at these bits, without labels (needs Optuna)
 
 The state is in files: the same command continues after an interruption, on this machine or another.
 Exit status: 0 done, 1 a run failed, 2 wrong usage, 130 interrupted.
@@ -44,6 +46,7 @@ from sweeps.spec import (
 )
 
 OF_GRID = ("methods", "bits", "seeds", *CORRECTION_LISTS)
+OF_SEARCH = ("search_minutes", "search_space", "search_worker")
 OF_RAY = ("ray_address", "cpus_per_job", "gpus_per_job")
 
 
@@ -68,9 +71,16 @@ def _main(argv: list[str]) -> int:
     others = ("gpus",) if options.engine == "ray" else OF_RAY
     word = "with" if options.engine == "ray" else "without"
     parser.refuse(options, others, f"{word} --engine ray")
+    is_search = options.search is not None or options.search_minutes is not None
     if options.sweep:
-        parser.refuse(options, OF_GRID, "with --sweep")
+        parser.refuse(options, ("search", *OF_SEARCH, *OF_GRID), "with --sweep")
         return _run_analyses(options, extra)
+    if is_search:
+        parser.refuse(options, (*CORRECTION_LISTS, "retry_failed"), "with --search")
+        from sweeps.search.command import run_search  # loads torch
+
+        return run_search(options, extra, _choice(options), argv)
+    parser.refuse(options, OF_SEARCH, "without --search")
     require_free(extra, SET_BY_GRID)
     runs = _grid_of(options).runs(options.output_dir.absolute(), extra)
     _require_usable(runs, options)

@@ -201,7 +201,7 @@ def _prepare(
     device = pick_device(options.device)
     dataset = _open_dataset(options)
     model = _open_model(options, dataset) if network is None else _given(options, dataset, network)
-    plan = _plan_images(options, method, dataset)
+    plan = plan_images(options, method, dataset)
     grid = options.correction.grid(settings.seed)
     shape = None
     if plan.correction is not None:
@@ -306,7 +306,12 @@ def _given(options: RunOptions, dataset: Dataset, network: nn.Module) -> LoadedM
     return LoadedModel(entry, network, len(dataset.classes), IN_PYTHON, state_digest(network))
 
 
-def _plan_images(options: RunOptions, method: BaseQuantizationMethod, dataset: Dataset) -> DataPlan:
+def plan_images(options: RunOptions, method: BaseQuantizationMethod, dataset: Dataset) -> DataPlan:
+    """Choose the images of a run.
+
+    Raises:
+        InputError: more images are asked for than there are.
+    """
     settings, wanted = method.settings, options.correction
     request = PlanRequest(
         seed=settings.seed,

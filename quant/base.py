@@ -79,6 +79,7 @@ class BaseQuantizationMethod(ABC):
         states: UnitStates | None = None,
         cache_dir: Path | None = None,
         on_scalar: Callable[[str, float, int], None] | None = None,
+        on_model: Callable[[QuantModel, UnitReport], None] | None = None,
     ) -> QuantModel:
         """Quantize a copy of ``model``; neither ``model`` nor ``fp_model`` changes.
 
@@ -93,6 +94,9 @@ class BaseQuantizationMethod(ABC):
             states: storage of finished units, from which a resumed run continues.
             cache_dir: folder of results that other settings on the same network and images reuse.
             on_scalar: called with name, value and step of each further scalar of the method.
+            on_model: called after each unit with the model, whose later units are still in float,
+                by the methods that finish one unit after the other; an error of its own ends
+                the quantization.
 
         Raises:
             InputError: the network cannot be captured exactly, or the images cannot be used.
@@ -105,6 +109,7 @@ class BaseQuantizationMethod(ABC):
                 self._task(model, fp_model, images),
                 labels=labels if self.settings.uses_labels else None,
                 on_unit=on_unit,
+                on_model=on_model,
                 on_scalar=on_scalar,
                 states=states,
                 cache_dir=cache_dir,

@@ -53,7 +53,7 @@ def execute(
         environment: variables to add to the environment of this process.
         on_start: called with the process of the run.
         cwd: working directory of the run; None: that of this process.
-        script: script to run; None: ``MAIN_SCRIPT``.
+        script: script to run; None: that of the spec, or ``MAIN_SCRIPT``.
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
     with _lock_file(spec.folder / SPEC_LOCK) as lock:
@@ -63,7 +63,7 @@ def execute(
         (spec.folder / FAILURE).unlink(missing_ok=True)
         mark(spec.folder, (LOG,))
         (spec.folder / LOG).unlink(missing_ok=True)
-        command = [sys.executable, str(script or MAIN_SCRIPT), *spec.flags]
+        command = [sys.executable, str(script or spec.script or MAIN_SCRIPT), *spec.flags]
         with (spec.folder / LOG).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command,

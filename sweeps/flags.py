@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
-from common.flags import FlagParser, arch_name, positive_int
+from common.flags import FlagParser, arch_name, positive_float, positive_int
 from sweeps.gpfq import ANALYSES
 
 OF_MAIN = "that of main_imagenet.py"
@@ -22,15 +23,45 @@ def build_parser(description: str = "") -> FlagParser:
         choices=sorted(ANALYSES),
         help="vary the bits or the scalar of GPFQ instead of running the grid",
     )
+    _add_search_flags(parser)
     _add_run_flags(parser)
     return parser
 
 
+def _add_search_flags(parser: FlagParser) -> None:
+    add = parser.add_argument_group("search").add_argument
+    add(
+        "--search",
+        type=positive_int,
+        metavar="TRIALS",
+        help="search the best method and settings at one pair of bits, without labels, in so many "
+        "trials, then evaluate the best and the default ones once (needs Optuna)",
+    )
+    add(
+        "--search_minutes",
+        type=positive_float,
+        metavar="MINUTES",
+        help="search until trials have run for so many minutes (with --search: or so many trials)",
+    )
+    add(
+        "--search_space",
+        type=Path,
+        metavar="FILE",
+        help="YAML file of what to search (default: configs/search_space.yaml)",
+    )
+    add("--search_worker", type=int, help=argparse.SUPPRESS)
+
+
 def _add_grid_flags(parser: FlagParser) -> None:
     add = parser.add_argument_group("grid").add_argument
-    add("--methods", nargs="+", type=str.lower, help="quantization methods (default adaround)")
+    add(
+        "--methods",
+        nargs="+",
+        type=str.lower,
+        help="quantization methods (default adaround; of a search: those of its space)",
+    )
     add("--bits", nargs="+", help="pairs of weight,activation bits (default 2,2 4,2 2,4 4,4)")
-    add("--seeds", nargs="+", type=int, help="seeds (default 1001 to 1010)")
+    add("--seeds", nargs="+", type=int, help="seeds (default 1001 to 1010; of a search: 1005)")
     for name, kind, text, default in (
         (
             "alpha_list",

@@ -84,7 +84,10 @@ class RayEngine:
             num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
         )
         threads = max(1, int(self.cpus))
-        waiting = {task.remote(spec, threads, Path.cwd(), MAIN_SCRIPT): spec for spec in specs}
+        waiting = {
+            task.remote(spec, threads, Path.cwd(), spec.script or MAIN_SCRIPT): spec
+            for spec in specs
+        }
         while waiting:
             (ready,), _ = self.ray.wait(list(waiting), num_returns=1)
             spec = waiting.pop(ready)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from common.console import EXIT_UNSAVED
 from common.errors import InputError
@@ -42,10 +42,15 @@ FEW_CLASSES = (EXAMPLE, "cifar_", "lenet", "expert_")
 
 
 class RunSpec(ABC):
-    """One run of main_imagenet.py."""
+    """One run of main_imagenet.py, or of another script.
+
+    Attributes:
+        script: the other script; None: main_imagenet.py.
+    """
 
     arch: str
     method: str
+    script: ClassVar[Path | None] = None
 
     @property
     @abstractmethod

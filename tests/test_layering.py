@@ -20,7 +20,8 @@ FLOORS = (
     ("evaluation",),
     ("correction", "loaders", "logits_io", "quant"),
     ("export", "models", "plots"),
-    ("any_precision", "experts", "pipeline", "sweeps"),
+    ("any_precision", "experts", "pipeline"),
+    ("sweeps",),
 )
 QUANT_FLOORS = (
     ("arithmetic",),

@@ -53,6 +53,7 @@ class Task:
         images: (N, channels, height, width); activations are cached on their device.
         labels: (N,) int64 if the settings of the method require them, else None.
         on_unit: called after each unit with its report.
+        on_model: called after each unit with the model, whose later units are still in float.
         on_scalar: called with name, value and step of each further scalar to record.
         states: storage of finished units; None stores nothing.
         cache_dir: folder of results that depend only on ``network`` and ``images``; None keeps
@@ -66,6 +67,7 @@ class Task:
     images: Tensor
     labels: Tensor | None = None
     on_unit: Callable[[UnitReport], None] | None = None
+    on_model: Callable[[QuantModel, UnitReport], None] | None = None
     on_scalar: Callable[[str, float, int], None] | None = None
     states: UnitStates | None = None
     cache_dir: Path | None = None
@@ -153,6 +155,8 @@ def walk_chain(
         _log(report, origin, refined=refine is not None)
         if task.on_unit is not None:
             task.on_unit(report)
+        if task.on_model is not None:
+            task.on_model(task.model, report)
         float_input, quant_input = target, quant_output
 
 

@@ -1,0 +1,1 @@
+"""The search for the best method and settings at given bits, with Optuna, without labels."""
