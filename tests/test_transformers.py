@@ -294,3 +294,28 @@ def test_a_bank_holds_the_biases_that_belong_to_its_weights():
     for _, layer in sweep.bitwidth_layers():
         layer.set_bitwidth(BITS)
     assert torch.equal(sweep(images()), model(images()))
+
+
+@pytest.mark.usefixtures("one_operator_table")
+@pytest.mark.parametrize("softmax", ["uniform", "log2"])
+def test_the_exported_file_computes_what_the_simulation_does(softmax, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from export.verification import OnnxNetwork, wrong_integers
+    from export.writing import write_onnx
+
+    model = quantized("rtn", n_bits_w=4, n_bits_a=4, softmax_quantizer=softmax)
+    path = tmp_path / "m.onnx"
+    write_onnx(model, path, (3, 8, 8))
+    found = OnnxNetwork(path)(images())
+    assert torch.allclose(found, model(images()), rtol=1e-3, atol=1e-3)
+    assert wrong_integers(path, model) == []
+    powers = [name for name, part in model.named_modules() if type(part) is Log2Quantizer]
+    if powers:
+        content = onnx.load(str(path))
+        stored = next(t for t in content.graph.initializer if t.name == f"{powers[1]}.powers")
+        levels = onnx.numpy_helper.to_array(stored).copy()
+        levels[3] *= 2
+        stored.CopyFrom(onnx.numpy_helper.from_array(levels, stored.name))
+        onnx.save(content, str(path))
+        assert wrong_integers(path, model) == [powers[1]]
