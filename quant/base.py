@@ -21,9 +21,10 @@ from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
-from quant.network.layernorms import Move, find_moves, has_attention, with_moves
+from quant.network.layernorms import Move, find_moves, with_moves
 from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
+from quant.network.operations import has_attention
 from quant.network.states import UnitReport, UnitStates
 from quant.network.targets import fit_to_target_
 from quant.settings import MethodSettings, ShortForms, spelled_out

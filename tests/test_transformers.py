@@ -16,10 +16,10 @@ from quant.arithmetic.log2 import fake_quantize_log2, log2_levels, log2_qparams
 from quant.arithmetic.range_search import Sample
 from quant.bitwidth.banks import BankRequest, build_sweep
 from quant.network.capture import CapturedNetwork, capture
-from quant.network.layernorms import SAMPLES, find_moves, has_attention, with_moves
+from quant.network.layernorms import SAMPLES, find_moves, with_moves
 from quant.network.layers import Log2Quantizer, QuantLayer
 from quant.network.model import activation_quantizers
-from quant.network.operations import PRODUCTS, called_module, operation
+from quant.network.operations import PRODUCTS, called_module, has_attention, operation
 from tests.test_methods_contract import METHODS, make
 
 BITS = 3
@@ -274,6 +274,18 @@ def test_powers_of_two_need_a_softmax_and_uniform_kernels(tiny_network, tiny_ima
         make("rtn", n_bits_w=8, n_bits_a=8, softmax_quantizer="log2", quant_target="openvino")
     model = make("rtn", softmax_quantizer="log2").quantize_model(tiny_network, None, [tiny_images])
     assert not any(type(part) is Log2Quantizer for part in activation_quantizers(model).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "text"),
+    [
+        ("aciq_mix", {"act_points": "outputs"}, "act_points must be inputs, got outputs, which"),
+        ("lapq", {"first_last": "fp32"}, "first_last must be another than fp32, got fp32, which"),
+    ],
+)
+def test_what_would_leave_a_transformer_in_float_is_refused(name, setting, text):
+    with pytest.raises(InputError, match=text):
+        quantized(name, **setting)
 
 
 def test_a_saved_transformer_computes_the_same(tmp_path):

@@ -22,7 +22,6 @@ from quant.arithmetic.primitives import quant_max
 from quant.network.building import ORIGIN, Builder, constant
 from quant.network.capture import CapturedNetwork
 from quant.network.operations import (
-    PRODUCTS,
     arguments,
     called_module,
     is_number,
@@ -50,13 +49,6 @@ class Move:
 
     ratio: Tensor
     shift: Tensor
-
-
-def has_attention(network: fx.GraphModule) -> bool:
-    """Whether the network multiplies two activations, as attention does."""
-    return any(
-        operation(node) in PRODUCTS and len(_tensors(node)) > 1 for node in network.graph.nodes
-    )
 
 
 def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
@@ -158,11 +150,6 @@ def _keeps_channels(node: fx.Node) -> bool:
         return bool(given["dims"][-1] % before.dim() == before.dim() - 1)
     axes = [given[key] for key in ("dim", "dim0", "dim1") if key in given]
     return all(axis % before.dim() < before.dim() - 1 for axis in [*axes, *given.get("dims", [])])
-
-
-def _tensors(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that are computed from the image."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
 def _apply_(network: fx.GraphModule, node: fx.Node, move: Move) -> None:

@@ -111,6 +111,15 @@ def is_softmax(node: fx.Node) -> bool:
     return operation(node) in SOFTMAXES
 
 
+def has_attention(network: fx.GraphModule) -> bool:
+    """Whether the network multiplies two activations, as attention does."""
+    return any(operation(node) in PRODUCTS and _is_of_two(node) for node in network.graph.nodes)
+
+
+def _is_of_two(node: fx.Node) -> bool:
+    return sum(source.op != "get_attr" for source in node.all_input_nodes) > 1
+
+
 def makes_several(node: fx.Node) -> bool:
     """Whether the value of the node is a tuple of tensors, which cannot be reconstructed."""
     return operation(node) in SEVERAL_OUTPUTS or isinstance(node.meta.get("val"), (tuple, list))

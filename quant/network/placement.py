@@ -19,6 +19,7 @@ from quant.network.layers import (
 from quant.network.operations import (
     PRODUCTS,
     called_module,
+    has_attention,
     is_average,
     is_number,
     is_pooling_or_shape,
@@ -53,8 +54,10 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
     """Replace layers by quantized ones and insert activation quantizers, as given by ``spec``.
 
     Raises:
-        InputError: the network has no convolution or linear layer.
+        InputError: the network has no convolution or linear layer, or ``spec`` would leave nearly
+            all of it in float.
     """
+    _require_convolutional(network, spec)
     layers = _find_layers(network)
     weights = {node: node in layers.stems | layers.heads for node in layers.all}
     if spec.target != NO_TARGET:
@@ -75,6 +78,17 @@ def insert_quantizers_(network: fx.GraphModule, spec: QuantSpec) -> None:
             _insert_activation_quantizer(network, node, spec, is_end)
     network.graph.lint()
     network.recompile()
+
+
+def _require_convolutional(network: fx.GraphModule, spec: QuantSpec) -> None:
+    """Refuse choices that were made for convolutional networks where there is attention."""
+    if not has_attention(network):
+        return
+    rest = "which leaves the linear layers and products of a network with attention in float"
+    if spec.act_points == "outputs":
+        raise InputError(f"act_points must be inputs, got outputs, {rest}")
+    if spec.float_ends:
+        raise InputError(f"first_last must be another than fp32, got fp32, {rest}")
 
 
 def _find_layers(network: fx.GraphModule) -> _Layers:
