@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,12 @@ from quant.network.operations import called_module, source_of
 IN_MEMORY = ActivationCache()
 RANGE_SAMPLES = 256  # images for activation ranges, as in QDrop and PD-Quant
 MOST_IMAGES = 64  # in a batch
+
+Visit = Callable[[fx.Node, Sequence[fx.Interpreter]], None]
+
+
+def _pass_by(node: fx.Node, runs: Sequence[fx.Interpreter]) -> None:
+    """Do nothing at a node."""
 
 
 @torch.no_grad()
@@ -45,19 +51,43 @@ def run_front_to_back(
             batch; it may set the quantizer.
     """
     graph = cast(fx.GraphModule, unit)
-    batches = forward_batches(inputs, device, MOST_IMAGES)
+
+    def before(node: fx.Node, runs: Sequence[fx.Interpreter]) -> None:
+        quantizer = called_module(graph, node)
+        if isinstance(quantizer, ActivationQuantizer):
+            reach(quantizer, [run.env[source_of(node)] for run in runs])
+
+    return cache.joined(run_in_step(graph, inputs, device, MOST_IMAGES, before), inputs)
+
+
+@torch.no_grad()
+def run_in_step(
+    graph: fx.GraphModule,
+    inputs: Tensor,
+    device: torch.device,
+    batch_size: int,
+    before: Visit = _pass_by,
+    after: Visit = _pass_by,
+) -> Iterator[Tensor]:
+    """Run each operation of a graph on all batches before the next; the outputs of the batches.
+
+    Args:
+        before, after: called with each node and the interpreters of all batches, before and after
+            it is run.
+    """
+    batches = forward_batches(inputs, device, batch_size)
     runs = [fx.Interpreter(graph) for _ in batches]
     for run, batch in zip(runs, batches, strict=True):
         run.args_iter = iter([batch.to(device)])
     for node in graph.graph.nodes:
         if node.op == "output":
             break
-        quantizer = called_module(graph, node)
-        if isinstance(quantizer, ActivationQuantizer):
-            reach(quantizer, [run.env[source_of(node)] for run in runs])
+        before(node, runs)
         for run in runs:
             run.env[node] = run.run_node(node)
+        after(node, runs)
+        for run in runs:
             for value in run.user_to_last_uses.get(node, []):
                 del run.env[value]
     last = source_of(graph.graph.output_node())
-    return cache.joined((run.env.pop(last) for run in runs), inputs)
+    return (run.env.pop(last) for run in runs)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from evaluation.batches import forward_batches
 from quant.arithmetic.primitives import quant_max
 from quant.network.building import ORIGIN, Builder, constant
 from quant.network.capture import CapturedNetwork
+from quant.network.forward import run_in_step
 from quant.network.operations import (
     arguments,
     called_module,
@@ -57,11 +58,16 @@ def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
     Args:
         images: (N, channels, height, width), of which ``SAMPLES`` are used.
     """
-    norms = [node for node in network.graph.graph.nodes if _readers(network.graph, node)]
-    outputs: dict[fx.Node, list[Tensor]] = {node: [] for node in norms}
-    for batch in forward_batches(images[:SAMPLES], network.images.device, MOST_IMAGES):
-        _Watcher(network.graph, outputs).run(batch.to(network.images.device))
-    return {node.name: _move(torch.cat(found)) for node, found in outputs.items()}
+    norms = {node for node in network.graph.graph.nodes if _readers(network.graph, node)}
+    moves: dict[str, Move] = {}
+
+    def measure(node: fx.Node, runs: Sequence[fx.Interpreter]) -> None:
+        if node in norms:
+            moves[node.name] = _move(torch.cat([run.env[node].flatten(0, -2) for run in runs]))
+
+    device = network.images.device
+    run_in_step(network.graph, images[:SAMPLES], device, MOST_IMAGES, after=measure)
+    return moves
 
 
 def with_moves(network: CapturedNetwork, moves: dict[str, Move]) -> CapturedNetwork:
@@ -72,21 +78,6 @@ def with_moves(network: CapturedNetwork, moves: dict[str, Move]) -> CapturedNetw
             _apply_(graph, node, moves[node.name])
     graph.recompile()
     return dataclasses.replace(network, graph=graph)
-
-
-class _Watcher(fx.Interpreter):
-    """Keeps the outputs of some nodes as (rows, C)."""
-
-    def __init__(self, network: fx.GraphModule, outputs: dict[fx.Node, list[Tensor]]):
-        super().__init__(network)
-        self.outputs = outputs
-
-    @torch.no_grad()
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.outputs:
-            self.outputs[n].append(value.flatten(0, -2))
-        return value
 
 
 def _move(rows: Tensor) -> Move:
