@@ -26,7 +26,7 @@ from models.own import own_entry
 from models.own import read_arch_args as read_arch_args
 from models.timm_networks import is_timm as is_timm
 from models.timm_networks import timm_entry
-from models.vit import DIGITS_VIT
+from models.vit import CIFAR_VIT, DIGITS_VIT
 from models.zoo import ALIASES as ALIASES
 from models.zoo import (
     CIFAR_RESNET18,
@@ -50,6 +50,7 @@ CIFAR_DEPTHS = (20, 32, 44, 56)
 OWN_ENTRIES = {
     "digits_resnet": DIGITS_ENTRY,
     "digits_vit": DIGITS_VIT,
+    "cifar_vit": CIFAR_VIT,
     "lenet": LENET_ENTRY,
     CIFAR_RESNET18: cifar_resnet18_entry(),
 } | {

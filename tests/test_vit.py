@@ -10,7 +10,7 @@ from evaluation.inference import infer_logits
 from evaluation.metrics import topk_accuracy
 from loaders import load_dataset
 from models import load_model
-from models.vit import DIGITS_VIT
+from models.vit import CIFAR_VIT, DIGITS_VIT
 from tools.train_vit import forward_with_half, loss_of, main
 
 LARGEST = 500_000  # bytes of digits_vit
@@ -26,6 +26,18 @@ def test_the_shipped_weights_have_the_accuracy_that_they_were_stored_with():
     assert top1 > 0.94
     assert all(value.dtype == torch.float16 for value in stored["state_dict"].values())
     assert DIGITS_VIT.shipped_weights.stat().st_size < LARGEST
+
+
+def test_the_transformer_for_cifar_is_small_and_has_its_weights():
+    loaded = load_model("cifar_vit")
+    assert loaded.weights == str(CIFAR_VIT.shipped_weights)
+    assert CIFAR_VIT.shipped_weights.stat().st_size < 3 * 2**20
+    stored = read_torch_file(CIFAR_VIT.shipped_weights)
+    assert stored["top1"] == pytest.approx(0.6556)
+    state = loaded.network.state_dict()
+    assert all(
+        torch.equal(state[name], value.float()) for name, value in stored["state_dict"].items()
+    )
 
 
 def test_half_of_the_patches_are_left_out(monkeypatch):
