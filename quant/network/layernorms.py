@@ -22,11 +22,11 @@ from quant.arithmetic.primitives import quant_max
 from quant.network.building import ORIGIN, Builder, constant
 from quant.network.capture import CapturedNetwork
 from quant.network.operations import (
-    PRODUCTS,
     arguments,
     called_module,
-    is_number,
+    is_attention,
     operation,
+    reads_values,
     source_of,
 )
 
@@ -54,9 +54,12 @@ class Move:
 
 def has_attention(network: fx.GraphModule) -> bool:
     """Whether the network multiplies two activations, as attention does."""
-    return any(
-        operation(node) in PRODUCTS and len(_tensors(node)) > 1 for node in network.graph.nodes
-    )
+    return any(map(is_attention, network.graph.nodes))
+
+
+def layer_norms(network: fx.GraphModule) -> list[fx.Node]:
+    """The LayerNorms of a captured graph."""
+    return [node for node in network.graph.nodes if operation(node) == "layer_norm"]
 
 
 def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
@@ -65,7 +68,7 @@ def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
     Args:
         images: (N, channels, height, width), of which ``SAMPLES`` are used.
     """
-    norms = [node for node in network.graph.graph.nodes if _readers(network.graph, node)]
+    norms = [node for node in layer_norms(network.graph) if _readers(network.graph, node)]
     outputs: dict[fx.Node, list[Tensor]] = {node: [] for node in norms}
     for batch in forward_batches(images[:SAMPLES], network.images.device, MOST_IMAGES):
         _Watcher(network.graph, outputs).run(batch.to(network.images.device))
@@ -126,17 +129,17 @@ def _channel_qparams(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _readers(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The calls of linear layers that read a LayerNorm; none if something else does too."""
-    if operation(node) != "layer_norm" or len(arguments(node)["normalized_shape"]) != 1:
+    if len(arguments(node)["normalized_shape"]) != 1:
         return []
     calls = Counter(n.target for n in network.graph.nodes if n.op == "call_module")
     readers: list[fx.Node] = []
-    waiting = [user for user in node.users if not is_number(user)]
+    waiting = list(filter(reads_values, node.users))
     while waiting:
         user = waiting.pop()
         if isinstance(called_module(network, user), nn.Linear) and calls[user.target] == 1:
             readers.append(user)
         elif _keeps_channels(user):
-            waiting += [reader for reader in user.users if not is_number(reader)]
+            waiting += filter(reads_values, user.users)
         else:
             return []
     return readers
@@ -147,22 +150,15 @@ def _keeps_channels(node: fx.Node) -> bool:
     name = operation(node)
     if name == "getitem":  # of what one of the others returns
         return True
-    if name not in (*RESHAPES, *MOVES, "permute", "constant_pad_nd"):
+    if name not in (*RESHAPES, *MOVES, "permute"):
         return False
     before, given = source_of(node).meta["val"], arguments(node)
     if name in RESHAPES:
         return bool(before.shape[-1] == node.meta["val"].shape[-1])
-    if name == "constant_pad_nd":
-        return not any(given["pad"])
     if name == "permute":
         return bool(given["dims"][-1] % before.dim() == before.dim() - 1)
     axes = [given[key] for key in ("dim", "dim0", "dim1") if key in given]
     return all(axis % before.dim() < before.dim() - 1 for axis in [*axes, *given.get("dims", [])])
-
-
-def _tensors(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that are computed from the image."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
 def _apply_(network: fx.GraphModule, node: fx.Node, move: Move) -> None:
