@@ -30,7 +30,13 @@ from quant.network.difference import relative_difference
 from quant.network.layernorms import find_moves, with_moves
 from quant.network.layers import ActivationQuantizer, Log2Quantizer, QuantLayer
 from quant.network.model import QuantModel, activation_quantizers, make_chain, quant_layers
-from quant.network.operations import PRODUCTS, called_module, is_pooling_or_shape, operation
+from quant.network.operations import (
+    PRODUCTS,
+    called_module,
+    is_average,
+    is_pooling_or_shape,
+    operation,
+)
 
 NETWORKS = (
     "vit_b_16 swin_t swin_v2_t maxvit_t timm/vit_small_patch16_224 timm/deit_tiny_patch16_224 "
@@ -117,8 +123,17 @@ class Points(fx.Interpreter):
         self.counts[kind] += 1
         if isinstance(quantizer, ActivationQuantizer) and quantizer.quantized:
             self.counts[f"quantized {kind}"] += 1
-            if not quantizer.is_end and quantizer.bits.dim() == 0:
+            if not quantizer.is_end and not _averages(source):
                 self.levels = max(self.levels, len(self.env[source].unique()))
+
+
+def _averages(node: fx.Node) -> bool:
+    """Whether a value is an average of values on a grid, as in squeeze and excitation."""
+    while is_pooling_or_shape(node):
+        if is_average(node):
+            return True
+        node = node.all_input_nodes[0]
+    return False
 
 
 def walk(model: QuantModel, images: Tensor) -> tuple[Counter[str], int]:

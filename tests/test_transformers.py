@@ -24,7 +24,7 @@ from quant.network.layernorms import (
     has_attention,
     with_moves,
 )
-from quant.network.layers import Log2Quantizer, QuantLayer
+from quant.network.layers import ActivationQuantizer, Log2Quantizer, QuantLayer
 from quant.network.model import activation_quantizers, make_chain, quant_layers
 from quant.network.operations import PRODUCTS, called_module, operation
 from tests.test_methods_contract import METHODS, make
@@ -304,6 +304,40 @@ def test_a_block_is_one_unit_however_its_code_is_divided():
     chain = make_chain(capture(network, images()), QuantSpec(BITS, BITS))
     sizes = {name: len(quant_layers(unit)) for name, unit in chain.named_units()}
     assert sizes == {"patch": 1, "blocks.0": 4, "blocks.1": 2, "blocks.2": 2, "head": 1}
+
+
+class PostNorm(Block):
+    """As in Swin V2: a LayerNorm ends each branch, and linear layers read the residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm1(self.attn(x))
+        return x + self.norm2(self.mlp(x))
+
+
+def test_the_residual_stream_stays_in_float():
+    torch.manual_seed(0)
+    network = capture(Tokens(PostNorm(), PostNorm()).eval(), images())
+    model = make("rtn", n_bits_w=BITS, n_bits_a=BITS).quantize_model(network, None, [images()])
+    sums = [
+        (unit, node)
+        for unit in model.units
+        for node in unit.graph.nodes
+        if operation(node) == "add"
+    ]
+    assert len(sums) == 6
+    for unit, node in sums:
+        read = [called_module(unit, source) for source in node.all_input_nodes]
+        assert not any(isinstance(module, ActivationQuantizer) for module in read)
+    value, found = images(16), []
+    for unit in model.units:
+        value = Seen(unit, found).run(value)
+    inner = found[:-1]  # the head has 8 bits
+    assert len(inner) == 2 * (4 + 4)
+    assert all(len(values.unique()) <= 2**BITS for _, values in inner)
 
 
 # Counts
