@@ -3,8 +3,9 @@
     python -m benchmarks.networks > benchmarks/results/networks.md
     python -m benchmarks.networks resnet18 timm/convnext_atto
 
-Weights and statistics of batch norms are random. "difference" is that of the float chain to the
-network, relative to the largest logit, on two images of the network's own size.
+Weights and statistics of batch norms are random, also those that start as zeros. "difference" is
+that of the float chain to the network, relative to the largest logit, on two images of the
+network's own size.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import InputError
 from models import get_entry
@@ -43,6 +44,7 @@ TIMM = (
     "xcit_nano_12_p16_224 swin_tiny_patch4_window7_224 pit_ti_224 twins_svt_small "
     "maxvit_rmlp_pico_rw_256"
 ).split()
+SMALL = 0.1  # constant parameters below it become random
 HEADER = (
     "| network | captured | difference | layers | norms | folded | units | biggest unit | s |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -82,16 +84,9 @@ def measure(arch: str) -> Row:
     Raises:
         InputError: it is refused.
     """
-    torch.manual_seed(0)
-    entry = get_entry(arch)
-    network = entry.build(entry.num_classes or 1000).eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    size = getattr(network, "image_size", None) or entry.preprocess.crop or 32  # ViTs know theirs
+    network, images = random_network(arch, 2)
     start = time.perf_counter()
-    captured = capture(network, torch.randn(2, 3, size, size))
+    captured = capture(network, images)
     chain = make_chain(captured, QuantSpec(4, 4))
     seconds = time.perf_counter() - start
     with torch.no_grad():
@@ -107,6 +102,28 @@ def measure(arch: str) -> Row:
         unit_sizes=tuple(len(quant_layers(unit)) for unit in chain.units),
         seconds=seconds,
     )
+
+
+def random_network(arch: str, count: int) -> tuple[nn.Module, Tensor]:
+    """A network with random weights, and images (count, 3, size, size) of its own size.
+
+    Nothing is left at a value that hides an operation: a head of zeros, a layer scale of 1e-5.
+    """
+    torch.manual_seed(0)
+    entry = get_entry(arch)
+    network = entry.build(entry.num_classes or 1000).eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            nn.init.uniform_(module.weight, 0.2, 5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.abs().max() < SMALL and parameter.max() == parameter.min():
+                parameter.normal_(0, SMALL)
+    size = getattr(network, "image_size", None) or entry.preprocess.crop or 32  # ViTs know theirs
+    return network, torch.randn(count, 3, size, size)
 
 
 def _norms(network: nn.Module) -> int:

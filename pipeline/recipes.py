@@ -1,4 +1,7 @@
-"""Published results with their settings, ``configs/recipes/{arch}_{method}_{bits}.yaml``."""
+"""Published results with their settings, ``configs/recipes/{arch}_{method}_{bits}.yaml``.
+
+``timm/NAME.WEIGHTS`` is ``timm_NAME`` in the name.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from common.configs import read_config
 from common.errors import InputError, require_known
+from models import brecq
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 FLOAT_TOLERANCE = 1.0  # points of Top-1
@@ -53,10 +57,16 @@ class Recipe:
             raise InputError(
                 f"float Top-1 must be within {FLOAT_TOLERANCE:g} point of {self.float_top1:.2f}, "
                 f"the recipe's, got {top1:.2f} on {images} images; likely reasons: other weights "
-                "(the recipe needs BRECQ's release checkpoints), labels in another order (class "
-                "folders must be the synsets), another preprocessing, or too few images "
-                "(--force continues)"
+                f"(the recipe needs {self.weights}), labels in another order (class folders must "
+                "be the synsets), another preprocessing, or too few images (--force continues)"
             )
+
+    @property
+    def weights(self) -> str:
+        """Which weights the recipe starts from, in words."""
+        if self.flags.get("checkpoint_format") == brecq.FORMAT:
+            return "BRECQ's release checkpoints"
+        return f"the published weights of {self.flags.get('arch')}"
 
     def changed(self, config: Mapping[str, Any]) -> list[str]:
         """One line for each flag whose value in ``config`` differs from the recipe's."""

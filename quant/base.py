@@ -21,7 +21,7 @@ from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
-from quant.network.layernorms import Move, find_moves, with_moves
+from quant.network.layernorms import Move, find_moves, layer_norms, with_moves
 from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
 from quant.network.operations import has_attention
@@ -163,8 +163,8 @@ class BaseQuantizationMethod(ABC):
         if wanted == "off" or is_float or (wanted == "auto" and not has_attention(network.graph)):
             return {}
         moves = find_moves(network, images)
-        text = "channels of %d LayerNorms have equal ranges (reparam_layernorm %s)"
-        logger.info(text, len(moves), wanted)
+        text = "channels of %d of %d LayerNorms have equal ranges (reparam_layernorm %s)"
+        logger.info(text, len(moves), len(layer_norms(network.graph)), wanted)
         return moves
 
     def _cache(self, task: Task) -> ActivationCache:

@@ -10,7 +10,8 @@ import main_imagenet
 from common.configs import parse_yaml
 from common.errors import InputError
 from loaders import PlanRequest, load_dataset, make_plan
-from models import brecq
+from logits_io.naming import file_name
+from models import brecq, get_entry
 from models.digits import DIGITS_ENTRY
 from pipeline import recipes
 from pipeline.recipes import Recipe, list_recipes, load_recipe
@@ -50,7 +51,15 @@ def run(tmp_path, *arguments: str) -> int:
     return main_imagenet.main([*arguments, "--output_dir", str(tmp_path / "out"), "--no-plots"])
 
 
-@pytest.mark.parametrize("name", list_recipes())
+def of_brecq() -> list[str]:
+    return [name for name in list_recipes() if not name.startswith("timm_")]
+
+
+def of_timm() -> list[str]:
+    return [name for name in list_recipes() if name.startswith("timm_")]
+
+
+@pytest.mark.parametrize("name", of_brecq())
 def test_a_recipe_is_what_its_name_says_and_its_flags_are_taken(name, capsys):
     recipe = load_recipe(name)
     flags = recipe.flags
@@ -65,8 +74,71 @@ def test_a_recipe_is_what_its_name_says_and_its_flags_are_taken(name, capsys):
     assert (config["iters_w"], config["num_samples"]) == (20000, 1024)
 
 
+TRIED = {
+    "rtn": load_recipe("timm_deit_tiny_patch16_224_rtn_w4a4"),
+    "qdrop": load_recipe("timm_swin_base_patch4_window7_224_qdrop_w3a3"),
+}
+
+
+@pytest.mark.parametrize("name", of_timm())
+def test_a_recipe_of_a_transformer_names_its_weights(name):
+    recipe = load_recipe(name)
+    flags = recipe.flags
+    network, weights = flags["arch"].split(".")
+    bits = f"w{flags['n_bits_w']}a{flags['n_bits_a']}"
+    assert name == f"{file_name(network)}_{flags['quant_method']}_{bits}" and weights
+    assert 10 < recipe.top1 < recipe.float_top1 < 90
+    assert "github.com" in recipe.source and "arXiv" in recipe.settings and recipe.note
+    other = TRIED[flags["quant_method"]].flags
+    own = ("arch", "n_bits_w", "n_bits_a", "resize", "crop")
+    assert all(flags.get(key) == other.get(key) for key in {*flags, *other} - set(own))
+
+
+@pytest.mark.parametrize("method", TRIED)
+def test_the_flags_of_recipes_of_transformers_are_taken(method, capsys):
+    recipe = TRIED[method]
+    assert main_imagenet.main(["--recipe", recipe.name, "--print_config"]) == 0
+    config = parse_yaml(capsys.readouterr().out)
+    assert recipe.changed(config) == []
+    softmax, images = {"rtn": ("log2", 32), "qdrop": ("uniform", 1024)}[method]
+    assert (config["softmax_quantizer"], config["num_samples"]) == (softmax, images)
+    assert (config["reparam_layernorm"], config["disable_8bit_head_stem"]) == ("on", True)
+
+
+def test_timm_knows_the_networks_and_weights_of_the_recipes():
+    pytest.importorskip("timm")
+    for name in of_timm():
+        entry = get_entry(load_recipe(name).flags["arch"])
+        assert entry.pretrained is not None and entry.preprocess.crop == 224
+
+
+# Top-1 of float, of RepQ-ViT at W4A4 and W6A6, and of QDrop at W3A3 and W4A4.
+TRANSFORMERS = {
+    "vit_small_patch16_224": (81.39, 65.05, 80.43, 38.31, 67.62),
+    "vit_base_patch16_224": (84.54, 68.48, 83.62, 73.79, 82.02),
+    "deit_tiny_patch16_224": (72.21, 57.43, 70.76, 46.69, 64.95),
+    "deit_small_patch16_224": (79.85, 69.03, 78.90, 52.55, 74.73),
+    "deit_base_patch16_224": (81.80, 75.61, 81.27, 74.32, 79.64),
+    "swin_tiny_patch4_window7_224": (81.35, 72.31, 80.69),
+    "swin_small_patch4_window7_224": (83.23, 79.45, 82.79, 74.11, 81.03),
+    "swin_base_patch4_window7_224": (85.27, 78.32, 84.57, 75.28, 82.79),
+}
+
+
+def test_the_tables_of_transformers_are_complete():
+    found = {}
+    for network, (float_top1, *published) in TRANSFORMERS.items():
+        kinds = ("rtn_w4a4", "rtn_w6a6", "qdrop_w3a3", "qdrop_w4a4")
+        for kind, top1 in zip(kinds, published, strict=False):
+            found[f"timm_{network}_{kind}"] = (float_top1, top1)
+    assert sorted(found) == of_timm()
+    for name, figures in found.items():
+        recipe = load_recipe(name)
+        assert (recipe.float_top1, recipe.top1) == figures
+
+
 def test_the_published_tables_are_complete():
-    names = list_recipes()
+    names = of_brecq()
     for method, bits in (
         ("qdrop", ("w4a4", "w2a4", "w3a3", "w2a2")),
         ("pd_quant", ("w4a4", "w2a4", "w4a2", "w2a2")),
@@ -78,6 +150,22 @@ def test_the_published_tables_are_complete():
     assert load_recipe("mnasnet_pd_quant_w4a2").top1 == 38.89
     assert load_recipe("mnasnet_pd_quant_w4a2").flags["weight"] == 0.2
     assert load_recipe("regnetx_600m_pd_quant_w2a2").flags["lamb_c"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet18_qdrop_w4a4", "BRECQ's release checkpoints"),
+        (
+            "timm_deit_tiny_patch16_224_rtn_w4a4",
+            "the published weights of timm/deit_tiny_patch16_224.fb_in1k",
+        ),
+    ],
+)
+def test_a_float_network_that_is_not_the_recipe_s_is_told_which_weights_it_needs(name, weights):
+    with pytest.raises(InputError) as error:
+        load_recipe(name).require_float(50.0, 50000)
+    assert f"other weights (the recipe needs {weights})" in str(error.value)
 
 
 def test_a_run_from_a_recipe_is_compared_with_it(folder, tmp_path, capsys):

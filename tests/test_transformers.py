@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import VisionTransformer
 
+from benchmarks import transformers
 from common.errors import InputError
 from quant import QuantModel, read_quantized_file, restore_quantized
 from quant.arithmetic.log2 import fake_quantize_log2, log2_levels, log2_qparams
 from quant.arithmetic.range_search import Sample
+from quant.arithmetic.spec import QuantSpec
 from quant.bitwidth.banks import BankRequest, build_sweep
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.layernorms import SAMPLES, find_moves, with_moves
-from quant.network.layers import Log2Quantizer, QuantLayer
-from quant.network.model import activation_quantizers
+from quant.network.layers import ActivationQuantizer, Log2Quantizer, QuantLayer
+from quant.network.model import activation_quantizers, make_chain, quant_layers
 from quant.network.operations import PRODUCTS, called_module, has_attention, operation
 from tests.test_methods_contract import METHODS, make
 
@@ -164,8 +166,8 @@ class ReadTwice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(self.patch(x).flatten(2).transpose(1, 2))
-        if self.other == "padded":
-            tokens = nn.functional.pad(tokens, (0, 0, 0, 1))
+        if self.other in ("padded", "padded by 0"):
+            tokens = nn.functional.pad(tokens, (0, 0, 0, int(self.other == "padded")))
         if self.other == "turned":
             tokens = tokens.transpose(1, 2).reshape(-1, 4, 8)
         attended = self.one(tokens) @ self.two(tokens).transpose(1, 2)
@@ -175,12 +177,28 @@ class ReadTwice(nn.Module):
             attended = attended + self.one(tokens + 1).mean((1, 2), keepdim=True)
         if self.other == "rolled":
             attended = attended * self.two(tokens.roll(1, 1)[:, :1]).mean((1, 2), keepdim=True)
+        if self.other == "measured":
+            attended = attended + torch.ones_like(tokens).mean(-1, keepdim=True)
+        if self.other == "masked":  # as Swin's shifted windows are
+            mask = tokens.new_zeros((4, 4))
+            mask[:2, 2:] = -100
+            attended = (attended + mask).softmax(-1)
         return self.head(attended.flatten(1)[:, :8])
 
 
 @pytest.mark.parametrize(
     ("other", "moved"),
-    [("", 1), ("residual", 0), ("padded", 0), ("turned", 0), ("twice", 0), ("rolled", 0)],
+    [
+        ("", 1),
+        ("padded by 0", 1),
+        ("measured", 1),
+        ("masked", 1),
+        ("residual", 0),
+        ("padded", 0),
+        ("turned", 0),
+        ("twice", 0),
+        ("rolled", 0),
+    ],
 )
 def test_a_range_moves_only_where_linear_layers_alone_read_it(other, moved):
     torch.manual_seed(0)
@@ -189,6 +207,13 @@ def test_a_range_moves_only_where_linear_layers_alone_read_it(other, moved):
     assert len(moves) == moved
     after = with_moves(network, moves).graph(images())
     assert torch.allclose(after, network.graph(images()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_of_fixed_size_is_a_constant():
+    network = capture(ReadTwice("masked").eval(), images())
+    names = {operation(node) for node in network.graph.graph.nodes}
+    assert not names & {"new_zeros", "slice_scatter", "fill", "full"}
+    assert any((value == -100).any() for value in network.graph.buffers())
 
 
 def test_a_layernorm_without_a_bias_gets_one():
@@ -206,7 +231,7 @@ def test_it_happens_where_there_is_attention(captured, tiny_network, tiny_images
     for asked, told in [("auto", True), ("on", True), ("off", False)]:
         caplog.clear()
         quantized("rtn", reparam_layernorm=asked)
-        text = f"channels of 5 LayerNorms have equal ranges (reparam_layernorm {asked})"
+        text = f"channels of 5 of 5 LayerNorms have equal ranges (reparam_layernorm {asked})"
         assert (text in caplog.text) == told
 
 
@@ -217,6 +242,110 @@ def test_equal_ranges_lower_the_error_of_few_bits(captured):
         for asked in ("on", "off")
     }
     assert errors["on"].mean() < 0.8 * errors["off"].mean()
+
+
+# Blocks
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x).relu())
+
+
+class Block(nn.Module):
+    """As timm writes it: attention and feed-forward are modules of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.mlp = Attention(), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        return x + self.mlp(x)
+
+
+class Tokens(nn.Module):
+    def __init__(self, *blocks: nn.Module):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(1))
+
+
+def test_a_block_is_one_unit_however_its_code_is_divided():
+    """And what a list holds are blocks, even an attention and a feed-forward."""
+    torch.manual_seed(0)
+    network = Tokens(Block(), Attention(), Mlp()).eval()
+    chain = make_chain(capture(network, images()), QuantSpec(BITS, BITS))
+    sizes = {name: len(quant_layers(unit)) for name, unit in chain.named_units()}
+    assert sizes == {"patch": 1, "blocks.0": 4, "blocks.1": 2, "blocks.2": 2, "head": 1}
+
+
+class PostNorm(Block):
+    """As in Swin V2: a LayerNorm ends each branch, and linear layers read the residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm1(self.attn(x))
+        return x + self.norm2(self.mlp(x))
+
+
+def test_the_residual_stream_stays_in_float():
+    torch.manual_seed(0)
+    network = capture(Tokens(PostNorm(), PostNorm()).eval(), images())
+    model = make("rtn", n_bits_w=BITS, n_bits_a=BITS).quantize_model(network, None, [images()])
+    sums = [
+        (unit, node)
+        for unit in model.units
+        for node in unit.graph.nodes
+        if operation(node) == "add"
+    ]
+    assert len(sums) == 6
+    for unit, node in sums:
+        read = [called_module(unit, source) for source in node.all_input_nodes]
+        assert not any(isinstance(module, ActivationQuantizer) for module in read)
+    value, found = images(16), []
+    for unit in model.units:
+        value = Seen(unit, found).run(value)
+    inner = found[:-1]  # the head has 8 bits
+    assert len(inner) == 2 * (4 + 4)
+    assert all(len(values.unique()) <= 2**BITS for _, values in inner)
+
+
+# Counts
+
+
+def test_what_the_benchmark_counts_is_what_a_network_has(monkeypatch):
+    monkeypatch.setattr(transformers, "random_network", lambda *_: (tiny_vit(), images(4)))
+    cells = dict(zip(transformers.COLUMNS, transformers.measure("tiny").cells, strict=True))
+    assert cells["LayerNorms moved"] == "5 of 5"
+    assert (cells["layers quantized"], cells["inputs"]) == ("10 of 10", "9 of 9")
+    assert (cells["operands of products"], cells["softmax log2"]) == ("8 of 8", "2 of 2")
+    assert (cells["units"], cells["biggest unit"]) == ("4", "4")
+    assert float(cells["float after it"]) < 1e-5 and int(cells["most levels"]) <= 2**4
 
 
 # All methods

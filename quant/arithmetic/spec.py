@@ -27,7 +27,8 @@ class QuantSpec:
     Attributes:
         float_ends: leave the first and the last convolution, all linear layers, and the first and
             the last activation in float (LAPQ, code of Nahshan et al.).
-        act_points: ``inputs`` quantizes each tensor that feeds a layer, once, where it is produced.
+        act_points: ``inputs`` quantizes each tensor that feeds a layer, once, where it is produced;
+            where only linear layers read it, its other readers read it in float.
             ``outputs`` quantizes the output of each convolution, after a ReLU that directly follows
             it, so that sums are not quantized; with ``head_stem_8bit`` that of the stem has at
             least 8 bits (ACIQ, code of Banner et al.).

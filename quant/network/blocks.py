@@ -12,17 +12,26 @@ class Blocks:
     """The tree of modules that hold layers.
 
     A module holds blocks if at least two of its children hold several layers and whole pieces of
-    the chain each, or one of its children holds blocks. Otherwise it is one block.
+    the chain each, or one of its children holds blocks. Otherwise it is one block. The attention
+    and the feed-forward module of a transformer's block are no blocks of their own, however its
+    code is divided into modules.
 
     Args:
         pieces: names of the layers of each piece of the chain.
         containers: paths of modules such as ``nn.Sequential``, whose children count as those of
             their parent.
+        attention: names of the layers of pieces that multiply two activations.
     """
 
-    def __init__(self, pieces: Sequence[Sequence[str]], containers: Iterable[str]):
+    def __init__(
+        self,
+        pieces: Sequence[Sequence[str]],
+        containers: Iterable[str],
+        attention: Iterable[str] = (),
+    ):
         self.pieces = [set(piece) for piece in pieces]
         self.containers = frozenset(containers)
+        self.attention = frozenset(attention)
         self.layers = list(dict.fromkeys(layer for piece in pieces for layer in piece))
 
     def block_of(self, layer: str) -> str:
@@ -38,12 +47,22 @@ class Blocks:
     def _holds_blocks(self, module: str) -> bool:
         children = self._children.get(module, [])
         blocks = [child for child in children if self._is_candidate(child)]
-        return len(blocks) >= FEWEST or any(map(self._holds_blocks, children))
+        several = len(blocks) >= FEWEST and not self._are_transformer(module, blocks)
+        return several or any(map(self._holds_blocks, children))
 
     def _is_candidate(self, module: str) -> bool:
-        inside = {layer for layer in self.layers if _is_inside(layer, module)}
+        inside = self._inside(module)
         whole = all(piece <= inside for piece in self.pieces if piece & inside)
         return len(inside) >= FEWEST and whole
+
+    def _are_transformer(self, module: str, children: Sequence[str]) -> bool:
+        """Whether the children are a module's own attention and feed-forward, one of each."""
+        own = all(child.rpartition(".")[0] == module for child in children)
+        attending = [child for child in children if self._inside(child) & self.attention]
+        return own and len(children) == 2 and len(attending) == 1
+
+    def _inside(self, module: str) -> set[str]:
+        return {layer for layer in self.layers if _is_inside(layer, module)}
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:

@@ -24,7 +24,9 @@ from quant.network.names import name_parts
 from quant.network.operations import (
     CHECKS,
     IDENTITIES,
+    PADS,
     UNSUPPORTED,
+    arguments,
     calls_graph,
     operation,
     owner,
@@ -203,11 +205,19 @@ def _simplify_(network: fx.GraphModule) -> None:
         name = operation(node)
         if name in CHECKS:
             network.graph.erase_node(node)
-        elif name in IDENTITIES and not _is_active_dropout(node):
+        elif _changes_nothing(node):
             node.replace_all_uses_with(source_of(node))
             network.graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether the node is the identity, such as a pad by 0 (of windows that divide the image)."""
+    name = operation(node)
+    if name in PADS:
+        return not any(arguments(node)["pad"])
+    return name in IDENTITIES and not _is_active_dropout(node)
 
 
 def _is_active_dropout(node: fx.Node) -> bool:

@@ -25,8 +25,8 @@ from quant.network.forward import run_in_step
 from quant.network.operations import (
     arguments,
     called_module,
-    is_number,
     operation,
+    reads_values,
     source_of,
 )
 
@@ -52,13 +52,18 @@ class Move:
     shift: Tensor
 
 
+def layer_norms(network: fx.GraphModule) -> list[fx.Node]:
+    """The LayerNorms of a captured graph."""
+    return [node for node in network.graph.nodes if operation(node) == "layer_norm"]
+
+
 def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
     """The moves of all LayerNorms whose outputs only linear layers read, by their nodes' names.
 
     Args:
         images: (N, channels, height, width), of which ``SAMPLES`` are used.
     """
-    norms = {node for node in network.graph.graph.nodes if _readers(network.graph, node)}
+    norms = {node for node in layer_norms(network.graph) if _readers(network.graph, node)}
     moves: dict[str, Move] = {}
 
     def measure(node: fx.Node, runs: Sequence[fx.Interpreter]) -> None:
@@ -109,17 +114,17 @@ def _channel_qparams(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _readers(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The calls of linear layers that read a LayerNorm; none if something else does too."""
-    if operation(node) != "layer_norm" or len(arguments(node)["normalized_shape"]) != 1:
+    if len(arguments(node)["normalized_shape"]) != 1:
         return []
     calls = Counter(n.target for n in network.graph.nodes if n.op == "call_module")
     readers: list[fx.Node] = []
-    waiting = [user for user in node.users if not is_number(user)]
+    waiting = list(filter(reads_values, node.users))
     while waiting:
         user = waiting.pop()
         if isinstance(called_module(network, user), nn.Linear) and calls[user.target] == 1:
             readers.append(user)
         elif _keeps_channels(user):
-            waiting += [reader for reader in user.users if not is_number(reader)]
+            waiting += filter(reads_values, user.users)
         else:
             return []
     return readers
@@ -130,13 +135,11 @@ def _keeps_channels(node: fx.Node) -> bool:
     name = operation(node)
     if name == "getitem":  # of what one of the others returns
         return True
-    if name not in (*RESHAPES, *MOVES, "permute", "constant_pad_nd"):
+    if name not in (*RESHAPES, *MOVES, "permute"):
         return False
     before, given = source_of(node).meta["val"], arguments(node)
     if name in RESHAPES:
         return bool(before.shape[-1] == node.meta["val"].shape[-1])
-    if name == "constant_pad_nd":
-        return not any(given["pad"])
     if name == "permute":
         return bool(given["dims"][-1] % before.dim() == before.dim() - 1)
     axes = [given[key] for key in ("dim", "dim0", "dim1") if key in given]

@@ -29,6 +29,16 @@ IDENTITIES = frozenset(
     "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout "
     "clone alias detach lift_fresh_copy contiguous".split()
 )
+# Tensors of one value, with the shape or the data type of another tensor.
+FILLS = {
+    "new_zeros": 0,
+    "zeros_like": 0,
+    "new_ones": 1,
+    "ones_like": 1,
+    "new_full": 0,  # or what its argument says
+    "full_like": 0,
+}
+PADS = frozenset(["pad", "constant_pad_nd"])
 CHECKS = frozenset("_assert_tensor_metadata _assert_scalar sym_constrain_range_for_size".split())
 SOFTMAXES = frozenset("softmax _softmax _safe_softmax".split())
 # Sums of products of two tensors.
@@ -113,11 +123,7 @@ def is_softmax(node: fx.Node) -> bool:
 
 def has_attention(network: fx.GraphModule) -> bool:
     """Whether the network multiplies two activations, as attention does."""
-    return any(operation(node) in PRODUCTS and _is_of_two(node) for node in network.graph.nodes)
-
-
-def _is_of_two(node: fx.Node) -> bool:
-    return sum(source.op != "get_attr" for source in node.all_input_nodes) > 1
+    return any(map(is_attention, network.graph.nodes))
 
 
 def makes_several(node: fx.Node) -> bool:
@@ -125,9 +131,20 @@ def makes_several(node: fx.Node) -> bool:
     return operation(node) in SEVERAL_OUTPUTS or isinstance(node.meta.get("val"), (tuple, list))
 
 
+def is_attention(node: fx.Node) -> bool:
+    """Whether the node multiplies two tensors that are computed from the image."""
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return operation(node) in PRODUCTS and len(sources) > 1
+
+
 def is_number(node: fx.Node) -> bool:
     """Whether the value of the node is a number, such as the number of images."""
     return isinstance(node.meta.get("val"), (int, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def reads_values(node: fx.Node) -> bool:
+    """Whether the node reads the values of its inputs, not only their shape or data type."""
+    return not is_number(node) and operation(node) not in FILLS
 
 
 def carries_values(node: fx.Node) -> bool:

@@ -226,9 +226,37 @@ def _insert_activation_quantizer(
     has_log2 = spec.softmax_quantizer == LOG2 and is_softmax(_producer(producer, False))
     kind = Log2Quantizer if has_log2 else ActivationQuantizer
     network.add_submodule(name, kind(spec.activation_bits(is_end), is_end))
+    has_float = spec.target == NO_TARGET and spec.act_points == "inputs"
+    spared = _float_readers(network, producer) if has_float else set()
     with network.graph.inserting_after(producer):
         quantizer = network.graph.call_module(name, (producer,))
     quantizer.meta = dict(producer.meta)
+    spared.add(quantizer)
     producer.replace_all_uses_with(
-        quantizer, delete_user_cb=lambda user: user is not quantizer and not is_number(user)
+        quantizer, delete_user_cb=lambda user: user not in spared and not is_number(user)
     )
+
+
+def _float_readers(network: fx.GraphModule, producer: fx.Node) -> set[fx.Node]:
+    """The readers of a transformer's residual stream that are no layers or products.
+
+    They read it in float: where a LayerNorm comes last in a branch, as in Swin V2, linear layers
+    read the stream itself. Readers of what a convolution or an average reads too are none of them.
+    """
+    others, layers = set(), []
+    for user in producer.users:
+        found = _quantized_readers(network, user)
+        layers += found
+        if not found:
+            others.add(user)
+    is_stream = all(not _is_convolution(network, node) and not is_average(node) for node in layers)
+    return others if is_stream else set()
+
+
+def _quantized_readers(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The layers, products and averages that read a node or what reshapes it."""
+    if is_layer(network, node) or operation(node) in PRODUCTS or is_average(node):
+        return [node]
+    if not is_pooling_or_shape(node):
+        return []
+    return [found for user in node.users for found in _quantized_readers(network, user)]

@@ -20,6 +20,7 @@ from quant.network.crossings import MOST_LAYERS, pack_crossings_
 from quant.network.operations import (
     carries_values,
     has_rows,
+    is_attention,
     is_number,
     is_pooling_or_shape,
     last_uses,
@@ -58,7 +59,8 @@ def cut_into_units(
     """
     pack_crossings_(network, _split_at_cuts(network))
     pieces = [_describe(network, nodes) for nodes in _split_at_cuts(network)]
-    blocks = Blocks([piece.layers for piece in pieces if piece.layers], containers)
+    attention = (name for p in pieces if any(map(is_attention, p.nodes)) for name in p.layers)
+    blocks = Blocks([piece.layers for piece in pieces if piece.layers], containers, attention)
     for piece in pieces:
         owners = {blocks.block_of(layer) for layer in piece.layers}
         piece.block = owners.pop() if len(owners) == 1 else None
