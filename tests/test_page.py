@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 import json
 import re
@@ -23,7 +24,8 @@ from loaders.transforms import Preprocess
 from main_imagenet import main
 from pipeline.comparing import StoredRun, compare_runs, differences
 from pipeline.images import changed_images, image_rows
-from plots.page import Link, table
+from pipeline.page import command
+from plots.page import STYLE, Link, table
 from tests.conftest import FEW, RANGES
 
 CLASSES = ["cat", "dog", "cow"]
@@ -218,6 +220,18 @@ def test_cells_are_text_and_links_lead_where_they_say():
     assert '<a href="runs/a b">x &amp; y</a>' in text
     assert '<td data-value="1.5">1.50 ± 0.25</td>' in text
     assert '<td data-value="">-</td>' in text
+
+
+def test_long_names_are_broken_so_that_the_figures_beside_them_are_seen():
+    text = table([{"class": "n" * 33, "x": 1}, {"class": "n" * 32, "x": 2}], ("class", "x"))
+    assert re.findall(r'<td class="long" data-value="(.*?)"', text) == ["n" * 33]
+    assert "td.long { white-space: normal; overflow-wrap: anywhere;" in STYLE
+
+
+def test_the_command_can_be_typed():
+    (text,) = command(["--data_path", "my images/<i>"])
+    assert html.unescape(text) == "<pre>python main_imagenet.py --data_path 'my images/<i>'</pre>"
+    assert command([]) == []
 
 
 # --- runs side by side
