@@ -26,6 +26,7 @@ TABLES = {  # columns that are read
     "comparison": ("logits", "top1_pct_low", "top1_pct_high"),
     "per_class": ("logits", "class", "top1_pct"),
 }
+NEEDED = ("arch", "quant_method", "n_bits_w", "n_bits_a", "seed")  # in the configuration
 SHOWN_PLOTS = ("reliability.png", "per_class_change.png")
 WORST = 20  # classes shown
 COLUMNS = (
@@ -106,11 +107,8 @@ def _read_runs(folders: Sequence[Path]) -> list[StoredRun]:
     if len(found) < 2:
         raise InputError(f"compare must name at least two runs, got {len(found)}")
     records = [_read_run(folder) for folder in found]
-    subjects = [_subject(record) for record in records]
-    return [
-        StoredRun(folder, _label(subjects, place, folder), record)
-        for place, (folder, record) in enumerate(zip(found, records, strict=True))
-    ]
+    labels = _labels([_subject(record) for record in records], found)
+    return [StoredRun(*parts) for parts in zip(found, labels, records, strict=True)]
 
 
 def _run_folder(folder: Path) -> Path:
@@ -128,6 +126,12 @@ def _read_run(folder: Path) -> dict[str, Any]:
     record = read_run(folder / RUN_FILE, says_so=False)
     if record is None:
         raise InputError(f"compare: {folder / RUN_FILE} {NO_RECORD}, got another file")
+    missing = [name for name in NEEDED if name not in record["config"]]
+    if missing or not {"data", "model"} <= record.keys():
+        raise InputError(
+            f"compare: {folder / RUN_FILE} must be the record of a run of main_imagenet.py, got "
+            f"one without {missing[0] if missing else 'its images and network'}"
+        )
     problems = broken_promises(folder.parent, record)
     if problems:
         raise InputError(f"compare: {problems[0]}")
@@ -140,10 +144,25 @@ def _subject(record: Mapping[str, Any]) -> str:
     return f"{config['arch']} {config['quant_method']} {bits} seed {config['seed']}"
 
 
-def _label(subjects: Sequence[str], place: int, folder: Path) -> str:
-    """The subject of a run, with its folder if another run has the same one."""
-    subject = subjects[place]
-    return subject if subjects.count(subject) == 1 else f"{subject} ({folder.parent.parent.name})"
+def _labels(subjects: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """A text of its own for each run: its subject, and where it lies if others have the same."""
+    ends = dict(zip(folders, subjects, strict=True))
+    for subject in set(subjects):
+        same = [folder for folder in folders if ends[folder] == subject]
+        if len(same) > 1:
+            ends |= {f: f"{subject} ({end})" for f, end in zip(same, _ends(same), strict=True)}
+    return [ends[folder] for folder in folders]
+
+
+def _ends(folders: Sequence[Path]) -> list[str]:
+    """Short ends of different paths that tell them apart, without what all end in."""
+    parts = [folder.parts for folder in folders]
+    while len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    depth = 1
+    while len({path[-depth:] for path in parts}) < len(parts):
+        depth += 1
+    return [Path(*path[-depth:]).as_posix() for path in parts]
 
 
 def _page(runs: Sequence[StoredRun], root: Path) -> str:
@@ -172,6 +191,13 @@ def differences(runs: Sequence[StoredRun]) -> list[str]:
     ):
         if len({read(run.record) for run in runs}) > 1:
             texts.append(f"These runs have different {what}: their figures cannot be compared.")
+    accuracies = [run.record["figures"][FULL_PRECISION]["top1_pct"] for run in runs]
+    if not texts and len(set(accuracies)) > 1:
+        found = ", ".join(f"{accuracy:.2f} %" for accuracy in accuracies)
+        texts.append(
+            f"These runs have the same images and weights, and other float Top-1 ({found}): their "
+            "images were prepared otherwise, and their figures cannot be compared."
+        )
     return texts
 
 
@@ -211,22 +237,26 @@ def _settings(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def _classes(runs: Sequence[StoredRun]) -> list[str]:
-    names: dict[int, str] = {}
-    top1: dict[int, dict[str, float]] = {}
+    """The table by class; classes of different runs are the same if their names are."""
+    top1: dict[str, dict[str, float]] = {}
+    floats: dict[str, set[float]] = {}
     for run in runs:
-        names = run.classes() | names
+        names = run.classes()
         for row in run.rows("per_class"):
-            place, label = int(row["class"]), row["logits"]
+            place, label, value = int(row["class"]), row["logits"], float(row["top1_pct"])
+            name = names.get(place, str(place))
             if label == QUANTIZED:
-                top1.setdefault(place, {})[run.label] = float(row["top1_pct"])
+                top1.setdefault(name, {})[run.label] = value
             elif label == FULL_PRECISION:
-                top1.setdefault(place, {}).setdefault("float", float(row["top1_pct"]))
-    columns = ("class", "float", *(run.label for run in runs))
+                floats.setdefault(name, set()).add(value)
+    labels = [run.label for run in runs]
+    is_common = all(len(found) == 1 for found in floats.values())
+    columns = ("class", *(["float"] if is_common else []), *labels)
     rows: list[dict[str, Any]] = [
-        {"class": names.get(place, str(place))} | {name: found.get(name) for name in columns[1:]}
-        for place, found in top1.items()
+        {"class": name, "float": min(floats[name])} | {label: found.get(label) for label in labels}
+        for name, found in top1.items()
     ]
-    rows.sort(key=lambda row: -_reach([row[run.label] for run in runs]))
+    rows.sort(key=lambda row: -_reach([row[label] for label in labels]))
     return [table(rows[:WORST], columns)]
 
 

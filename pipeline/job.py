@@ -106,7 +106,8 @@ class Job:
             ONNX_FILE,
         )
         summary = self.name.summary_folder
-        tables = [self.root / summary / f"{summary}{ending}" for ending in (".json", ".csv")]
+        endings = (".json", ".csv", "_comparison.csv", "_per_class.csv")
+        tables = [self.root / summary / f"{summary}{ending}" for ending in endings]
         return [*(self.folder / name for name in names), *tables]
 
     @property

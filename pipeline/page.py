@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ class RunPage:
         config = yaml.safe_dump(dict(record["config"]), sort_keys=True)
         return [
             "<h2>Settings, versions and times</h2>",
-            preformatted(" ".join(["main_imagenet.py", *map(str, record["argv"])])),
+            *command(record["argv"]),
             preformatted(config.rstrip()),
             preformatted(json.dumps(about, indent=2, ensure_ascii=False)),
         ]
@@ -182,6 +183,11 @@ def class_rows(comparison: Comparison, classes: Sequence[str]) -> list[dict[str,
         row["images"] = found["samples"]
         row[KINDS.get(found["logits"], found["logits"])] = found["top1_pct"]
     return [row | {"change": row["quantized"] - row["float"]} for row in rows.values()]
+
+
+def command(argv: Sequence[str]) -> list[str]:
+    """The command of a run as it can be typed; nothing for a run without flags, or from Python."""
+    return [preformatted(shlex.join(["python", "main_imagenet.py", *argv]))] if argv else []
 
 
 def size_text(record: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ h1, h2, p, figcaption, .wrap td { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; \
 white-space: nowrap; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 10rem; max-width: 20rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
@@ -34,6 +35,7 @@ pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); font-size
 gap: 1rem; }
 .beside figure { margin: 0; }
 """
+LONG = 32  # characters; longer texts of cells are broken into lines
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
@@ -112,7 +114,8 @@ def _cell(value: Any) -> str:
     text = escape(show(value))
     if isinstance(value, Link):
         text = f'<a href="{escape(value.href)}">{text}</a>'
-    return f'<td data-value="{escape("" if key is None else key)}">{text}</td>'
+    kind = ' class="long"' if len(show(value)) > LONG else ""
+    return f'<td{kind} data-value="{escape("" if key is None else key)}">{text}</td>'
 
 
 def show(value: Any) -> str:

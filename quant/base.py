@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from common.errors import InputError, RunError, require_known
 from common.machine import in_gb
 from common.torch_setup import full_float32
-from quant.arithmetic.spec import NOT_QUANTIZED
+from quant.arithmetic.spec import LOG2, NOT_QUANTIZED
 from quant.distillation.stage import distill
 from quant.network.cached import ActivationCache, choose_cache
 from quant.network.calibration import collect_calibration
 from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
 from quant.network.layernorms import Move, find_moves, layer_norms, with_moves
-from quant.network.model import FLOAT_SPEC, QuantModel, make_chain
+from quant.network.layers import Log2Quantizer
+from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, make_chain
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
 from quant.network.operations import has_attention
 from quant.network.states import UnitReport, UnitStates
@@ -115,6 +116,7 @@ class BaseQuantizationMethod(ABC):
                 states=states,
                 cache_dir=cache_dir,
             )
+            self._warn_of_unused(task.model)
             task = dataclasses.replace(task, cache=self._cache(task))
             self._quantize(task)
             distill(task, self.settings)
@@ -160,12 +162,30 @@ class BaseQuantizationMethod(ABC):
     def _moves(self, network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
         """What ``reparam_layernorm`` moves from ranges behind LayerNorms into weights."""
         wanted, is_float = self.settings.reparam_layernorm, self.settings.n_bits_a == NOT_QUANTIZED
+        if wanted == "on" and is_float:
+            logger.warning("reparam_layernorm on changes nothing: activations stay in float")
         if wanted == "off" or is_float or (wanted == "auto" and not has_attention(network.graph)):
             return {}
         moves = find_moves(network, images)
+        if wanted == "on" and not moves:
+            logger.warning(
+                "reparam_layernorm on changes nothing: the network has no LayerNorm that only "
+                "linear layers read"
+            )
         text = "channels of %d of %d LayerNorms have equal ranges (reparam_layernorm %s)"
         logger.info(text, len(moves), len(layer_norms(network.graph)), wanted)
         return moves
+
+    def _warn_of_unused(self, model: QuantModel) -> None:
+        """Warn where powers of two were asked for and no softmax output takes them."""
+        if self.settings.softmax_quantizer != LOG2:
+            return
+        if self.settings.n_bits_a == NOT_QUANTIZED:
+            logger.warning("softmax_quantizer log2 changes nothing: activations stay in float")
+        elif not any(isinstance(q, Log2Quantizer) for q in activation_quantizers(model).values()):
+            logger.warning(
+                "softmax_quantizer log2 changes nothing: the network multiplies no softmax output"
+            )
 
     def _cache(self, task: Task) -> ActivationCache:
         """Choose where cached activations are, and log what they take."""

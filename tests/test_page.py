@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,12 +18,14 @@ import torch
 from PIL import Image
 
 from common.errors import InputError
+from common.sealed import read_record, write_record
 from loaders.imageset import MemoryImages
 from loaders.transforms import Preprocess
 from main_imagenet import main
 from pipeline.comparing import StoredRun, compare_runs, differences
 from pipeline.images import changed_images, image_rows
-from plots.page import Link, table
+from pipeline.page import command
+from plots.page import STYLE, Link, table
 from tests.conftest import FEW, RANGES
 
 CLASSES = ["cat", "dog", "cow"]
@@ -71,6 +75,18 @@ def runs(tmp_path_factory) -> Path:
 
 def folder_of(runs: Path, method: str) -> Path:
     return next((runs / method).glob("run_*"))
+
+
+def rewrite(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def without_digests(path: Path) -> None:
+    """Make a record one of a version that did not hold the digests of tables."""
+    write_record(path, read_record(path) | {"files": {}})
 
 
 def records(path: Path) -> list[dict[str, str]]:
@@ -206,6 +222,18 @@ def test_cells_are_text_and_links_lead_where_they_say():
     assert '<td data-value="">-</td>' in text
 
 
+def test_long_names_are_broken_so_that_the_figures_beside_them_are_seen():
+    text = table([{"class": "n" * 33, "x": 1}, {"class": "n" * 32, "x": 2}], ("class", "x"))
+    assert re.findall(r'<td class="long" data-value="(.*?)"', text) == ["n" * 33]
+    assert "td.long { white-space: normal; overflow-wrap: anywhere;" in STYLE
+
+
+def test_the_command_can_be_typed():
+    (text,) = command(["--data_path", "my images/<i>"])
+    assert html.unescape(text) == "<pre>python main_imagenet.py --data_path 'my images/<i>'</pre>"
+    assert command([]) == []
+
+
 # --- runs side by side
 
 
@@ -228,14 +256,48 @@ def test_runs_are_shown_side_by_side(runs, tmp_path, capsys):
 
 
 def test_other_images_or_networks_are_told():
-    def run(images: str, network: str) -> StoredRun:
-        record = {"data": {"evaluation": {"digest": images}}, "model": {"digest": network}}
+    def run(images: str, network: str, top1: float = 50.0) -> StoredRun:
+        record = {
+            "data": {"evaluation": {"digest": images}},
+            "model": {"digest": network},
+            "figures": {"fullprecision": {"top1_pct": top1}},
+        }
         return StoredRun(Path("run_x"), "x", record)
 
     assert differences([run("a", "n"), run("a", "n")]) == []
     (text,) = differences([run("a", "n"), run("b", "n")])
     assert text == "These runs have different evaluation images: their figures cannot be compared."
     assert len(differences([run("a", "n"), run("b", "m")])) == 2
+    (text,) = differences([run("a", "n"), run("a", "n", 49.5)])
+    assert "the same images and weights, and other float Top-1 (50.00 %, 49.50 %)" in text
+
+
+@pytest.mark.parametrize("has_other_classes", [False, True])
+def test_runs_of_one_subject_keep_their_own_columns(runs, tmp_path, has_other_classes):
+    """Copies of a run in folders of the same name; one has other figures, and classes too."""
+    folders = [tmp_path / place / "out" / "rtn" for place in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(runs / "rtn", folder)
+    changed = next(folders[1].glob("*/*_per_class.csv"))
+    rows = records(changed)
+    own = {row["class"]: row["top1_pct"] for row in rows if row["logits"] == "quantized"}
+    rewrite(changed, [r | {"top1_pct": 12.5 if r["logits"] == "quantized" else 99.5} for r in rows])
+    if has_other_classes:
+        names = next(folders[1].glob("run_*/evaluation_ids.csv"))
+        rewrite(names, [row | {"class": f"b{row['class']}"} for row in records(names)])
+    without_digests(next(folders[1].glob("run_*/run.json")))
+    text = compare_runs(folders, tmp_path, force=False).read_text()
+    head, *lines = re.findall(r"<tr.*?</tr>", text.partition("by class")[2], re.DOTALL)
+    floats = ["float"] if has_other_classes else []  # of the same classes they differ
+    labels = [f"digits_resnet rtn W2A2 seed 1005 ({place})" for place in ("one", "two")]
+    assert Page(head).texts == ["class", *floats, *labels]
+    found = {tuple(cells[:1] + cells[-2:]) for cells in (Page(line).texts for line in lines)}
+    own = {name: f"{float(top1):.2f}" for name, top1 in own.items()}
+    if has_other_classes:
+        apart = {(f"b{name}", "-", "12.50") for name in own}
+        assert found == {(name, top1, "-") for name, top1 in own.items()} | apart
+    else:
+        assert found == {(name, top1, "12.50") for name, top1 in own.items()}
 
 
 @pytest.mark.parametrize(
@@ -246,14 +308,14 @@ def test_other_images_or_networks_are_told():
         ("none", "must hold one finished run, got none"),
         ("both", "must hold one finished run, got run_digits"),
         ("record", "must be the record of a run as it was written, got another file"),
+        ("given", "must be the record of a run of main_imagenet.py, got one without arch"),
         ("model", "quantized_model.pt: must be as the run wrote it, got other bytes"),
-        ("table", "_comparison.csv must be a table of a run, got none of top1_pct_low in a row"),
+        ("table", "_per_class.csv: must be as the run wrote it, got other bytes"),
+        ("older", "_comparison.csv must be a table of a run, got none of top1_pct_low in a row"),
         ("foreign", "comparison.html: must be a file that this suite wrote"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, spoil, text):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(runs, copy, ignore=shutil.ignore_patterns("comparison.html", ".written.json.*"))
     one, two = folder_of(copy, "rtn"), folder_of(copy, "aciq_mix")
@@ -262,9 +324,16 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, spoil, text):
         folders["none"] = [one, tmp_path / "absent"]
     if spoil == "record":
         (one / "run.json").write_text("{}")
+    if spoil == "given":  # logits that another program wrote
+        record = read_record(one / "run.json")
+        write_record(one / "run.json", record | {"config": {"seed": 1}})
     if spoil == "model":
         (one / "quantized_model.pt").write_bytes(b"other")
-    if spoil == "table":
+    if spoil == "table":  # half of the classes, each line whole
+        table_path = next((copy / "rtn").glob("*/*_per_class.csv"))
+        table_path.write_text("".join(table_path.read_text().splitlines(keepends=True)[:16]))
+    if spoil == "older":  # a version whose records do not hold the digests of these tables
+        without_digests(one / "run.json")
         next((copy / "rtn").glob("*/*_comparison.csv")).write_text("logits\nquantized\n")
     out = tmp_path / "out"
     out.mkdir()

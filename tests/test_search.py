@@ -34,7 +34,7 @@ from sweeps.search import command
 from sweeps.search.bench import Bench, held_out
 from sweeps.search.importance import importances, share_between
 from sweeps.search.records import COMPLETE, Ended
-from sweeps.search.report import paired_difference
+from sweeps.search.report import compared, paired_difference
 from sweeps.search.space import DEFAULT_SPACE, Candidate, Space, read_space
 from sweeps.search.specs import Worker
 from sweeps.search.study import Limits, Study, covered_seconds, repair_tail
@@ -633,3 +633,9 @@ def test_two_processes_killed_go_on_with_the_same_command(tmp_path):
     assert subprocess.run(words, cwd=PROJECT, env=environment, check=False).returncode == 0
     rows = rows_of(tmp_path / FOLDER / "ranking.csv")
     assert sorted(int(row["trial"]) for row in rows) == list(range(TRIALS))
+
+
+def test_the_difference_names_the_accuracies_that_it_is_of():
+    assert compared([True, True]) == "corrected Top-1"
+    assert compared([True, False]) == "Top-1, corrected where it is"
+    assert compared([False, False]) == "Top-1"

@@ -18,7 +18,7 @@ from quant.arithmetic.range_search import Sample
 from quant.arithmetic.spec import QuantSpec
 from quant.bitwidth.banks import BankRequest, build_sweep
 from quant.network.capture import CapturedNetwork, capture
-from quant.network.layernorms import SAMPLES, find_moves, with_moves
+from quant.network.layernorms import SAMPLES, Move, _move, find_moves, with_moves
 from quant.network.layers import ActivationQuantizer, Log2Quantizer, QuantLayer
 from quant.network.model import activation_quantizers, make_chain, quant_layers
 from quant.network.operations import PRODUCTS, called_module, has_attention, operation
@@ -153,6 +153,15 @@ def test_all_channels_have_one_range_afterwards(captured):
         assert after.amin(0).max() - after.amin(0).min() < 1.01 * one_step
 
 
+def test_a_constant_channel_does_not_move_the_others():
+    """Its zero point, far outside of the codes, belongs to no range that matters."""
+    rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    rows[:, 3] = 100.0
+    move = _move(rows)
+    after = (rows + move.shift) / move.ratio
+    assert -4 < after.amin() < 0 < after.amax() < 4
+
+
 class ReadTwice(nn.Module):
     """A LayerNorm that two linear layers read, and perhaps the residual or another operation."""
 
@@ -233,6 +242,30 @@ def test_it_happens_where_there_is_attention(captured, tiny_network, tiny_images
         quantized("rtn", reparam_layernorm=asked)
         text = f"channels of 5 of 5 LayerNorms have equal ranges (reparam_layernorm {asked})"
         assert (text in caplog.text) == told
+
+
+def test_moves_are_left_out_where_nothing_takes_them_back(captured):
+    """As in a given float network whose LayerNorm of that name is read by a residual too."""
+    torch.manual_seed(0)
+    network = capture(ReadTwice("residual").eval(), images())
+    (name,) = (n.name for n in network.graph.graph.nodes if operation(n) == "layer_norm")
+    moved = with_moves(network, {name: Move(torch.full((8,), 2.0), torch.ones(8))})
+    assert torch.equal(moved.graph(images()), network.graph(images()))
+
+
+@pytest.mark.parametrize(
+    ("bits", "reasons"),
+    [
+        (3, ["the network has no LayerNorm that only", "the network multiplies no softmax output"]),
+        (32, ["activations stay in float", "activations stay in float"]),
+    ],
+)
+def test_what_changes_nothing_is_told(tiny_network, tiny_images, caplog, bits, reasons):
+    asked = {"reparam_layernorm": "on", "softmax_quantizer": "log2"}
+    make("rtn", **asked, n_bits_a=bits).quantize_model(tiny_network, None, [tiny_images])
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    for text, name, reason in zip(told, asked, reasons, strict=True):
+        assert text.startswith(f"{name} {asked[name]} changes nothing: {reason}")
 
 
 def test_equal_ranges_lower_the_error_of_few_bits(captured):

@@ -79,7 +79,7 @@ def with_moves(network: CapturedNetwork, moves: dict[str, Move]) -> CapturedNetw
     """A copy of the network, equal in float, whose LayerNorms have the ranges of ``moves``."""
     graph = copy.deepcopy(network.graph)
     for node in list(graph.graph.nodes):
-        if node.name in moves:
+        if node.name in moves and _readers(graph, node):
             _apply_(graph, node, moves[node.name])
     graph.recompile()
     return dataclasses.replace(network, graph=graph)
@@ -89,9 +89,11 @@ def _move(rows: Tensor) -> Move:
     """The move that gives all channels of (rows, C) values the mean scale and zero point."""
     scale, zero_point = _channel_qparams(rows)
     common = scale.mean()
-    ratio = (scale / common).clamp(min=LEAST_RATIO)
+    ratio = scale / common
     scale = ratio * common
-    return Move(ratio, scale * (zero_point - zero_point.mean().round()))
+    is_live = ratio > 1.1 * LEAST_RATIO  # the zero point of a constant channel may be any number
+    wanted = (zero_point[is_live] if is_live.any() else zero_point).mean().round()
+    return Move(ratio, scale * (zero_point - wanted))
 
 
 def _channel_qparams(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,11 +134,19 @@ def _print(search: Search, rows: Sequence[dict[str, Any]], runs: Sequence[FinalR
         write_stdout(aligned(table))
     if len(rows) == 2:
         mean, error = paired_difference(*(_right(run) for run in runs))
-        write_stdout(f"best - default: {mean:+.2f} ± {error:.2f} points of Top-1 (same images)")
+        what = compared([row["corrected_top1"] is not None for row in rows])
+        write_stdout(f"best - default: {mean:+.2f} ± {error:.2f} points of {what} (same images)")
     elif len(runs) == 1 and runs[0].kind == DEFAULT:
         write_stdout("no configuration is better than the default one")
     names = (RANKING_FILE, BEST_FILE, PLOT_FILE, EVALUATION_FILE)
     write_stdout("\n".join(["files:", *(f"  {search.root / name}" for name in names)]))
+
+
+def compared(is_corrected: Sequence[bool]) -> str:
+    """The name of the accuracies whose difference is printed."""
+    if all(is_corrected):
+        return "corrected Top-1"
+    return "Top-1, corrected where it is" if any(is_corrected) else "Top-1"
 
 
 def _with_error(row: dict[str, Any], name: str) -> str:
