@@ -200,7 +200,7 @@ def _prepare(
     settings = method.settings
     _check_stages(options, settings)
     device = pick_device(options.device)
-    dataset = _open_dataset(options)
+    dataset = open_dataset(options)
     model = _open_model(options, dataset) if network is None else _given(options, dataset, network)
     plan = plan_images(options, method, dataset)
     grid = options.correction.grid(settings.seed)
@@ -245,7 +245,7 @@ def _check_stages(options: RunOptions, settings: MethodSettings) -> None:
         )
 
 
-def _open_dataset(options: RunOptions) -> Dataset:
+def open_dataset(options: RunOptions) -> Dataset:
     """The data set of a run.
 
     Raises:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from PIL import Image
 
 from tests.conftest import PROJECT
 
@@ -17,6 +21,26 @@ def test_the_notebook_is_stored_without_outputs():
     assert len(cells) >= 10
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     assert all("execution" not in cell["metadata"] for cell in cells)
+
+
+def test_the_data_set_is_read_with_the_flags_of_the_run(tmp_path):
+    """Image folders, which ``dataset: auto`` names, with the order of the classes of the run."""
+    for name in ("2", "10"):
+        folder = tmp_path / "images" / "val" / name
+        folder.mkdir(parents=True)
+        for index in range(int(name)):
+            Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
+    flags = {"arch": "digits_resnet", "data_path": str(tmp_path / "images"), "dataset": "auto"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(flags | {"class_order": "natural"}))
+    content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    (cell,) = (
+        "".join(c["source"]) for c in content["cells"] if "open_dataset(" in "".join(c["source"])
+    )
+    found = {"run_folder": tmp_path, "np": np, "pd": pd}
+    exec(cell, found)
+    assert list(found["names"]) == ["2", "10"]
+    assert found["counts"].loc["10"].sum() > found["counts"].loc["2"].sum()
+    assert found["counts"].loc["all"].sum() == 12
 
 
 @pytest.mark.notebook
