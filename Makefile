@@ -33,6 +33,6 @@ distclean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/development: .venv/runtime requirements-dev.txt requirements-export.txt requirements-hdf5.txt requirements-timm.txt
+.venv/development: .venv/runtime requirements-dev.txt requirements-export.txt requirements-hdf5.txt requirements-search.txt requirements-timm.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

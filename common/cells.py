@@ -16,7 +16,7 @@ def plain_cell(value: Any) -> Any:
     """
     if value is None:
         return ""
-    is_marked = isinstance(value, str) and FORMULA.match(value) and not _is_number(value)
+    is_marked = isinstance(value, str) and FORMULA.match(value) and not is_number(value)
     return f"{MARK}{value}" if is_marked else value
 
 
@@ -26,7 +26,8 @@ def cell_text(cell: Any) -> Any:
     return cell[len(MARK) :] if is_marked else cell
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
     try:
         float(text)
     except ValueError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.cells import is_number
 from common.errors import InputError, require_known
 from common.reading import require_regular
 from logits_io.schema import ID_NAMES, LABEL_NAMES, Schema
@@ -130,7 +131,7 @@ def _layout(path: Path, schema: Schema) -> _Layout:
 
 def _is_header(path: Path, cells: Sequence[str]) -> bool:
     """Whether the cells of the first line are names: text, or whole numbers that count up."""
-    numbers = [cell for cell in cells if _is_number(cell)]
+    numbers = [cell for cell in cells if is_number(cell)]
     counted = cells[1:] if cells[0] == "" else cells
     if len(counted) > 1 and list(counted) in [_count(counted, start) for start in (0, 1)]:
         return True
@@ -150,14 +151,6 @@ def _is_header(path: Path, cells: Sequence[str]) -> bool:
 
 def _count(cells: Sequence[str], start: int) -> list[str]:
     return [str(number) for number in range(start, start + len(cells))]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _columns(

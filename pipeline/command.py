@@ -37,6 +37,7 @@ from quant.registry import method_settings
 
 # Settings of the embedded example: so few bits that accuracy is lost and can be corrected.
 EXAMPLE_SETTINGS = {"n_bits_w": 2, "n_bits_a": 1, "disable_8bit_head_stem": True}
+WITH_COMPARE = ("compare", "output_dir", "force", "verbose", "quiet")  # flags
 SMALL_IMAGES = ("cifar10", "cifar100")
 Group = TypeVar("Group")
 
@@ -70,6 +71,9 @@ def read_command(parser: FlagParser, argv: Sequence[str]) -> Command:
         InputError: a flag is unknown, malformed or does not apply.
     """
     found = _parse(parser, argv)
+    if found.compare is not None:
+        others = (name for name in vars(found) if name not in WITH_COMPARE)
+        parser.refuse(found, others, "with --compare")
     lists = [name.removeprefix("list_") for name in LISTS if getattr(found, name)]
     return Command(
         argv=tuple(argv),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from common.errors import InputError
 from common.files import atomic_file, atomic_folder, write_json
 from common.marks import mark_whole
 from correction import Corrections
@@ -62,7 +63,10 @@ def finish(context: Context, outline: Outline, summary: Summary) -> None:
     job, clock, saves = context.job, context.clock, context.saves
     record = run_record(job, context.plan, outline, clock, saves)
     with saves.attempt(PAGE_FILE):
-        write_page(job.folder / PAGE_FILE, _page(context, record, summary))
+        try:
+            write_page(job.folder / PAGE_FILE, _page(context, record, summary))
+        except InputError as error:  # an image is gone: keep the rest of the run
+            raise OSError(str(error)) from error
     write_record(job, record, saves)
     copy_to_url(job, context.written, clock, saves)
     stages = (f"{stage} {value:.1f}" for stage, value in clock.seconds.items())

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import InputError
 from evaluation.metrics import log_softmax
 from loaders.imageset import ImageSet
 
@@ -64,6 +65,9 @@ def changed_images(
 
     Args:
         reference, logits: (N, C) of the float and of the quantized network, one row per image.
+
+    Raises:
+        InputError: one of them can no longer be read.
     """
     changed = np.flatnonzero(reference.argmax(1) != logits.argmax(1))
     before, after = (np.exp(log_softmax(x[changed])) for x in (reference, logits))
@@ -71,7 +75,9 @@ def changed_images(
     if len(order) == 0:
         return []
     rows, before, after = changed[order].tolist(), before[order], after[order]
-    (pixels, _), *_ = images.subset(rows).batches(len(rows))
+    pixels = [image for batch, _ in images.subset(rows).batches(len(rows)) for image in batch]
+    if len(pixels) != len(rows):
+        raise InputError(f"changed images must still be readable, got {len(pixels)} of {len(rows)}")
     return [
         Change(
             row=row,

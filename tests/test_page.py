@@ -142,6 +142,30 @@ def test_changed_decisions_are_those_of_which_the_float_network_was_surest():
     assert changed_images(images, CLASSES, reference, reference) == []
 
 
+class Gone(MemoryImages):
+    """Images of which only the first can still be read."""
+
+    def subset(self, indices):
+        return super().subset(indices[:1])
+
+
+def test_images_that_are_gone_are_told_and_lose_nothing_else(tmp_path, monkeypatch, capsys):
+    images = memory_images()
+    gone = Gone(images.pixels, images.labels, images.ids, images.preprocess)
+    logits = np.eye(3, dtype=np.float32)[np.arange(6) % 3]
+    with pytest.raises(InputError, match="must still be readable, got 1 of 6"):
+        changed_images(gone, CLASSES, logits, np.roll(logits, 1, axis=1))
+    monkeypatch.setattr(
+        "pipeline.finishing.changed_images",
+        lambda *_: changed_images(gone, CLASSES, logits, np.roll(logits, 1, axis=1)),
+    )
+    out = ["--output_dir", str(tmp_path)]
+    assert main(["--quant_method", "rtn", *UNCORRECTED, *RANGES, *out]) == 3
+    record = json.loads((folder_of(tmp_path, "rtn") / "run.json").read_text())
+    assert record["unsaved"] == ["report.html"]
+    assert "changed images must still be readable, got 1 of 6" in capsys.readouterr().err
+
+
 # --- the page of a run
 
 
@@ -253,6 +277,13 @@ def test_runs_are_shown_side_by_side(runs, tmp_path, capsys):
     settings = page.text.partition("Settings that differ")[2].partition("by class")[0]
     assert "quant_method" in settings and "n_bits_w" not in settings
     assert all(image["alt"] for image in page.images)
+
+
+@pytest.mark.parametrize("flag", [["--n_bits_w", "4"], ["--arch", "lenet"], ["--dry_run"]])
+def test_flags_of_a_run_are_refused_with_compare(flag, capsys):
+    assert main(["--compare", "a", "b", *flag]) == 2
+    name = flag[0].removeprefix("--")
+    assert f"error: {name} must be left out with --compare, got" in capsys.readouterr().err
 
 
 def test_other_images_or_networks_are_told():
