@@ -176,6 +176,17 @@ def test_a_finished_search_is_not_run_again(found, here, monkeypatch, capsys):
     assert "best - default: " in capsys.readouterr().out
 
 
+def test_a_search_that_is_not_over_evaluates_nothing(found, here, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(found.parent, root)
+    shutil.rmtree(root / FOLDER / "runs")
+    monkeypatch.setattr(command, "_run_workers", lambda *arguments: None)
+    monkeypatch.setattr(Study, "is_over", lambda self: False)
+    assert search(root) == EXIT_FAILED
+    assert f"the search is not over: {TRIALS} trials have ended" in capsys.readouterr().err
+    assert not (root / FOLDER / "runs").exists()
+
+
 class Unseen:
     """Images of which only the number is known; whoever looks at them fails."""
 

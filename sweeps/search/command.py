@@ -169,8 +169,8 @@ def _conclude(search: Search, study: Study, choice: Choice) -> int:
         return EXIT_FAILED
     runs = final_runs(search, *best_and_default(complete))
     require_own_folders(runs, choice.force)
-    final = dataclasses.replace(choice, retry_failed=True)
-    run_open(runs, search.root, final)
+    if study.is_over():  # nobody sees the evaluation before
+        run_open(runs, search.root, dataclasses.replace(choice, retry_failed=True))
     write_results(search, study, complete[0], runs)
     log_failures(runs)
     is_whole = study.is_over() and all(run.record() is not None for run in runs)
