@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from common.files import read_torch_file
 from evaluation.inference import infer_logits
@@ -60,6 +61,26 @@ def test_a_teacher_gives_half_of_the_loss():
     expected = (own[1] + (taught.softmax(1)[0] * own).sum()) / 2
     assert loss_of(logits, labels, None).item() == pytest.approx(own[1].item())
     assert loss_of(logits, labels, taught).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["digits_vit", "--data_path", "x"], "data_path must be left out for digits_vit, got it"),
+        (["digits_vit", "--teacher", "x"], "teacher must be left out for digits_vit, got it"),
+        (["cifar_vit"], "data_path must be a folder of images with train and val, got none"),
+        (["cifar_vit", "--data_path", "VAL"], "data_path must hold train and val, got "),
+    ],
+)
+def test_images_that_do_not_fit_the_network_are_refused(flags, text, tmp_path, capsys):
+    for name in "ab":
+        folder = tmp_path / "images" / "val" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / "0.png")
+    flags = [str(tmp_path / "images") if flag == "VAL" else flag for flag in flags]
+    assert main([*flags, "--output", str(tmp_path / "new.pt")]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "new.pt").exists()
 
 
 def test_weights_of_something_else_are_not_replaced(tmp_path, capsys):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.console import EXIT_OK, setup_logging
+from common.errors import InputError
 from common.files import atomic_file, require_writable
 from common.marks import require_own_file
 from common.torch_setup import seed_all
@@ -118,6 +119,27 @@ def train(
     return network.eval()
 
 
+def _images(recipe: Recipe, options: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and to evaluate on.
+
+    Raises:
+        InputError: flags do not fit the network, or there are no training images.
+    """
+    if recipe.entry is DIGITS_VIT:
+        for name in ("data_path", "teacher"):
+            if getattr(options, name) is not None:
+                raise InputError(f"{name} must be left out for digits_vit, got it")
+    elif options.data_path is None:
+        raise InputError("data_path must be a folder of images with train and val, got none")
+    kind = "digits" if options.data_path is None else "imagenet"
+    data = load_dataset(kind, options.data_path, recipe.entry.preprocess)
+    if data.train is None:
+        raise InputError(
+            f"data_path must hold train and val, got {options.data_path} without train"
+        )
+    return data.train.loaded(), data.val
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tools.train_vit",
@@ -152,16 +174,15 @@ def _main(options: argparse.Namespace) -> int:
     require_writable(output.parent)
     what = "new or a file of weights of this network"
     require_own_file(output, options.force, lambda path: is_weights(path, recipe.entry), what)
-    kind = "digits" if recipe.entry is DIGITS_VIT else "imagenet"
-    data = load_dataset(kind, options.data_path, recipe.entry.preprocess)
+    train_images, val = _images(recipe, options)
     teacher = None
     if options.teacher is not None:
         teacher = load_model("cifar_resnet20", options.teacher).network
-    network = train(recipe, data.train.loaded(), options.seed, teacher)
+    network = train(recipe, train_images, options.seed, teacher)
     network.half().float()
-    result = infer_logits({"network": network}, data.val.batches(100), torch.device("cpu"))
+    result = infer_logits({"network": network}, val.batches(100), torch.device("cpu"))
     top1 = topk_accuracy(result.logits["network"], result.targets)
-    logger.info("Top-1 on the %d evaluation images: %.2f %%", len(data.val), 100 * top1)
+    logger.info("Top-1 on the %d evaluation images: %.2f %%", len(val), 100 * top1)
     state = {name: value.half() for name, value in network.state_dict().items()}
     with atomic_file(output) as part:
         torch.save({"state_dict": state, "top1": top1}, part)
