@@ -442,10 +442,15 @@ def test_powers_of_two_need_a_softmax_and_uniform_kernels(tiny_network, tiny_ima
     ("name", "setting", "text"),
     [
         ("aciq_mix", {"act_points": "outputs"}, "act_points must be inputs, got outputs, which"),
+        (
+            "aciq_mix",
+            {"per_channel_act": True},
+            "per_channel_act must be off where linear layers or",
+        ),
         ("lapq", {"first_last": "fp32"}, "first_last must be another than fp32, got fp32, which"),
     ],
 )
-def test_what_would_leave_a_transformer_in_float_is_refused(name, setting, text):
+def test_what_does_not_fit_a_transformer_is_refused(name, setting, text):
     with pytest.raises(InputError, match=text):
         quantized(name, **setting)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from common.errors import InputError
 from evaluation.batches import forward_batches
 from quant.network.forward import MOST_IMAGES
-from quant.network.layers import ActivationQuantizer, is_uniform
-from quant.network.operations import called_module, is_relu
+from quant.network.layers import ActivationQuantizer, QuantLayer, is_uniform
+from quant.network.operations import (
+    PRODUCTS,
+    called_module,
+    carries_values,
+    is_relu,
+    operation,
+)
 
 Batches = Iterator[dict[fx.Node, Tensor]]
 
@@ -64,6 +71,40 @@ def find_sources(unit: fx.GraphModule) -> list[Source]:
             before = output.args[0] if is_relu(output) else output
             sources.append(Source(quantizer, output, before))
     return sources
+
+
+def require_channels_first(units: Iterable[nn.Module]) -> None:
+    """Refuse scales per channel where dimension 1 of an activation is another than the channel.
+
+    Linear layers and products take their channels from the last dimension: dimension 1 of what they
+    read holds tokens, heads or rows, unless there are two dimensions.
+
+    Raises:
+        InputError: one of them reads values of more than two dimensions.
+    """
+    last = None
+    for unit in units:
+        assert isinstance(unit, fx.GraphModule)
+        for node in unit.graph.nodes:
+            sources = [last if s.op == "placeholder" else s for s in node.all_input_nodes]
+            if node.op == "output":
+                last = sources[0]
+            elif _has_channels_last(unit, node) and any(map(_has_rows, sources)):
+                raise InputError(
+                    "per_channel_act must be off where linear layers or products read values of "
+                    f"more than two dimensions, got it on and such values in {node.name!r}"
+                )
+
+
+def _has_channels_last(unit: fx.GraphModule, node: fx.Node) -> bool:
+    layer = called_module(unit, node)
+    is_linear = isinstance(layer, QuantLayer) and layer.codes.dim() == 2
+    return is_linear or operation(node) in PRODUCTS
+
+
+def _has_rows(source: fx.Node | None) -> bool:
+    """Whether a value has more than two dimensions; the image (None) has none of interest."""
+    return source is not None and carries_values(source) and source.meta["val"].dim() > 2
 
 
 def watch(

@@ -29,7 +29,14 @@ from quant.arithmetic.spec import ACT_POINTS, QuantSpec
 from quant.base import BaseQuantizationMethod
 from quant.methods.aciq.allocation import MAX_BITS, allocate_bits
 from quant.methods.aciq.clipping import PRIORS, TABLES, clip_factor
-from quant.methods.aciq.density import Density, find_sources, measure_densities, reduced, watch
+from quant.methods.aciq.density import (
+    Density,
+    find_sources,
+    measure_densities,
+    reduced,
+    require_channels_first,
+    watch,
+)
 from quant.methods.aciq.output_correction import match_output_means
 from quant.network.chain import Task, UnitData, walk_chain
 from quant.network.forward import RANGE_SAMPLES, run_front_to_back
@@ -144,6 +151,8 @@ class AciqMix(BaseQuantizationMethod):
     beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
+        if self.settings.per_channel_act:
+            require_channels_first(task.model.units)
         walk_chain(task, self._initialise)
 
     def _initialise(self, data: UnitData) -> None:
