@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from common.errors import InputError, RunError
+from common.machine import keep_freed_memory
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -156,6 +157,7 @@ def _report_ignored(ignored: sys.UnraisableHookArgs) -> None:
 
 
 if is_script():
+    keep_freed_memory()
     sys.unraisablehook = _report_ignored
     _handle(_end_now)
     _open_streams()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import quant.base
 from common.files import locked
+from common.machine import keep_freed_memory
 from models.checkpoints import state_digest
 from models.cifar_resnet import CifarResNet
 from models.expert import Expert
@@ -32,6 +33,7 @@ from quant.network.model import make_chain
 PROJECT = Path(__file__).resolve().parent.parent
 DRAW = Figure.draw
 
+keep_freed_memory()  # as the scripts do
 gc.freeze()  # what the imports made stays
 gc.set_threshold(200_000, 20, 100)  # graphs of networks are many objects, few of them garbage
 torch.set_num_threads(1)  # two test processes share two cores

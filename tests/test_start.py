@@ -5,6 +5,7 @@ from __future__ import annotations
 from common.start import Interrupted, run_main
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from common import start
+from common import machine, start
 from common.errors import InputError
 from tests.conftest import PROJECT
 
@@ -121,6 +122,35 @@ def test_other_programs_keep_their_handlers():
         "assert before == ([signal.getsignal(n) for n in (2, 15, 1)], sys.stderr)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(
+    ("file", "choice", "kept"),
+    [
+        ("main_imagenet.py", {}, True),
+        ("main_imagenet.py", {"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+        ("elsewhere/program.py", {}, False),
+    ],
+)
+def test_scripts_keep_the_memory_that_they_free(file, choice, kept):
+    code = (
+        "import ctypes, resource, sys\n"
+        "ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: all pages are small\n"
+        f"sys.modules['__main__'].__file__ = {file!r}\n"
+        "import common.start\n"
+        "def pages(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "b'x' * 100_000_000\n"
+        "before = pages()\n"
+        "for _ in range(3): b'x' * 100_000_000\n"
+        "print((pages() - before) * resource.getpagesize())"
+    )
+    environment = {n: v for n, v in os.environ.items() if n not in machine.CHOICES} | choice
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, check=True
+    )
+    cleared = int(done.stdout)  # bytes
+    assert cleared < 1e7 if kept else cleared > 2e8
 
 
 def test_a_reader_of_stderr_that_is_gone_stops_nothing():
