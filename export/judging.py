@@ -51,8 +51,8 @@ def problems_of(found: dict[str, Any], limit: float, target: str) -> list[str]:
     ]
     if low:
         problems.append(
-            f"argmax agreement with the simulation must be at least {limit:.4f}, got "
-            f"{', '.join(low)}"
+            f"argmax agreement with the simulation must be at least {limit:.4f} (min_agreement), "
+            f"got {', '.join(low)}"
         )
     if target != EXACT:
         problems += _differences(found)

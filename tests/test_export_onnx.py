@@ -175,7 +175,8 @@ def test_a_file_that_says_something_else_is_a_failure(run, tmp_path, capsys, mon
     few = ["--output_dir", str(tmp_path), "--export_images", "100"]
     assert export_onnx.main([model, *few]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("argmax agreement with the simulation must be at least 0.9950, got 0.")
+    must = "argmax agreement with the simulation must be at least 0.9950 (min_agreement), got 0."
+    assert said.startswith(must)
     assert main_imagenet.main([*QUICK, *few, "--export_onnx"]) == 1
     assert (tmp_path / "rtn" / "run.json").is_file(), "the rest of the run is saved"
 
