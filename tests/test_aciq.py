@@ -223,6 +223,12 @@ def test_auto_is_not_worse_than_any_of_its_three_on_the_tensor_it_chooses_for(
     assert len({round(error, 9) for error in errors.values()}) == 3
 
 
+def test_the_density_of_a_convolutional_network_is_the_published_one(tiny_network, tiny_images):
+    plain = quantized(tiny_network, tiny_images).state_dict()
+    laplace = quantized(tiny_network, tiny_images, aciq_method="laplace").state_dict()
+    assert all(torch.equal(plain[key], value) for key, value in laplace.items())
+
+
 def test_labels_and_order_of_images_play_no_part(tiny_network, tiny_images):
     plain = quantized(tiny_network, tiny_images).state_dict()
     flipped = quantized(tiny_network, tiny_images.flip(0)).state_dict()

@@ -455,6 +455,13 @@ def test_what_does_not_fit_a_transformer_is_refused(name, setting, text):
         quantized(name, **setting)
 
 
+def test_aciq_measures_which_density_fits_a_transformer():
+    ways = {way: quantized("aciq_mix", aciq_method=way) for way in (None, "auto", "laplace")}
+    chosen, auto, laplace = (model.state_dict() for model in ways.values())
+    assert all(torch.equal(chosen[key], value) for key, value in auto.items())
+    assert not all(torch.equal(chosen[key], value) for key, value in laplace.items())
+
+
 def test_a_saved_transformer_computes_the_same(tmp_path):
     model = quantized("rtn", softmax_quantizer="log2")
     model.save(tmp_path / "model.pt", {})

@@ -17,7 +17,9 @@ corrected by the shift of the mean outputs on the calibration images.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -40,8 +42,10 @@ from quant.methods.aciq.density import (
 from quant.methods.aciq.output_correction import match_output_means
 from quant.network.chain import Task, UnitData, walk_chain
 from quant.network.forward import RANGE_SAMPLES, run_front_to_back
+from quant.network.layernorms import layer_norms
 from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise, is_uniform
 from quant.network.model import activation_quantizers, quant_layers, set_state
+from quant.network.operations import has_attention
 from quant.registry import register_method
 from quant.settings import (
     BIAS_CORRECTION_HELP,
@@ -66,9 +70,10 @@ class AciqSettings(MethodSettings):
     """Settings of ACIQ-Mix."""
 
     num_bits: int | None = setting(None, NUM_BITS_HELP, **BITS)
-    aciq_method: str = setting(
-        "laplace",
-        "density for clipping the activation ranges (auto: that of least error, none: no clipping)",
+    aciq_method: str | None = setting(
+        None,
+        "density for clipping the activation ranges; none: no clipping, auto: whatever has the "
+        "least error (default: laplace, in networks with attention or LayerNorms auto)",
         choices=(*PRIORS, "auto", "none"),
     )
     clip_table: str = setting(
@@ -153,13 +158,14 @@ class AciqMix(BaseQuantizationMethod):
     def _quantize(self, task: Task) -> None:
         if self.settings.per_channel_act:
             require_channels_first(task.model.units)
-        walk_chain(task, self._initialise)
+        methods = _clipping_methods(self.settings, task.network.graph)
+        walk_chain(task, partial(self._initialise, methods))
 
-    def _initialise(self, data: UnitData) -> None:
+    def _initialise(self, methods: Sequence[str], data: UnitData) -> None:
         unit = data.unit
         assert isinstance(unit, fx.GraphModule)
         set_state(unit, weights=False, activations=False)
-        _clip_activations(unit, data.float_input, data.device, self.settings)
+        _clip_activations(unit, data.float_input, data.device, self.settings, methods)
         for layer in quant_layers(unit).values():
             _quantize_weight(layer, self.settings)
         if self.settings.output_correction:
@@ -201,14 +207,29 @@ def _round_mixed(layer: QuantLayer, bits: int, settings: AciqSettings) -> None:
     layer.round_to(scale.reshape(shape), zero_point.reshape(shape), given.reshape(shape))
 
 
+def _clipping_methods(settings: AciqSettings, network: fx.GraphModule) -> Sequence[str]:
+    """The clipping methods of which each quantizer takes that of least error.
+
+    The paper's densities are those of convolutional networks. Behind LayerNorm, GELU and softmax
+    tails are so much heavier that 8 bits clipped by them are worse than 6 bits that are not.
+    """
+    wanted = settings.aciq_method
+    if wanted is None:
+        wanted = "auto" if has_attention(network) or layer_norms(network) else "laplace"
+    return (*PRIORS, "none") if wanted == "auto" else (wanted,)
+
+
 def _clip_activations(
-    unit: fx.GraphModule, inputs: Tensor, device: torch.device, settings: AciqSettings
+    unit: fx.GraphModule,
+    inputs: Tensor,
+    device: torch.device,
+    settings: AciqSettings,
+    methods: Sequence[str],
 ) -> None:
     """Choose bits and ranges of all quantizers of a unit in float state, and enable them."""
     _choose_powers(unit, inputs, device)
     densities = measure_densities(unit, inputs, device, settings.per_channel_act)
     bits = {quantizer: _bits(quantizer, found, settings) for quantizer, found in densities.items()}
-    methods = (*PRIORS, "none") if settings.aciq_method == "auto" else (settings.aciq_method,)
     candidates = {
         quantizer: [
             clipped_qparams(found, bits[quantizer], method, settings.clip_table)
