@@ -15,7 +15,7 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 LARGEST_KEPT = 1 << 30  # bytes; larger blocks go back to the system as soon as they are freed
 MOST_KEPT = (1 << 31) - 1  # bytes, the largest value that mallopt takes
-CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def available_memory() -> float:
@@ -58,7 +58,7 @@ def keep_freed_memory() -> bool:
         Whether it was set: not where the C library is another, nor where the user chose by
         ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` or ``GLIBC_TUNABLES``.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in CHOICES):
+    if sys.platform != "linux" or any(name in os.environ for name in MALLOC_VARIABLES):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(
