@@ -17,6 +17,7 @@ corrected by the shift of the mean outputs on the calibration images.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,8 @@ from quant.settings import (
     same_bits,
     setting,
 )
+
+logger = logging.getLogger(__name__)
 
 MIXED_BITS = 4  # most bits with allocation among channels, as in the published code
 ALL_BITS = range(1, 17)
@@ -216,6 +219,7 @@ def _clipping_methods(settings: AciqSettings, network: fx.GraphModule) -> Sequen
     wanted = settings.aciq_method
     if wanted is None:
         wanted = "auto" if has_attention(network) or layer_norms(network) else "laplace"
+        logger.info("clipping of activations: %s (aciq_method is not given)", wanted)
     return (*PRIORS, "none") if wanted == "auto" else (wanted,)
 
 
