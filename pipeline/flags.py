@@ -217,7 +217,8 @@ def _add_correction_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--correction_source",
         help="source of these images: train (default), train_aug (training images with random "
-        "augmentation) or val:FRACTION (that fraction of val, which no result then includes)",
+        "augmentation) or val:FRACTION (that fraction of val, which no result then includes; "
+        "without a train folder it also calibrates, and --no-correction keeps it)",
     )
 
 

@@ -26,7 +26,6 @@ OF_FITTING = (
     "pca_dim_list",
     "shrinkage",
     "correction_samples",
-    "correction_source",
 )
 
 
@@ -135,7 +134,8 @@ class CorrectionOptions:
     Attributes:
         correction: whether the logits are corrected.
         shrinkage: pseudo-count that shrinks a cluster's line towards the line of all samples.
-        correction_source: ``train``, ``train_aug`` or ``val:FRACTION``.
+        correction_source: ``train``, ``train_aug`` or ``val:FRACTION``; only the last if nothing is
+            fitted. Without a train folder the fraction of val also calibrates.
         load_correction: correction file of an earlier run, applied unchanged.
     """
 
@@ -150,9 +150,17 @@ class CorrectionOptions:
 
     def __post_init__(self) -> None:
         if not self.correction:
-            self._refuse((*OF_FITTING, "load_correction"), "with --no-correction")
+            self._refuse_fitting("with --no-correction")
+            self._refuse(("load_correction",), "with --no-correction")
         elif self.load_correction is not None:
-            self._refuse(OF_FITTING, "with --load_correction, which fits nothing")
+            self._refuse_fitting("with --load_correction, which fits nothing")
+
+    def _refuse_fitting(self, why: str) -> None:
+        """Refuse what only a fit uses; images set aside from val also calibrate."""
+        self._refuse(OF_FITTING, why)
+        source = self.correction_source
+        if source is not None and not source.startswith("val:"):
+            raise InputError(f"correction_source must be val:FRACTION {why}, got {source!r}")
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
         for name in names:

@@ -283,6 +283,11 @@ def test_no_correction_is_one_run_of_both_networks(tmp_path, capsys):
     assert "64 calibrate, 500 evaluate" in plan and "correct" not in plan
     assert main([*flags, "--no-correction", "--alpha", "1"]) == 2
     assert "alpha_list must be left out with --no-correction, got [1.0]" in capsys.readouterr().err
+    assert main([*flags, "--no-correction", "--correction_source", "train"]) == 2
+    assert "must be val:FRACTION with --no-correction, got 'train'" in capsys.readouterr().err
+    fraction = ["--correction_source", "val:0.6"]
+    assert main([*flags, "--no-correction", *fraction, "--dry_run"]) == 0
+    assert "64 calibrate, 200 evaluate" in capsys.readouterr().out
 
 
 def test_a_run_that_replaces_one_of_other_settings_says_so(tmp_path, capsys):
