@@ -21,6 +21,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.console import EXIT_FAILED, EXIT_OK, setup_logging, write_stdout
 from common.errors import InputError
@@ -99,7 +100,7 @@ def _main(argv: Sequence[str]) -> int:
     images = check_images(options, settings, metadata)
     job = ExportJob(
         quantized=quantized,
-        correction=_correction(options, metadata["num_classes"]),
+        correction=_correction(options, metadata),
         image_shape=images.shape,
         batches=images.batches,
         notes={key: metadata[key] for key in NOTES if key in metadata}
@@ -115,11 +116,17 @@ def _main(argv: Sequence[str]) -> int:
     return EXIT_FAILED if problems else EXIT_OK
 
 
-def _correction(options: argparse.Namespace, num_classes: int) -> ClusterAffineCorrection | None:
+def _correction(
+    options: argparse.Namespace, metadata: dict[str, Any]
+) -> ClusterAffineCorrection | None:
     if not options.with_correction:
         return None
+    if not isinstance(metadata.get("num_classes"), int):
+        raise InputError(
+            f"{options.model}: metadata must hold num_classes for --with_correction, got none"
+        )
     path = options.correction or options.model.parent / CORRECTION_FILE
-    return ClusterAffineCorrection.load(path, num_classes)
+    return ClusterAffineCorrection.load(path, metadata["num_classes"])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ def check_images(
     try:
         if options.noise:
             return _noise(settings.export_images, options.batch_size, metadata)
+        if "preprocess" not in metadata:
+            raise InputError(
+                f"{options.model}: metadata must hold preprocess (as a run writes it, or use "
+                "--noise), got none"
+            )
         preprocess = Preprocess.from_values(metadata["preprocess"])
         preprocess.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
         name = str(options.dataset or metadata["dataset"])

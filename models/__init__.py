@@ -220,7 +220,7 @@ def _captured_anew(metadata: dict) -> CapturedNetwork:
 
 
 def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
-    """Load a quantized model saved by ``main_imagenet.py``, and its metadata.
+    """Load a quantized model and its metadata, which hold the shape of the images.
 
     Raises:
         InputError: no such file, another format, or an unknown architecture.
@@ -228,6 +228,8 @@ def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
     content = read_quantized_file(Path(path))
     try:
         metadata = dict(content["metadata"])
+        if "image_shape" in content:
+            metadata.setdefault("image_shape", list(content["image_shape"]))
         return restore_quantized(content, partial(_captured_anew, metadata)), metadata
     except InputError:
         raise

@@ -7,10 +7,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from common.errors import InputError, RunError, require_known
 from common.machine import in_gb
@@ -25,7 +25,7 @@ from quant.network.layernorms import Move, find_moves, layer_norms, with_moves
 from quant.network.layers import Log2Quantizer
 from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, make_chain
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
-from quant.network.operations import has_attention
+from quant.network.operations import has_attention, is_softmax
 from quant.network.states import UnitReport, UnitStates
 from quant.network.targets import fit_to_target_
 from quant.settings import MethodSettings, ShortForms, spelled_out
@@ -182,9 +182,23 @@ class BaseQuantizationMethod(ABC):
             return
         if self.settings.n_bits_a == NOT_QUANTIZED:
             logger.warning("softmax_quantizer log2 changes nothing: activations stay in float")
-        elif not any(isinstance(q, Log2Quantizer) for q in activation_quantizers(model).values()):
+            return
+        quantizers = activation_quantizers(model).values()
+        taken = sum(isinstance(quantizer, Log2Quantizer) for quantizer in quantizers)
+        graphs = (cast(fx.GraphModule, unit).graph for unit in model.units)
+        every = sum(is_softmax(node) for graph in graphs for node in graph.nodes)
+        if not taken:
             logger.warning(
-                "softmax_quantizer log2 changes nothing: the network multiplies no softmax output"
+                "softmax_quantizer log2 changes nothing: the network multiplies no softmax output "
+                "(it has %d softmax operations)",
+                every,
+            )
+        elif taken < every:
+            logger.warning(
+                "softmax_quantizer log2 acts on %d of %d softmax outputs; no product of two "
+                "activations reads the others as they are",
+                taken,
+                every,
             )
 
     def _cache(self, task: Task) -> ActivationCache:

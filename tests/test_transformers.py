@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models import VisionTransformer
 
@@ -323,6 +324,91 @@ class Tokens(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.head(x.mean(1))
+
+
+class Given(Attention):
+    """Attention whose probabilities are what a function makes of scores and values."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend = attend
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(self.attend(q, k, v))
+
+
+def attending(*functions) -> nn.Module:
+    torch.manual_seed(0)
+    return Tokens(*map(Given, functions)).eval()
+
+
+CAST = {
+    "to its own type": lambda q, k, v: (q @ k.mT).softmax(-1, dtype=torch.float32).to(q.dtype) @ v,
+    "type_as": lambda q, k, v: (q @ k.mT).softmax(-1).type_as(v) @ v,
+    "float": lambda q, k, v: (q @ k.mT).float().softmax(-1).float() @ v,
+    "padded by zeros": lambda q, k, v: (
+        F.pad((q @ k.mT).softmax(-1), (0, 1)) @ F.pad(v, (0, 0, 0, 1))
+    ),
+}
+OTHERWISE = {
+    "another padding": lambda q, k, v: (
+        F.pad((q @ k.mT).softmax(-1), (0, 1), value=-1.0) @ F.pad(v, (0, 0, 0, 1))
+    ),
+    "nan_to_num": lambda q, k, v: (q @ k.mT).softmax(-1).nan_to_num() @ v,
+}
+
+
+@pytest.mark.parametrize("name", CAST)
+def test_a_softmax_output_is_found_behind_what_changes_no_value(name, caplog):
+    network = attending(CAST[name])
+    model = make("rtn", softmax_quantizer="log2").quantize_model(network, None, [images()])
+    kinds = [type(part) for part in activation_quantizers(model).values()]
+    assert kinds.count(Log2Quantizer) == 1
+    assert "log2" not in caplog.text
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_how_many_softmax_outputs_take_powers_of_two_is_told(name, caplog):
+    network = attending(OTHERWISE[name], CAST["float"])
+    make("rtn", softmax_quantizer="log2").quantize_model(network, None, [images()])
+    assert "softmax_quantizer log2 acts on 1 of 2 softmax outputs" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_products_of_other_types_than_float32_are_refused(dtype):
+    def attend(q, k, v):
+        return ((q @ k.mT).to(dtype).softmax(-1) @ v.to(dtype)).float()
+
+    text = (
+        f"must be float32 to be quantized, got {str(dtype).partition('.')[2]} in module 'blocks.0'"
+    )
+    network = attending(attend)
+    network.head.weight.data *= 1e-3  # the rounding of bfloat16 is no other network
+    with pytest.raises(InputError, match=text):
+        make("rtn").quantize_model(network, None, [images()])
+
+
+def test_a_mask_that_hides_a_whole_row_is_named():
+    mask = torch.zeros(4, 4)
+    mask[3] = -math.inf
+    attend = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
+    with pytest.raises(InputError, match="finite logits, as the network itself does"):
+        capture(attending(attend), images())
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        functools.partial(F.scaled_dot_product_attention, is_causal=True),
+        lambda q, k, v: (q @ k.mT).softmax(-1) @ v + v.sum(-1, keepdim=True, dtype=torch.float32),
+    ],
+)
+def test_a_saved_operation_keeps_a_type_that_is_its_only_named_argument(attend, tmp_path):
+    model = make("rtn").quantize_model(attending(attend), None, [images()])
+    model.save(tmp_path / "model.pt", {})
+    again = restore_quantized(read_quantized_file(tmp_path / "model.pt"))
+    assert torch.equal(again(images()), model(images()))
 
 
 def test_a_block_is_one_unit_however_its_code_is_divided():

@@ -27,11 +27,10 @@ def decompose_attention_(network: fx.GraphModule) -> None:
 
 def _decompose_(build: Builder, node: fx.Node) -> None:
     given = arguments(node)
-    if given["dropout_p"] or given.get("enable_gqa"):
-        raise InputError(
-            "attention must be without dropout and grouped queries, got them in module "
-            f"{owner(node)!r}"
-        )
+    for name, what in (("dropout_p", "dropout"), ("enable_gqa", "grouped queries")):
+        if given.get(name):
+            where = repr(owner(node)) if owner(node) else "the network itself"
+            raise InputError(f"attention must be without {what}, got it in module {where}")
     query, key = given["query"], given["key"]
     shape = query.meta["val"].shape
     scale = 1 / math.sqrt(shape[-1]) if given["scale"] is None else given["scale"]

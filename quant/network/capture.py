@@ -22,6 +22,7 @@ from quant.network.difference import TOLERANCE, relative_difference
 from quant.network.inplace import make_functional_
 from quant.network.names import name_parts
 from quant.network.operations import (
+    CASTS,
     CHECKS,
     IDENTITIES,
     PADS,
@@ -125,6 +126,12 @@ def _logits(model: nn.Module, images: Tensor, output: str | None) -> Tensor:
 def _require_alone(graph: fx.GraphModule, images: Tensor, logits: Tensor) -> None:
     """Check that the logits of an image do not depend on the other images of its batch."""
     fewer = graph(images[:FEWEST])
+    if not torch.isfinite(fewer).all():
+        raise InputError(
+            "captured network must return finite logits, as the network itself does, got NaN or "
+            "Inf (a float mask of attention with a whole row of -inf does this, one of bool does "
+            "not)"
+        )
     share = relative_difference(fewer, logits[:FEWEST])
     if not share <= TOLERANCE:  # NaN is a difference
         raise InputError(
@@ -213,10 +220,16 @@ def _simplify_(network: fx.GraphModule) -> None:
 
 
 def _changes_nothing(node: fx.Node) -> bool:
-    """Whether the node is the identity, such as a pad by 0 (of windows that divide the image)."""
+    """Whether the node is the identity, such as a pad by 0 (of windows that divide the image).
+
+    A cast is one if it leaves data type and device as they are.
+    """
     name = operation(node)
     if name in PADS:
         return not any(arguments(node)["pad"])
+    if name in CASTS:
+        before, after = source_of(node).meta["val"], node.meta["val"]
+        return before.dtype == after.dtype and before.device == after.device
     return name in IDENTITIES and not _is_active_dropout(node)
 
 

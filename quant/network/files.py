@@ -76,9 +76,8 @@ def build_unit(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> f
         found = _function(target, options) if op == "call_function" else target
         if op == "get_attr":
             parts[target] = torch.zeros_like(tensors[target])
-        nodes[name] = graph.create_node(
-            op, found, tuple(_decoded(arguments, nodes)), _decoded(options, nodes), name
-        )
+        named = {key: _decoded(value, nodes) for key, value in options.items()}
+        nodes[name] = graph.create_node(op, found, tuple(_decoded(arguments, nodes)), named, name)
     unit = fx.GraphModule(parts, graph)
     unit.graph.lint()
     return unit

@@ -29,6 +29,7 @@ IDENTITIES = frozenset(
     "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout "
     "clone alias detach lift_fresh_copy contiguous".split()
 )
+CASTS = frozenset("to _to_copy type_as".split())
 # Tensors of one value, with the shape or the data type of another tensor.
 FILLS = {
     "new_zeros": 0,

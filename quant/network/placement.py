@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from common.errors import InputError
@@ -17,7 +18,9 @@ from quant.network.layers import (
     is_depthwise,
 )
 from quant.network.operations import (
+    PADS,
     PRODUCTS,
+    arguments,
     called_module,
     has_attention,
     is_average,
@@ -26,6 +29,7 @@ from quant.network.operations import (
     is_relu,
     is_softmax,
     operation,
+    owner,
 )
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -202,6 +206,15 @@ def _producer(node: fx.Node, through_averages: bool = True) -> fx.Node:
     return node
 
 
+def _has_probabilities(node: fx.Node) -> bool:
+    """Whether the values are those of a softmax, or the zeros of a padding."""
+    while is_pooling_or_shape(node) and not is_average(node):
+        if operation(node) in PADS and arguments(node).get("value") not in (None, 0):
+            return False
+        node = node.all_input_nodes[0]
+    return is_softmax(node)
+
+
 def _replace_layer(network: fx.GraphModule, node: fx.Node, spec: QuantSpec, is_end: bool) -> None:
     layer = called_module(network, node)
     depthwise = layer is not None and is_depthwise(layer)
@@ -223,7 +236,13 @@ def _insert_activation_quantizer(
     name = f"quantizer_{producer.name}"
     while hasattr(network, name):  # a module of the user's
         name += "_"
-    has_log2 = spec.softmax_quantizer == LOG2 and is_softmax(_producer(producer, False))
+    value = producer.meta.get("val")
+    if value is not None and value.dtype != torch.float32:
+        raise InputError(
+            "inputs of linear layers and operands of products must be float32 to be quantized, got "
+            f"{str(value.dtype).removeprefix('torch.')} in module {owner(producer)!r}"
+        )
+    has_log2 = spec.softmax_quantizer == LOG2 and _has_probabilities(producer)
     kind = Log2Quantizer if has_log2 else ActivationQuantizer
     network.add_submodule(name, kind(spec.activation_bits(is_end), is_end))
     has_float = spec.target == NO_TARGET and spec.act_points == "inputs"
