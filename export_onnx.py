@@ -123,7 +123,7 @@ def _correction(
         return None
     if not isinstance(metadata.get("num_classes"), int):
         raise InputError(
-            f"{options.model}: metadata must hold num_classes for --with_correction, got none"
+            f"{options.model}: must be saved with num_classes in its metadata, got none"
         )
     path = options.correction or options.model.parent / CORRECTION_FILE
     return ClusterAffineCorrection.load(path, metadata["num_classes"])

@@ -53,8 +53,8 @@ def check_images(
             return _noise(settings.export_images, options.batch_size, metadata)
         if "preprocess" not in metadata:
             raise InputError(
-                f"{options.model}: metadata must hold preprocess (as a run writes it, or use "
-                "--noise), got none"
+                f"{options.model}: must be saved with preprocess in its metadata, as a run does "
+                "it (or use --noise), got none"
             )
         preprocess = Preprocess.from_values(metadata["preprocess"])
         preprocess.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8))

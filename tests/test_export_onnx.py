@@ -121,6 +121,23 @@ def test_random_images_check_a_model_without_its_data(run, tmp_path):
 
 
 @pytest.mark.usefixtures("written_once")
+def test_a_model_saved_without_metadata_is_checked_on_noise_alone(run, tmp_path, capsys):
+    content = torch.load(run / "quantized_model.pt", weights_only=True)
+    content["metadata"] = {}
+    model = str(tmp_path / "own.pt")
+    torch.save(content, model)
+    argv = [model, "--output_dir", str(tmp_path / "out"), "--export_images", "64"]
+    assert export_onnx.main([*argv, "--noise"]) == 0
+    refused = {
+        "preprocess": ["--dataset", "digits"],
+        "num_classes": ["--noise", "--with_correction"],
+    }
+    for name, given in refused.items():
+        assert export_onnx.main([*argv, *given, "--force"]) == 2
+        assert f"{model}: must be saved with {name} in its metadata" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("written_once")
 @pytest.mark.parametrize("name", ["quantized_model.onnx", "export_report.json"])
 def test_files_of_the_user_are_not_exported_over(run, tmp_path, capsys, name):
     argv = [str(run / "quantized_model.pt"), "--output_dir", str(tmp_path), "--noise"]

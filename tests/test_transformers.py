@@ -389,6 +389,26 @@ def test_products_of_other_types_than_float32_are_refused(dtype):
         make("rtn").quantize_model(network, None, [images()])
 
 
+class Positions(nn.Module):
+    """Position embeddings as CLIP has them: looked up by the numbers of the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(4, 8), nn.Linear(8, 8)
+        self.register_buffer("numbers", torch.arange(4)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x + self.embedding(self.numbers[:, : x.shape[1]]))
+
+
+def test_embeddings_of_constant_numbers_are_constants():
+    torch.manual_seed(0)
+    network = Tokens(Positions()).eval()
+    captured = capture(network, images())
+    assert torch.allclose(captured.graph(images()), network(images()), atol=1e-5)
+    assert not any(operation(node) == "embedding" for node in captured.graph.graph.nodes)
+
+
 def test_a_mask_that_hides_a_whole_row_is_named():
     mask = torch.zeros(4, 4)
     mask[3] = -math.inf

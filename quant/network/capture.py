@@ -84,8 +84,9 @@ def capture(model: nn.Module, images: Tensor) -> CapturedNetwork:
     graph = _exported(model, examples[:FEWEST], output)
     _simplify_(graph)
     decompose_attention_(graph)
-    _refuse_unsupported(graph)
+    _refuse_random(graph)
     fold_constants_(graph)
+    _refuse_unsupported(graph)
     linear_from_products_(graph)
     modules_from_calls_(graph)
     graph = name_parts(graph)
@@ -239,16 +240,22 @@ def _is_active_dropout(node: fx.Node) -> bool:
 
 
 def _refuse_unsupported(network: fx.GraphModule) -> None:
+    """Refuse weights that cannot be quantized; what no image changes is a constant by now."""
+    for node in network.graph.nodes:
+        if operation(node) in UNSUPPORTED:
+            raise InputError(
+                "weights must be in convolutions, linear layers or products of two matrices, got "
+                f"operation {operation(node)} in module {owner(node)!r}"
+            )
+
+
+def _refuse_random(network: fx.GraphModule) -> None:
+    """Refuse random operations, and graphs called from graphs, in which they may be."""
     for node in network.graph.nodes:
         if calls_graph(node):
             raise InputError(
                 f"network must be one graph of operations, got {node.target} in module "
                 f"{owner(node)!r}"
-            )
-        if operation(node) in UNSUPPORTED:
-            raise InputError(
-                "weights must be in convolutions, linear layers or products of two matrices, got "
-                f"operation {operation(node)} in module {owner(node)!r}"
             )
         tags = getattr(node.target, "tags", ())
         if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
