@@ -389,6 +389,33 @@ def test_products_of_other_types_than_float32_are_refused(dtype):
         make("rtn").quantize_model(network, None, [images()])
 
 
+class Pooling(nn.Module):
+    """Attention of one learned query, as timm's AttentionPoolLatent and CLIP-like heads have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.latent = nn.Parameter(torch.randn(1, 1, 8))
+        self.q, self.kv = nn.Linear(8, 8), nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).chunk(2, -1)
+        return (self.q(self.latent.expand(x.shape[0], -1, -1)) @ k.mT).softmax(-1) @ v
+
+
+def test_a_learned_query_is_no_image():
+    """Its layer has the bits of all others, and an input on the grid."""
+    torch.manual_seed(0)
+    network = Tokens(Pooling()).eval()
+    model = make("rtn", n_bits_w=BITS, n_bits_a=BITS).quantize_model(network, None, [images()])
+    bits = {name: int(layer.bits) for name, layer in quant_layers(model).items()}
+    assert [value for name, value in bits.items() if name.endswith((".q", ".kv"))] == [BITS] * 2
+    value, found = images(16), []
+    for unit in model.units:
+        value = Seen(unit, found).run(value)
+    assert len(found) == 2 + 2 * 2 + 1  # both layers, operands of both products, head
+    assert all(len(values.unique()) <= 2**BITS for _, values in found[:-1])
+
+
 class Positions(nn.Module):
     """Position embeddings as CLIP has them: looked up by the numbers of the tokens."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -99,22 +100,23 @@ def _find_layers(network: fx.GraphModule) -> _Layers:
     layers = [node for node in network.graph.nodes if is_layer(network, node)]
     if not layers:
         raise InputError("network must have at least one convolution or linear layer, got none")
-    behind = _behind_layers(network)
-    stems = [node for node in layers if not behind & set(_values(node))]
+    behind = _dependent(network, layers)
+    seeing = _dependent(network, [n for n in network.graph.nodes if n.op == "placeholder"])
+    stems = [node for node in layers if node in seeing and not behind & set(_values(node))]
     heads = _heads(network) or layers[-1:]
     return _Layers(layers, frozenset(stems), frozenset(heads), frozenset(behind))
 
 
 def _values(node: fx.Node) -> list[fx.Node]:
-    """The tensors that a node reads and that depend on the image."""
+    """The tensors that a node reads and that depend on the image or on the number of images."""
     return [s for s in node.all_input_nodes if s.op != "get_attr" and not is_number(s)]
 
 
-def _behind_layers(network: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that depend on the output of a layer."""
-    found: set[fx.Node] = set()
+def _dependent(network: fx.GraphModule, sources: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that are among ``sources`` or depend on the value of one."""
+    found = set(sources)
     for node in network.graph.nodes:
-        if is_layer(network, node) or found & set(_values(node)):
+        if found & set(_values(node)):
             found.add(node)
     return found
 
@@ -200,9 +202,15 @@ def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _producer(node: fx.Node, through_averages: bool = True) -> fx.Node:
-    """The node that computes the values of ``node``, before any pooling and reshaping."""
+    """The node that computes the values of ``node``, before any pooling and reshaping.
+
+    Of a constant that is repeated for each image it is the repetition.
+    """
     while is_pooling_or_shape(node) and (through_averages or not is_average(node)):
-        node = node.all_input_nodes[0]
+        before = node.all_input_nodes[0]
+        if before.op == "get_attr":
+            break
+        node = before
     return node
 
 
