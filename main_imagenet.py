@@ -82,6 +82,7 @@ def _run(command: Command, warnings: list[str]) -> int:
     if command.dry_run:
         require_own_folders(job)
         require_disk(job)
+        job.check_network()
         write_stdout(job.describe())
         return EXIT_OK
     outcome = run(job)

@@ -140,6 +140,16 @@ class Job:
         }
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
 
+    def check_network(self) -> None:
+        """Try on two calibration images whether the network can be quantized with these settings.
+
+        Raises:
+            InputError: the run would refuse it.
+        """
+        calibration = self.plan.calibration
+        few = calibration.subset(range(min(2, len(calibration))))
+        self.method.check(self.model.network, next(few.batches(2))[0])
+
     def warn_of_recipe(self) -> None:
         """Log a warning for every setting that differs from the recipe's."""
         if self.recipe is not None:

@@ -126,6 +126,18 @@ class BaseQuantizationMethod(ABC):
             raise RunError(self._out_of_memory(error, resumable=states is not None)) from error
         return task.model
 
+    @full_float32()
+    def check(self, model: nn.Module, images: Tensor) -> None:
+        """Capture the network and place its quantizers as ``quantize_model`` does, and no more.
+
+        Args:
+            images: (N, channels, height, width) float32; two are enough.
+
+        Raises:
+            InputError: the network cannot be captured exactly, or the settings do not suit it.
+        """
+        make_chain(capture(model, images), self.settings.spec)
+
     def _log_target(self) -> None:
         settings = self.settings
         if settings.has_target and not settings.target_vnni:

@@ -419,6 +419,14 @@ def test_adaround_runs_end_to_end(tmp_path, capsys):
     assert len(list((tmp_path / "adaround").glob("results_*"))) <= 1
 
 
+def test_dry_run_refuses_a_network_that_the_settings_do_not_suit(tmp_path, capsys):
+    flags = ["--arch", "digits_vit", "--dataset", "digits", "--quant_method", "aciq_mix"]
+    flags += ["--act_points", "outputs", "--output_dir", str(tmp_path)]
+    assert main([*flags, "--dry_run"]) == 2
+    assert "error: act_points must be inputs, got outputs, which leaves" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     flags = ["--quant_method", "rtn", "--num_samples", "64", "--output_dir", str(tmp_path / "new")]
     assert main([*flags, "--dry_run"]) == 0
