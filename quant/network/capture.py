@@ -258,7 +258,8 @@ def _refuse_random(network: fx.GraphModule) -> None:
                 f"{owner(node)!r}"
             )
         tags = getattr(node.target, "tags", ())
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
+        is_random = torch.Tag.nondeterministic_seeded in tags  # a recurrence only while it trains
+        if node.op == "call_function" and is_random and operation(node) not in UNSUPPORTED:
             raise InputError(
                 "network must compute the same logits for the same images, got the random "
                 f"operation {operation(node)} in module {owner(node)!r}{_remedy(node)}"
