@@ -229,8 +229,9 @@ def _changes_nothing(node: fx.Node) -> bool:
     if name in PADS:
         return not any(arguments(node)["pad"])
     if name in CASTS:
-        before, after = source_of(node).meta["val"], node.meta["val"]
-        return before.dtype == after.dtype and before.device == after.device
+        before, after = (n.meta.get("val") for n in (source_of(node), node))
+        known = isinstance(before, Tensor) and isinstance(after, Tensor)
+        return known and before.dtype == after.dtype and before.device == after.device
     return name in IDENTITIES and not _is_active_dropout(node)
 
 
