@@ -230,8 +230,9 @@ def _changes_nothing(node: fx.Node) -> bool:
         return not any(arguments(node)["pad"])
     if name in CASTS:
         before, after = (n.meta.get("val") for n in (source_of(node), node))
-        known = isinstance(before, Tensor) and isinstance(after, Tensor)
-        return known and before.dtype == after.dtype and before.device == after.device
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return False
+        return before.dtype == after.dtype and before.device == after.device
     return name in IDENTITIES and not _is_active_dropout(node)
 
 
