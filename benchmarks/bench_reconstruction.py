@@ -17,8 +17,8 @@ code of QDrop and PD-Quant, in these points:
 * ``backward`` retains the graph.
 
 The column "convolutions" is the time that the convolutions of these steps take alone, forward and
-backward. Whatever computes the same steps in float32 takes longer, so that the last column is above
-every ratio that can be reached.
+backward. With torch's convolutions no code for the same steps is faster, so that the last column is
+above every ratio that it can reach.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from pipeline.method import configuration, make_method
 from pipeline.options import DEFAULT_ARCH, RunOptions
 from pipeline.recipes import Recipe, load_recipe
 from quant import BaseQuantizationMethod, MethodSettings
+from quant.network.capture import EXAMPLES
 from quant.network.outputs import OneOutput, chosen_output, named_outputs
 from quant.network.own_copy import device_of, own_copy, unwrapped
 
@@ -141,14 +142,14 @@ class Job:
         return "\n".join(f"{key + ':':<12}{value}" for key, value in lines.items())
 
     def check_network(self) -> None:
-        """Try on two calibration images whether the network can be quantized with these settings.
+        """Try on a few calibration images if the network can be quantized with these settings.
 
         Raises:
             InputError: the run would refuse it.
         """
         calibration = self.plan.calibration
-        few = calibration.subset(range(min(2, len(calibration))))
-        self.method.check(self.model.network, next(few.batches(2))[0])
+        few = calibration.subset(range(min(EXAMPLES, len(calibration))))
+        self.method.check(self.model.network, next(few.batches(EXAMPLES))[0])
 
     def warn_of_recipe(self) -> None:
         """Log a warning for every setting that differs from the recipe's."""

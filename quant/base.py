@@ -131,7 +131,7 @@ class BaseQuantizationMethod(ABC):
         """Capture the network and place its quantizers as ``quantize_model`` does, and no more.
 
         Args:
-            images: (N, channels, height, width) float32; two are enough.
+            images: (N, channels, height, width) float32; a few are enough.
 
         Raises:
             InputError: the network cannot be captured exactly, or the settings do not suit it.

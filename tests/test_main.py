@@ -18,6 +18,7 @@ from PIL import Image
 
 import main_imagenet
 import verify_logits
+from common.errors import InputError
 from common.files import sha256_file
 from common.torch_setup import pick_device
 from correction import ClusterAffineCorrection
@@ -31,6 +32,7 @@ from pipeline import networks as inference
 from pipeline.command import read_command
 from pipeline.flags import build_parser
 from pipeline.method import make_method
+from pipeline.options import CorrectionOptions
 from pipeline.record import replaced_run
 from quant import QuantizationManager
 from quant.registry import method_settings
@@ -288,6 +290,13 @@ def test_no_correction_is_one_run_of_both_networks(tmp_path, capsys):
     fraction = ["--correction_source", "val:0.6"]
     assert main([*flags, "--no-correction", *fraction, "--dry_run"]) == 0
     assert "64 calibrate, 200 evaluate" in capsys.readouterr().out
+
+
+def test_a_loaded_correction_leaves_the_choice_of_how_many_images_of_val_calibrate(tmp_path):
+    loaded = {"load_correction": tmp_path / "correction.npz"}
+    assert not CorrectionOptions(**loaded, correction_source="val:0.3").is_fitted
+    with pytest.raises(InputError, match="must be val:FRACTION with --load_correction, which fits"):
+        CorrectionOptions(**loaded, correction_source="train_aug")
 
 
 def test_a_run_that_replaces_one_of_other_settings_says_so(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -148,7 +148,8 @@ def _layer_inputs(
     for node in network.graph.nodes:
         if is_layer(network, node) and node not in layers.stems:
             through = through_averages or not _is_convolution(network, node)
-            producer = _producer(_values(node)[0], through)
+            passes = is_pooling_or_shape if through else _keeps_grid
+            producer = _producer(_values(node)[0], passes)
             found[producer] = found.get(producer, False) or node in layers.heads
         elif operation(node) in PRODUCTS:
             for operand in _values(node):
@@ -201,26 +202,24 @@ def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(called_module(network, node), (nn.Conv2d, QuantConv2d))
 
 
-def _producer(node: fx.Node, through_averages: bool = True) -> fx.Node:
-    """The node that computes the values of ``node``, before any pooling and reshaping.
+def _producer(node: fx.Node, passes: Callable[[fx.Node], bool] = is_pooling_or_shape) -> fx.Node:
+    """The node that computes the values of ``node``, before all that ``passes`` is true of.
 
     Of a constant that is repeated for each image it is the repetition.
     """
-    while is_pooling_or_shape(node) and (through_averages or not is_average(node)):
-        before = node.all_input_nodes[0]
-        if before.op == "get_attr":
-            break
-        node = before
+    while passes(node) and node.all_input_nodes[0].op != "get_attr":
+        node = node.all_input_nodes[0]
     return node
 
 
-def _has_probabilities(node: fx.Node) -> bool:
-    """Whether the values are those of a softmax, or the zeros of a padding."""
-    while is_pooling_or_shape(node) and not is_average(node):
-        if operation(node) in PADS and arguments(node).get("value") not in (None, 0):
-            return False
-        node = node.all_input_nodes[0]
-    return is_softmax(node)
+def _keeps_grid(node: fx.Node) -> bool:
+    return is_pooling_or_shape(node) and not is_average(node)
+
+
+def _keeps_probabilities(node: fx.Node) -> bool:
+    """Whether values from 0 to 1 stay so; a padding may add zeros."""
+    is_other_pad = operation(node) in PADS and arguments(node).get("value") not in (None, 0)
+    return _keeps_grid(node) and not is_other_pad
 
 
 def _replace_layer(network: fx.GraphModule, node: fx.Node, spec: QuantSpec, is_end: bool) -> None:
@@ -247,10 +246,12 @@ def _insert_activation_quantizer(
     value = producer.meta.get("val")
     if value is not None and value.dtype != torch.float32:
         raise InputError(
-            "inputs of linear layers and operands of products must be float32 to be quantized, got "
+            "activations must be float32 to be quantized, got "
             f"{str(value.dtype).removeprefix('torch.')} in module {owner(producer)!r}"
         )
-    has_log2 = spec.softmax_quantizer == LOG2 and _has_probabilities(producer)
+    has_log2 = spec.softmax_quantizer == LOG2 and is_softmax(
+        _producer(producer, _keeps_probabilities)
+    )
     kind = Log2Quantizer if has_log2 else ActivationQuantizer
     network.add_submodule(name, kind(spec.activation_bits(is_end), is_end))
     has_float = spec.target == NO_TARGET and spec.act_points == "inputs"
