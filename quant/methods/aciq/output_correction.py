@@ -7,6 +7,8 @@ arXiv:1906.04721, section 4.2 and appendix D, empirical form.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -23,31 +25,28 @@ def match_output_means(data: UnitData) -> None:
     Then the mean output of the layer on the quantized inputs equals that of the float unit on the
     float inputs.
     """
-    layers = quant_layers(data.unit)
+    layers = list(quant_layers(data.unit).values())
     set_state(data.unit, weights=False, activations=False)
-    targets = {
-        name: _output_mean(data.unit, layer, data.float_input, data.device)
-        for name, layer in layers.items()
-    }
+    targets = _output_means(data.unit, layers, data.float_input, data.device)
     set_state(data.unit, weights=True, activations=True)
-    for name, layer in layers.items():
-        present = _output_mean(data.unit, layer, data.quant_input, data.device)
-        layer.shift_bias((targets[name] - present).float())
+    for layer, target in zip(layers, targets, strict=True):
+        (present,) = _output_means(data.unit, [layer], data.quant_input, data.device)
+        layer.shift_bias((target - present).float())
 
 
-def _output_mean(
-    unit: nn.Module, layer: QuantLayer, inputs: Tensor, device: torch.device
-) -> Tensor:
-    """Mean of each output channel over images and positions, (O,) float64."""
-    sums: list[Tensor] = []
-    counts: list[int] = []
+def _output_means(
+    unit: nn.Module, layers: Sequence[QuantLayer], inputs: Tensor, device: torch.device
+) -> list[Tensor]:
+    """Mean of each output channel over images and positions, (O,) float64, of each layer."""
+    sums: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    counts = dict.fromkeys(sums, 0)
 
     def note(module: nn.Module, output: Tensor) -> None:
         channel = 1 if isinstance(module, QuantConv2d) else output.dim() - 1
         dims = [dim for dim in range(output.dim()) if dim != channel]
-        sums.append(output.sum(dims, dtype=torch.float64))
-        counts.append(output.numel() // output.shape[channel])
+        sums[module].append(output.sum(dims, dtype=torch.float64))
+        counts[module] += output.numel() // output.shape[channel]
 
-    with watch([layer], note, outputs=True):
+    with watch(layers, note, outputs=True):
         run_unit(unit, inputs, device)
-    return torch.stack(sums).sum(0) / sum(counts)
+    return [torch.stack(sums[layer]).sum(0) / counts[layer] for layer in layers]
