@@ -40,13 +40,13 @@ from quant.methods.aciq.density import (
     require_channels_first,
     watch,
 )
-from quant.methods.aciq.output_correction import match_output_means
 from quant.network.chain import Task, UnitData, walk_chain
 from quant.network.forward import RANGE_SAMPLES, run_front_to_back
 from quant.network.layernorms import layer_norms
 from quant.network.layers import ActivationQuantizer, QuantLayer, is_depthwise, is_uniform
 from quant.network.model import activation_quantizers, quant_layers, set_state
 from quant.network.operations import has_attention
+from quant.network.output_moments import match_output_means
 from quant.registry import register_method
 from quant.settings import (
     BIAS_CORRECTION_HELP,
