@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from quant.base import BaseQuantizationMethod
 from quant.network.chain import Task, nearest, walk_chain
+from quant.network.output_moments import match_output_moments
 from quant.registry import register_method
-from quant.settings import RangeSettings
+from quant.settings import RangeSettings, setting
+
+OUTPUT_MOMENTS_HELP = (
+    "match mean and standard deviation of each layer's output on the calibration images to those "
+    "of the float network, by its bias and the scales of its channels"
+)
+
+
+@dataclass(frozen=True)
+class RtnSettings(RangeSettings):
+    """Settings of round to nearest."""
+
+    output_moments: bool = setting(False, OUTPUT_MOMENTS_HELP)
 
 
 @register_method
@@ -17,7 +32,8 @@ class RoundToNearest(BaseQuantizationMethod):
 
     name = "rtn"
     summary = "round to nearest with searched ranges: the baseline"
-    settings_class = RangeSettings
+    settings_class = RtnSettings
 
     def _quantize(self, task: Task) -> None:
-        walk_chain(task, nearest(self.settings.init_wmode, self.settings.init_amode))
+        initialise = nearest(self.settings.init_wmode, self.settings.init_amode)
+        walk_chain(task, initialise, match_output_moments if self.settings.output_moments else None)

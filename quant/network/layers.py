@@ -132,6 +132,13 @@ class QuantLayer(nn.Module):
         if variance:
             self.scale = self.scale * stretch
 
+    def stretch(self, gain: Tensor) -> None:
+        """Multiply the weight of each output channel by its gain, (O,); the codes do not change."""
+        gain = gain.reshape(-1, *(1,) * (self.scale.dim() - 1))
+        self.scale = self.scale * gain
+        self.offset = None if self.offset is None else self.offset * gain
+        self.gap = None if self.gap is None else self.gap * gain
+
     def shift_bias(self, shift: Tensor) -> None:
         """Add ``shift`` (O,) to the bias."""
         self.bias = shift if self.bias is None else self.bias + shift

@@ -1,13 +1,16 @@
-"""Bias correction by the mean of each layer's output on the calibration images.
+"""Mean and standard deviation of each layer's output made those of the float network.
 
-The bias compensates the shift that quantization of weights and activations causes. Nagel et al.,
-"Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
-arXiv:1906.04721, section 4.2 and appendix D, empirical form.
+The calibration images say what quantization of weights and activations changed. A bias makes up for
+the mean (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
+ICCV 2019, arXiv:1906.04721, section 4.2 and appendix D, empirical form), the scale of a weight
+channel for the standard deviation. Both together do what batch norms estimated anew do (Nagel et
+al., "Overcoming Oscillations in Quantization-Aware Training", ICML 2022, arXiv:2203.11086).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,8 @@ from quant.network.layers import QuantConv2d, QuantLayer
 from quant.network.model import quant_layers, set_state
 from quant.network.observe import watch
 
+MOST_GAIN = 2.0  # of a channel, whose inverse is the least one
+
 
 def match_output_means(data: UnitData) -> None:
     """Shift the bias of each layer of a quantized unit, in the order of the network.
@@ -25,28 +30,82 @@ def match_output_means(data: UnitData) -> None:
     Then the mean output of the layer on the quantized inputs equals that of the float unit on the
     float inputs.
     """
+    _match(data, deviations=False)
+
+
+def match_output_moments(data: UnitData) -> None:
+    """Match means by the biases and standard deviations by the scales, layer by layer.
+
+    No scale changes by more than ``MOST_GAIN``, and none that channels share. The codes stay.
+    """
+    _match(data, deviations=True)
+
+
+def _match(data: UnitData, deviations: bool) -> None:
     layers = list(quant_layers(data.unit).values())
     set_state(data.unit, weights=False, activations=False)
-    targets = _output_means(data.unit, layers, data.float_input, data.device)
+    targets = _moments(data.unit, layers, data.float_input, data.device)
     set_state(data.unit, weights=True, activations=True)
     for layer, target in zip(layers, targets, strict=True):
-        (present,) = _output_means(data.unit, [layer], data.quant_input, data.device)
-        layer.shift_bias((target - present).float())
+        (present,) = _moments(data.unit, [layer], data.quant_input, data.device)
+        mean = present.mean
+        if deviations and layer.scale.numel() == len(mean):
+            gain = _gain(target, present)
+            layer.stretch(gain.float())
+            bias = 0.0 if layer.bias is None else layer.bias.double()
+            mean = gain * (mean - bias) + bias
+        layer.shift_bias((target.mean - mean).float())
 
 
-def _output_means(
+@dataclass
+class _Moments:
+    """Sums of an output over images and positions, each (O,) float64, and their number."""
+
+    total: Tensor
+    squares: Tensor
+    count: int
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp(min=0.0)
+
+
+def _gain(target: _Moments, present: _Moments) -> Tensor:
+    """Factor of each channel, (O,) float64; 1 where an output is constant."""
+    gain = (target.variance / present.variance).sqrt()
+    moves = (target.variance > 0) & (present.variance > 0)
+    return torch.where(moves, gain, 1.0).clamp(1 / MOST_GAIN, MOST_GAIN)
+
+
+def _moments(
     unit: nn.Module, layers: Sequence[QuantLayer], inputs: Tensor, device: torch.device
-) -> list[Tensor]:
-    """Mean of each output channel over images and positions, (O,) float64, of each layer."""
-    sums: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
-    counts = dict.fromkeys(sums, 0)
+) -> list[_Moments]:
+    """Moments of the output of each layer when the unit runs on the inputs."""
+    batches: dict[nn.Module, list[_Moments]] = {layer: [] for layer in layers}
 
     def note(module: nn.Module, output: Tensor) -> None:
         channel = 1 if isinstance(module, QuantConv2d) else output.dim() - 1
         dims = [dim for dim in range(output.dim()) if dim != channel]
-        sums[module].append(output.sum(dims, dtype=torch.float64))
-        counts[module] += output.numel() // output.shape[channel]
+        batches[module].append(
+            _Moments(
+                output.sum(dims, dtype=torch.float64),
+                output.square().sum(dims, dtype=torch.float64),
+                output.numel() // output.shape[channel],
+            )
+        )
 
     with watch(layers, note, outputs=True):
         run_unit(unit, inputs, device)
-    return [torch.stack(sums[layer]).sum(0) / counts[layer] for layer in layers]
+    return [_joined(batches[layer]) for layer in layers]
+
+
+def _joined(parts: Sequence[_Moments]) -> _Moments:
+    return _Moments(
+        torch.stack([part.total for part in parts]).sum(0),
+        torch.stack([part.squares for part in parts]).sum(0),
+        sum(part.count for part in parts),
+    )

@@ -1,0 +1,88 @@
+"""Outputs of layers that have the moments of the float network after quantization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quant import QuantizationManager, QuantModel
+from quant.network.model import make_chain, quant_layers
+from quant.network.observe import watch
+from tests.conftest import captured_once
+
+
+def quantized(network: nn.Module, images: Tensor, **settings: Any) -> QuantModel:
+    settings = {"n_bits_w": 3, "n_bits_a": 4, "output_moments": True, **settings}
+    method = QuantizationManager().get_quantization_method("rtn", **settings)
+    return method.quantize_model(network, None, [images])
+
+
+def outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The output of each layer by its name, (N, O, ...)."""
+    names = {layer: name for name, layer in quant_layers(model).items()}
+    found: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, output: Tensor) -> None:
+        found[names[module]] = output.double()
+
+    with torch.no_grad(), watch(names, note, outputs=True):
+        model(images)
+    return found
+
+
+def moments(output: Tensor) -> tuple[Tensor, Tensor]:
+    columns = output.transpose(0, 1).flatten(1)
+    return columns.mean(1), columns.std(1, correction=0)
+
+
+def test_each_output_has_mean_and_deviation_of_the_float_one(tiny_network, tiny_images):
+    model = quantized(tiny_network, tiny_images)
+    plain = make_chain(captured_once(tiny_network, tiny_images), model.spec)
+    wanted, got = outputs(plain, tiny_images), outputs(model, tiny_images)
+    assert len(wanted) == len(quant_layers(model)) == 7
+    for name, output in wanted.items():
+        for expected, found in zip(moments(output), moments(got[name]), strict=True):
+            assert torch.allclose(found, expected, atol=1e-5 * float(output.std())), name
+
+
+def test_channels_that_share_a_scale_get_the_mean_alone(tiny_network, tiny_images):
+    model = quantized(tiny_network, tiny_images, channel_wise=False)
+    plain = make_chain(captured_once(tiny_network, tiny_images), model.spec)
+    unchanged = quantized(tiny_network, tiny_images, channel_wise=False, output_moments=False)
+    got = outputs(model, tiny_images)
+    for name, output in outputs(plain, tiny_images).items():
+        found = moments(got[name])[0]
+        assert torch.allclose(found, moments(output)[0], atol=1e-5 * float(output.std())), name
+        layers = (quant_layers(model)[name], quant_layers(unchanged)[name])
+        assert torch.equal(layers[0].scale, layers[1].scale)
+
+
+def test_the_codes_stay_and_no_scale_moves_far(tiny_network, tiny_images):
+    model = quantized(tiny_network, tiny_images, n_bits_w=2)
+    unchanged = quantized(tiny_network, tiny_images, n_bits_w=2, output_moments=False)
+    for name, layer in quant_layers(model).items():
+        other = quant_layers(unchanged)[name]
+        assert torch.equal(layer.codes, other.codes)
+        gain = layer.scale / other.scale
+        assert gain.min() >= 0.5 * (1 - 1e-6) and gain.max() <= 2 * (1 + 1e-6)
+
+
+def test_a_channel_without_spread_keeps_its_scale(tiny_network, tiny_images):
+    tiny_network.stem[0].weight.data[2] = 0.0
+    model = quantized(tiny_network, tiny_images)
+    unchanged = quantized(tiny_network, tiny_images, output_moments=False)
+    first, other = (next(iter(quant_layers(each).values())) for each in (model, unchanged))
+    assert torch.equal(first.scale[2], other.scale[2])
+    assert torch.isfinite(model(tiny_images)).all()
+
+
+@pytest.mark.parametrize("bits", [{"n_bits_w": 32}, {"n_bits_a": 32}])
+def test_what_is_not_quantized_stays_as_it_is(bits, tiny_network, tiny_images):
+    model = quantized(tiny_network, tiny_images, **({"n_bits_w": 8, "n_bits_a": 8} | bits))
+    with torch.no_grad():
+        error = (model(tiny_images) - tiny_network(tiny_images)).square().mean()
+        spread = tiny_network(tiny_images).var()
+    assert error < 1e-3 * spread
