@@ -23,7 +23,13 @@ from quant.network.capture import CapturedNetwork, capture
 from quant.network.chain import Task
 from quant.network.layernorms import Move, find_moves, layer_norms, with_moves
 from quant.network.layers import Log2Quantizer
-from quant.network.model import FLOAT_SPEC, QuantModel, activation_quantizers, make_chain
+from quant.network.model import (
+    FLOAT_SPEC,
+    QuantModel,
+    activation_quantizers,
+    make_chain,
+    quant_layers,
+)
 from quant.network.needs import cached_bytes, kept_bytes, passing_bytes
 from quant.network.operations import has_attention, is_softmax
 from quant.network.states import UnitReport, UnitStates
@@ -120,6 +126,8 @@ class BaseQuantizationMethod(ABC):
             task = dataclasses.replace(task, cache=self._cache(task))
             self._quantize(task)
             distill(task, self.settings)
+            for layer in quant_layers(task.model).values():
+                layer.gain = None
             if self.settings.has_target:
                 fit_to_target_(task.model.named_units(), task.model.spec)
         except torch.OutOfMemoryError as error:

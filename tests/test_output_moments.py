@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quant import QuantizationManager, QuantModel
+from quant import QuantizationManager, QuantModel, UnitStates
+from quant.arithmetic.spec import QuantSpec
+from quant.distillation.latent import LatentWeight
 from quant.network.model import make_chain, quant_layers
 from quant.network.observe import watch
-from tests.conftest import captured_once
+from quant.network.states import STAGE_FILE
+from tests.conftest import captured_once, chain_of
 
 
 def quantized(network: nn.Module, images: Tensor, **settings: Any) -> QuantModel:
@@ -86,3 +89,28 @@ def test_what_is_not_quantized_stays_as_it_is(bits, tiny_network, tiny_images):
         error = (model(tiny_images) - tiny_network(tiny_images)).square().mean()
         spread = tiny_network(tiny_images).var()
     assert error < 1e-3 * spread
+
+
+def test_latent_codes_lie_where_the_stretched_float_weights_are(tiny_network, tiny_images):
+    layer = next(iter(quant_layers(chain_of(tiny_network, QuantSpec(3, 4))).values()))
+    layer.quantize_to_nearest("minmax")
+    before = LatentWeight(layer).codes.detach().clone()
+    layer.stretch(torch.linspace(0.6, 1.7, len(layer.scale)))
+    assert torch.allclose(LatentWeight(layer).codes, before, atol=1e-5)
+
+
+def test_a_unit_restored_in_the_middle_gives_the_same_trained_network(
+    tiny_network, tiny_images, tmp_path
+):
+    settings = {"n_bits_w": 3, "n_bits_a": 4, "distill_steps": 4, "distill_batch": 8}
+    method = QuantizationManager().get_quantization_method("distill", **settings)
+    whole = method.quantize_model(tiny_network, None, [tiny_images])
+    states = UnitStates(tmp_path, method.get_quantization_params())
+    states.open(resume=False)
+    method.quantize_model(tiny_network, None, [tiny_images], states=states)
+    (tmp_path / STAGE_FILE).unlink()
+    resumed = method.quantize_model(tiny_network, None, [tiny_images], states=states)
+    assert list(resumed.state_dict()) == list(whole.state_dict())
+    assert not any(name.endswith(".gain") for name in resumed.state_dict())
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name

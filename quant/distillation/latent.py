@@ -3,7 +3,8 @@
 The weight of a layer is ``(round(v) - zero_point) * scale * ratio``, with the straight-through
 gradient in the latent codes ``v`` (Bengio et al. 2013, arXiv:1308.3432) where they are within the
 codes, and one ratio per scale (LSQ, Esser et al. 2020). At first ``v`` is the code of the float
-weight, moved into the cell of the stored code, so that the network computes what it did before.
+weight, moved into the cell of the stored code, so that the network computes what it did before; a
+weight whose scale was stretched is stretched too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class LatentWeight:
         self.layer = layer
         stored = layer.codes.float()
         shift = 0.0 if layer.offset is None else layer.offset
-        wanted = (layer.full_precision_weight() - shift) / layer.scale + layer.zero_point
+        weight = layer.full_precision_weight()
+        weight = weight if layer.gain is None else weight * layer.gain
+        wanted = (weight - shift) / layer.scale + layer.zero_point
         codes = torch.minimum(torch.maximum(wanted, stored - REACH), stored + REACH)
         self.most = quant_max(layer.bits).float()
         self.codes = codes.requires_grad_(True)

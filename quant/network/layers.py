@@ -35,7 +35,8 @@ class QuantLayer(nn.Module):
     ``float_bias`` exist only while a network is being quantized; they are not in the
     ``state_dict``, and a loaded layer has none. While ``rounding`` is set, it computes the
     quantized weight. ``is_end`` is true for the stem and the head; ``symmetric`` where ranges are
-    chosen around the middle code.
+    chosen around the middle code. ``gain`` exists only while a network is being quantized too, and
+    in the states of its units.
     """
 
     codes: Tensor  # shape of the weight, uint8 up to 8 bits, else int32
@@ -44,6 +45,7 @@ class QuantLayer(nn.Module):
     bits: Tensor  # scalar, or (O, 1, ...) if channels differ; int64
     offset: Tensor | None  # (O, 1, ...) float32, added to the dequantized weight
     gap: Tensor | None  # shape of scale; shift of the non-zero levels away from zero
+    gain: Tensor | None  # shape of scale; its factor since the codes were chosen
     weight: Tensor | None
     float_bias: Tensor | None  # (O,), of the float network
     bias: Tensor | None
@@ -69,6 +71,7 @@ class QuantLayer(nn.Module):
         self.register_buffer("bits", torch.tensor(bits))
         self.register_buffer("offset", None)
         self.register_buffer("gap", None)
+        self.register_buffer("gain", None)
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codes.shape))
@@ -115,7 +118,7 @@ class QuantLayer(nn.Module):
     ) -> None:
         """Quantize the weight with the given codes, which have its shape; remove the offset."""
         self.codes, self.scale, self.zero_point, self.bits = codes, scale, zero_point, bits
-        self.offset, self.gap = None, gap
+        self.offset, self.gap, self.gain = None, gap, None
         self.quantized = True
 
     def match_moments(self, *, mean: bool, variance: bool = False) -> None:
@@ -136,6 +139,7 @@ class QuantLayer(nn.Module):
         """Multiply the weight of each output channel by its gain, (O,); the codes do not change."""
         gain = gain.reshape(-1, *(1,) * (self.scale.dim() - 1))
         self.scale = self.scale * gain
+        self.gain = gain if self.gain is None else self.gain * gain
         self.offset = None if self.offset is None else self.offset * gain
         self.gap = None if self.gap is None else self.gap * gain
 
@@ -162,6 +166,7 @@ class QuantLayer(nn.Module):
             "offset": per_channel,
             "bias": (rows,),
             "gap": self.scale.shape,
+            "gain": self.scale.shape,
             "codes": self.codes.shape,
         }
         for name, shape in shapes.items():
