@@ -8,7 +8,8 @@
         the longest budget of a method with three seeds: 15 runs of five minutes, two at a time
 
 CIFAR is the unpacked folder cifar10_jpeg. A budget is the number of steps per unit of a
-reconstruction method, or of steps of the distillation; the other methods have one budget.
+reconstruction method, or of steps of the distillation; the other methods have one budget, and `rtn`
+also "moments", which is --output_moments.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def distillation(steps: Sequence[int]) -> list[Setting]:
 
 SETTINGS = [
     *(Setting(method) for method in ("rtn", "aciq_mix", "gpfq", "lapq")),
+    Setting("rtn", "moments", ("--output_moments",), is_default=False),
     *reconstruction("adaround", (250, 1000)),
     *reconstruction("qdrop", (100, 250, 1000)),
     *reconstruction("pd_quant", (1000,)),
