@@ -107,6 +107,10 @@ def check_setting(field: dataclasses.Field, value: Any) -> Any:
 
 ACTIVATION_BITS_HELP = "bits of the activations: 1 to 16, or 32 for float"
 NUM_BITS_HELP = "set n_bits_w and n_bits_a to the same value"
+OUTPUT_MOMENTS_HELP = (
+    "match mean and standard deviation of each layer's output on the calibration images to those "
+    "of the float network, by its bias and the scales of its channels"
+)
 FOLD_HELP = "fold batch norms into the layers before them (off: keep them in float, as published)"
 DISTILL_STEPS_HELP = (
     "steps in which the quantized network learns the float network's outputs on the calibration "

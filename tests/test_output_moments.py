@@ -17,9 +17,9 @@ from quant.network.states import STAGE_FILE
 from tests.conftest import captured_once, chain_of
 
 
-def quantized(network: nn.Module, images: Tensor, **settings: Any) -> QuantModel:
+def quantized(network: nn.Module, images: Tensor, name: str = "rtn", **settings: Any) -> QuantModel:
     settings = {"n_bits_w": 3, "n_bits_a": 4, "output_moments": True, **settings}
-    method = QuantizationManager().get_quantization_method("rtn", **settings)
+    method = QuantizationManager().get_quantization_method(name, **settings)
     return method.quantize_model(network, None, [images])
 
 
@@ -41,14 +41,15 @@ def moments(output: Tensor) -> tuple[Tensor, Tensor]:
     return columns.mean(1), columns.std(1, correction=0)
 
 
-def test_each_output_has_mean_and_deviation_of_the_float_one(tiny_network, tiny_images):
-    model = quantized(tiny_network, tiny_images)
+@pytest.mark.parametrize("name", ["rtn", "gpfq"])
+def test_each_output_has_mean_and_deviation_of_the_float_one(name, tiny_network, tiny_images):
+    model = quantized(tiny_network, tiny_images, name)
     plain = make_chain(captured_once(tiny_network, tiny_images), model.spec)
     wanted, got = outputs(plain, tiny_images), outputs(model, tiny_images)
     assert len(wanted) == len(quant_layers(model)) == 7
-    for name, output in wanted.items():
-        for expected, found in zip(moments(output), moments(got[name]), strict=True):
-            assert torch.allclose(found, expected, atol=1e-5 * float(output.std())), name
+    for layer, output in wanted.items():
+        for expected, found in zip(moments(output), moments(got[layer]), strict=True):
+            assert torch.allclose(found, expected, atol=1e-5 * float(output.std())), layer
 
 
 def test_channels_that_share_a_scale_get_the_mean_alone(tiny_network, tiny_images):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant.methods.rtn import OUTPUT_MOMENTS_HELP, RoundToNearest, RtnSettings
+from quant.methods.rtn import RoundToNearest, RtnSettings
 from quant.registry import register_method
-from quant.settings import DISTILL_STEPS_HELP, setting
+from quant.settings import DISTILL_STEPS_HELP, OUTPUT_MOMENTS_HELP, setting
 
 STEPS = 1600
 

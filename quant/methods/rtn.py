@@ -8,12 +8,7 @@ from quant.base import BaseQuantizationMethod
 from quant.network.chain import Task, nearest, walk_chain
 from quant.network.output_moments import match_output_moments
 from quant.registry import register_method
-from quant.settings import RangeSettings, setting
-
-OUTPUT_MOMENTS_HELP = (
-    "match mean and standard deviation of each layer's output on the calibration images to those "
-    "of the float network, by its bias and the scales of its channels"
-)
+from quant.settings import OUTPUT_MOMENTS_HELP, RangeSettings, setting
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,13 @@ from quant.network.chain import (
 from quant.network.layers import QuantConv2d, QuantLayer
 from quant.network.model import quant_layers
 from quant.network.observe import input_of
+from quant.network.output_moments import match_output_moments
 from quant.registry import register_method
 from quant.settings import (
     ACTIVATION_BITS_HELP,
     BITS,
     FOLD_HELP,
+    OUTPUT_MOMENTS_HELP,
     MethodSettings,
     ShortForms,
     setting,
@@ -99,6 +101,7 @@ class GpfqSettings(MethodSettings):
     gpfq_bias_correction: bool = setting(
         False, "correct each bias by the mean of the remaining error"
     )
+    output_moments: bool = setting(False, OUTPUT_MOMENTS_HELP)
     fold_bn: bool = setting(True, FOLD_HELP)
     init_amode: str = setting(
         "mse", "rule for choosing the ranges of the activations", choices=RANGE_MODES
@@ -138,7 +141,8 @@ class Gpfq(BaseQuantizationMethod):
     beats_rtn = True
 
     def _quantize(self, task: Task) -> None:
-        walk_chain(task, _Unit(task, self.settings))
+        refine = match_output_moments if self.settings.output_moments else None
+        walk_chain(task, _Unit(task, self.settings), refine)
 
 
 class _Unit:
