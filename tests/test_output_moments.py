@@ -104,6 +104,7 @@ def test_a_unit_restored_in_the_middle_gives_the_same_trained_network(
     tiny_network, tiny_images, tmp_path
 ):
     settings = {"n_bits_w": 3, "n_bits_a": 4, "distill_steps": 4, "distill_batch": 8}
+    settings |= {"output_moments": True}
     method = QuantizationManager().get_quantization_method("distill", **settings)
     whole = method.quantize_model(tiny_network, None, [tiny_images])
     states = UnitStates(tmp_path, method.get_quantization_params())

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 from quant.methods.rtn import RoundToNearest, RtnSettings
 from quant.registry import register_method
-from quant.settings import DISTILL_STEPS_HELP, OUTPUT_MOMENTS_HELP, setting
+from quant.settings import DISTILL_STEPS_HELP, setting
 
 STEPS = 1600
 
 
 @dataclass(frozen=True)
 class DistillMethodSettings(RtnSettings):
-    """Settings of the method, whose defaults differ from those of ``rtn``."""
+    """Settings of the method, which differ from those of ``rtn`` in the number of steps."""
 
-    output_moments: bool = setting(True, OUTPUT_MOMENTS_HELP)
     distill_steps: int = setting(STEPS, DISTILL_STEPS_HELP, low=0, high=10**9)
 
 
