@@ -269,6 +269,15 @@ class MethodSettings:
         """Whether integer kernels will run the network."""
         return self.quant_target != NO_TARGET
 
+    def require_quantized_weights(self, name: str) -> None:
+        """Check that weights are quantized if the setting ``name``, which acts on them, is on.
+
+        Raises:
+            InputError: it is on, and they are not.
+        """
+        if getattr(self, name) and self.n_bits_w == NOT_QUANTIZED:
+            raise InputError(f"{name} must be off with n_bits_w {NOT_QUANTIZED}, got on")
+
     def shifts_weights(self, asked: bool | None) -> bool:
         """Whether the means of weights are corrected; by default where no kernels forbid it.
 

@@ -17,6 +17,10 @@ class RtnSettings(RangeSettings):
 
     output_moments: bool = setting(False, OUTPUT_MOMENTS_HELP)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_quantized_weights("output_moments")
+
 
 @register_method
 class RoundToNearest(BaseQuantizationMethod):

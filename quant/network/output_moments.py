@@ -22,6 +22,7 @@ from quant.network.model import quant_layers, set_state
 from quant.network.observe import watch
 
 MOST_GAIN = 2.0  # of a channel, whose inverse is the least one
+LEAST_SPREAD = 1e-6  # variance, relative to the mean square: below it lies the error of float32
 
 
 def match_output_means(data: UnitData) -> None:
@@ -50,7 +51,7 @@ def _match(data: UnitData, deviations: bool) -> None:
         (present,) = _moments(data.unit, [layer], data.quant_input, data.device)
         mean = present.mean
         if deviations and layer.scale.numel() == len(mean):
-            gain = _gain(target, present)
+            gain = gains(target, present)
             layer.stretch(gain.float())
             bias = 0.0 if layer.bias is None else layer.bias.double()
             mean = gain * (mean - bias) + bias
@@ -58,7 +59,7 @@ def _match(data: UnitData, deviations: bool) -> None:
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Sums of an output over images and positions, each (O,) float64, and their number."""
 
     total: Tensor
@@ -73,25 +74,28 @@ class _Moments:
     def variance(self) -> Tensor:
         return (self.squares / self.count - self.mean.square()).clamp(min=0.0)
 
+    @property
+    def varies(self) -> Tensor:
+        return self.variance > LEAST_SPREAD * self.squares / self.count
 
-def _gain(target: _Moments, present: _Moments) -> Tensor:
+
+def gains(target: Moments, present: Moments) -> Tensor:
     """Factor of each channel, (O,) float64; 1 where an output is constant."""
     gain = (target.variance / present.variance).sqrt()
-    moves = (target.variance > 0) & (present.variance > 0)
-    return torch.where(moves, gain, 1.0).clamp(1 / MOST_GAIN, MOST_GAIN)
+    return torch.where(target.varies & present.varies, gain, 1.0).clamp(1 / MOST_GAIN, MOST_GAIN)
 
 
 def _moments(
     unit: nn.Module, layers: Sequence[QuantLayer], inputs: Tensor, device: torch.device
-) -> list[_Moments]:
+) -> list[Moments]:
     """Moments of the output of each layer when the unit runs on the inputs."""
-    batches: dict[nn.Module, list[_Moments]] = {layer: [] for layer in layers}
+    batches: dict[nn.Module, list[Moments]] = {layer: [] for layer in layers}
 
     def note(module: nn.Module, output: Tensor) -> None:
         channel = 1 if isinstance(module, QuantConv2d) else output.dim() - 1
         dims = [dim for dim in range(output.dim()) if dim != channel]
         batches[module].append(
-            _Moments(
+            Moments(
                 output.sum(dims, dtype=torch.float64),
                 output.square().sum(dims, dtype=torch.float64),
                 output.numel() // output.shape[channel],
@@ -103,8 +107,8 @@ def _moments(
     return [_joined(batches[layer]) for layer in layers]
 
 
-def _joined(parts: Sequence[_Moments]) -> _Moments:
-    return _Moments(
+def _joined(parts: Sequence[Moments]) -> Moments:
+    return Moments(
         torch.stack([part.total for part in parts]).sum(0),
         torch.stack([part.squares for part in parts]).sum(0),
         sum(part.count for part in parts),

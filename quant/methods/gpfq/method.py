@@ -109,6 +109,7 @@ class GpfqSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_quantized_weights("output_moments")
         if (self.regularizer is None) != (self.lambda_ is None):
             given = "regularizer" if self.lambda_ is None else "lambda"
             raise InputError(f"regularizer and lambda must be given together, got only {given}")
