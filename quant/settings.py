@@ -109,7 +109,8 @@ ACTIVATION_BITS_HELP = "bits of the activations: 1 to 16, or 32 for float"
 NUM_BITS_HELP = "set n_bits_w and n_bits_a to the same value"
 OUTPUT_MOMENTS_HELP = (
     "match mean and standard deviation of each layer's output on the calibration images to those "
-    "of the float network, by its bias and the scales of its channels"
+    "of the float network, by its bias and the scales of its channels (default: off; for distill "
+    "on where weights are quantized)"
 )
 FOLD_HELP = "fold batch norms into the layers before them (off: keep them in float, as published)"
 DISTILL_STEPS_HELP = (
@@ -210,6 +211,13 @@ class MethodSettings:
         "crop_flip",
         "distillation: random views of the images; shift moves them by a pixel or two, for symbols",
         choices=AUGMENTATIONS,
+    )
+
+    distill_batch_norm: str = setting(
+        "auto",
+        "distillation: normalise the outputs of convolutions over each batch while they are "
+        "trained; auto does so unless it takes the network further from the float one at the start",
+        choices=("auto", "on", "off"),
     )
 
     def __post_init__(self) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from types import TracebackType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.arithmetic.primitives import MIN_SCALE, quant_max
+from quant.distillation.normalised import Normalisation, NormalisedOutput
 from quant.network.layers import QuantLayer
-from quant.network.model import activation_quantizers, quant_layers
+from quant.network.model import QuantModel, activation_quantizers, quant_layers
 
 REACH = 0.45  # of a step: farthest that a latent code starts from its code
 MIN_RATIO = 1e-3
@@ -82,17 +83,17 @@ class TrainableNetwork:
 
     Attributes:
         weights: latent weights of the quantized layers.
-        biases: biases of these layers, trained.
         quantizers: activation quantizers; their ``scale`` is trained.
+        normalisation: of the outputs of convolutions while they are trained; None without.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: QuantModel):
+        self.normalisation: Normalisation | None = None
         layers = quant_layers(network).values()
         self.layers = [layer for layer in layers if layer.quantized]
         quantizers = activation_quantizers(network).values()
         self.quantizers = [quantizer for quantizer in quantizers if quantizer.quantized]
         self.weights: list[LatentWeight] = []
-        self.biases: list[Tensor] = []
 
     def __enter__(self) -> TrainableNetwork:
         for layer in self.layers:
@@ -101,7 +102,6 @@ class TrainableNetwork:
             self.weights.append(weight)
             if layer.bias is not None:
                 layer.bias = layer.bias.detach().clone().requires_grad_(True)
-                self.biases.append(layer.bias)
         for quantizer in self.quantizers:
             quantizer.scale = quantizer.scale.detach().clone().requires_grad_(True)
         return self
@@ -112,6 +112,8 @@ class TrainableNetwork:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.normalisation is not None:
+            self.normalisation.remove()
         for weight in self.weights:
             weight.store()
         for layer in self.layers:
@@ -120,12 +122,42 @@ class TrainableNetwork:
         for quantizer in self.quantizers:
             quantizer.scale = quantizer.scale.detach()
 
+    def normalise(self, normalisation: Normalisation) -> None:
+        """Train gain and shift of normalised outputs instead of the scale and bias of the layer."""
+        self.normalisation = normalisation
+        normalised = {output.layer for output in normalisation.outputs}
+        for weight in self.weights:
+            if weight.layer in normalised:
+                weight.ratio.requires_grad_(False)
+        for layer in normalised:
+            layer.bias = None if layer.bias is None else layer.bias.detach()
+
     @property
     def parameters(self) -> list[Tensor]:
         """All trained tensors, in a fixed order."""
-        codes = [weight.codes for weight in self.weights]
-        ratios = [weight.ratio for weight in self.weights]
-        return [*codes, *ratios, *self.scales, *self.biases]
+        return [*self.codes, *self.factors, *self.summands, *self.scales]
+
+    @property
+    def codes(self) -> list[Tensor]:
+        """The latent codes of all weights."""
+        return [weight.codes for weight in self.weights]
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """Factors of weights and of normalised outputs, 1 at the start."""
+        ratios = [weight.ratio for weight in self.weights if weight.ratio.requires_grad]
+        return ratios + [output.gain for output in self._normalised]
+
+    @property
+    def summands(self) -> list[Tensor]:
+        """Biases, and shifts of normalised outputs."""
+        biases = [layer.bias for layer in self.layers if layer.bias is not None]
+        shifts = [output.shift for output in self._normalised]
+        return [bias for bias in biases if bias.requires_grad] + shifts
+
+    @property
+    def _normalised(self) -> list[NormalisedOutput]:
+        return [] if self.normalisation is None else self.normalisation.outputs
 
     @property
     def scales(self) -> list[Tensor]:
@@ -137,5 +169,5 @@ class TrainableNetwork:
         """Clamp all scales to positive values."""
         for scale in self.scales:
             scale.clamp_(min=MIN_SCALE)
-        for weight in self.weights:
-            weight.ratio.clamp_(min=MIN_RATIO)
+        for factor in self.factors:
+            factor.clamp_(min=MIN_RATIO)

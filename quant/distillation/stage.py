@@ -8,14 +8,17 @@ No label is read. The loss is
     + features * sum over units of |output - float output|^2 / |float output|^2
 
 (Hinton et al. 2015, arXiv:1503.02531, for the first term). Trained are latent weights, the scales
-of weights and activations, and biases. An eighth of the images is held out: the result is the state
-with the least KL divergence there, the start included, so that the stage never ends above it.
+of weights and activations, and biases; ``quant.distillation.normalised`` says what takes the place
+of scale and bias in convolutions meanwhile. The result is the average of the last parameters
+(Polyak & Juditsky 1992). An eighth of the images is held out: where the result has a larger KL
+divergence there than the start, the start is kept.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,13 +32,16 @@ from quant.arithmetic.augmentation import augmented
 from quant.arithmetic.optim import FusedAdam
 from quant.arithmetic.primitives import quant_max
 from quant.distillation.latent import TrainableNetwork
+from quant.distillation.normalised import Normalisation
 from quant.network.chain import Task, generator_for
-from quant.network.forward import run_unit
+from quant.network.forward import RANGE_SAMPLES, run_unit
 from quant.network.model import QuantModel
 from quant.settings import MethodSettings
 
 HELD_OUT = 8  # one of so many images
 CHECKS = 20  # evaluations of the held-out images, and stored states, in the stage
+AVERAGED = 0.05  # of the steps: the time in which the weight of a state in the average falls to 1/e
+ESTIMATED = 64  # images that statistics of outputs are estimated on, before the end
 SEED_INDEX = 1_000_000  # of ``generator_for``; no unit has it
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
@@ -73,43 +79,48 @@ class _Distillation:
         self.held_out, self.kept = task.images[order[:held].to(task.images.device)], order[held:]
         self.order = torch.empty(0, dtype=torch.int64)
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
-        weights = trainable.weights
+        if settings.distill_batch_norm != "off":
+            self._normalise()
         self.optimizers = [
-            (FusedAdam([weight.codes for weight in weights], 0.0), _code_rate(settings)),
-            (FusedAdam([weight.ratio for weight in weights], 0.0), settings.distill_lr_scale),
-            (FusedAdam(trainable.biases, 0.0), settings.distill_lr_scale),
+            (FusedAdam(trainable.codes, 0.0), _code_rate(settings)),
+            (FusedAdam(trainable.factors, 0.0), settings.distill_lr_scale),
+            (FusedAdam(trainable.summands, 0.0), settings.distill_lr_scale),
             *(
                 (FusedAdam([scale], 0.0), settings.distill_lr_scale * float(scale.detach().mean()))
                 for scale in trainable.scales
             ),
         ]
-        self.step = 0
-        self.least, self.best_step, self.best = math.inf, 0, self._values()
-        self.first = math.nan
+        self.step, self.first = 0, math.nan
+        self.start, self.average = self._values(), self._values()
 
     def run(self) -> None:
-        """Train to the end and leave the best state in the network."""
+        """Train to the end; leave the average state in the network, or the start if better."""
         steps = self.settings.distill_steps
         if not self._restore():
-            if self._check() < EXACT:
+            self.first, error = self._check()
+            if error < EXACT:
                 logger.info("distillation: left out, the network is as good as the float one")
                 return
-            self.first = self.least
         every = max(1, steps // CHECKS)
         for step in progress(range(self.step + 1, steps + 1), "distillation"):
             self._train(step)
-            if step % every == 0 or step == steps:
-                self._check()
+            if step % every == 0 and step < steps:
+                self._estimate_and_check(ESTIMATED)
                 self._store()
-        self._load(self.best)
+        last, _ = self._estimate_and_check(len(self.kept))
+        self._finish(last)
+
+    def _finish(self, last: float) -> None:
+        is_better = last < self.first
+        self._load(self.average if is_better else self.start)
+        if is_better and self.trainable.normalisation is not None:
+            self.trainable.normalisation.fold()
         logger.info(
-            "distillation: KL divergence on %d held-out calibration images %.4f, before %.4f "
-            "(step %d of %d)",
+            "distillation: KL divergence on %d held-out calibration images %.4f, before %.4f%s",
             len(self.held_out),
-            self.least,
+            last,
             self.first,
-            self.best_step,
-            steps,
+            "" if is_better else ": the network stays as it was",
         )
 
     @torch.enable_grad()
@@ -117,11 +128,12 @@ class _Distillation:
         """One step of all optimisers."""
         self.step = step
         factor = 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self.settings.distill_steps))
-        loss = self._loss(self._batch())
-        for optimizer, lr in self.optimizers:
-            optimizer.zero_grad()
-            optimizer.set_lr(lr * factor)
-        loss.backward()
+        with self._over_batches():
+            loss = self._loss(self._batch())
+            for optimizer, lr in self.optimizers:
+                optimizer.zero_grad()
+                optimizer.set_lr(lr * factor)
+            loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(
@@ -131,6 +143,47 @@ class _Distillation:
         for optimizer, _ in self.optimizers:
             optimizer.step()
         self.trainable.keep_positive()
+        self._add_to_average()
+
+    def _normalise(self) -> None:
+        """Normalise outputs over batches, with ``auto`` unless that harms more than it can help.
+
+        It does where the start is close to the float network, or a batch says little about other
+        images.
+        """
+        batch, model = self.settings.distill_batch, self.task.model
+        images = self._calibration(RANGE_SAMPLES)
+        normalisation = Normalisation(model, self.trainable.layers, images, batch)
+        start = _divergence(run_unit(model, self.held_out, model.device), self.targets)
+        logits = normalisation.logits_over_batches(self.held_out, batch)
+        over_batches = _divergence(logits, self.targets[: len(logits)])
+        is_used = self.settings.distill_batch_norm == "on" or bool(over_batches <= start)
+        if is_used:
+            self.trainable.normalise(normalisation)
+        else:
+            normalisation.remove()
+        logger.info(
+            "distillation: outputs of %d layers are %snormalised over batches (KL divergence at "
+            "the start %.4f, without %.4f)",
+            len(normalisation.outputs),
+            "" if is_used else "not ",
+            over_batches,
+            start,
+        )
+
+    def _over_batches(self) -> AbstractContextManager[None]:
+        normalisation = self.trainable.normalisation
+        return nullcontext() if normalisation is None else normalisation.over_batches()
+
+    @torch.no_grad()
+    def _add_to_average(self) -> None:
+        horizon = max(1.0, AVERAGED * self.settings.distill_steps)
+        share = 1.0 / min(float(self.step), horizon)
+        torch._foreach_lerp_(self.average, self._values(), share)
+
+    def _calibration(self, count: int) -> Tensor:
+        """The first images that are not held out, as they are."""
+        return self.task.images[self.kept[:count].to(self.task.images.device)]
 
     def _batch(self) -> Tensor:
         """Views of the next images; each image comes once before any comes again."""
@@ -156,21 +209,30 @@ class _Distillation:
         heat = self.settings.distill_temperature
         return loss + heat**2 * _divergence(value / heat, targets[-1] / heat)
 
+    def _estimate_and_check(self, count: int) -> tuple[float, float]:
+        """``_check`` for the average state, with statistics of the outputs on ``count`` images."""
+        present = self._values()
+        self._load(self.average)
+        if self.trainable.normalisation is not None:
+            self.trainable.normalisation.estimate(self._calibration(count))
+        found = self._check()
+        self._load(present)
+        return found
+
     @torch.no_grad()
-    def _check(self) -> float:
-        """Compare the network with the best so far on the held-out images.
+    def _check(self) -> tuple[float, float]:
+        """Compare the network with the float one on the held-out images.
 
         Returns:
-            squared error of the logits, relative to their variance over images and classes.
+            KL divergence, and squared error of the logits relative to their variance over images
+            and classes.
         """
         logits = run_unit(self.task.model, self.held_out, self.task.model.device)
         loss = float(_divergence(logits, self.targets))
         if self.task.on_scalar is not None:
             self.task.on_scalar("distillation/held-out KL divergence", loss, self.step)
-        if loss < self.least:
-            self.least, self.best_step, self.best = loss, self.step, self._values()
         spread = (self.targets - self.targets.mean()).square().sum().clamp(min=TINY)
-        return float((logits - self.targets).square().sum() / spread)
+        return loss, float((logits - self.targets).square().sum() / spread)
 
     def _values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.trainable.parameters]
@@ -191,9 +253,7 @@ class _Distillation:
                     "generator": self.generator.get_state(),
                     "order": self.order,
                     "first": self.first,
-                    "least": self.least,
-                    "best_step": self.best_step,
-                    "best": self.best,
+                    "average": self.average,
                 }
             )
 
@@ -209,10 +269,9 @@ class _Distillation:
             optimizer.load(state)
         self.generator.set_state(stored["generator"])
         device = self.task.model.device
-        self.best = [value.to(device) for value in stored["best"]]
+        self.average = [value.to(device) for value in stored["average"]]
         self.order = stored["order"]
         self.step, self.first = stored["step"], stored["first"]
-        self.least, self.best_step = stored["least"], stored["best_step"]
         logger.info("distillation: %d steps taken from the earlier run", self.step)
         return True
 

@@ -45,10 +45,10 @@ def match_output_moments(data: UnitData) -> None:
 def _match(data: UnitData, deviations: bool) -> None:
     layers = list(quant_layers(data.unit).values())
     set_state(data.unit, weights=False, activations=False)
-    targets = _moments(data.unit, layers, data.float_input, data.device)
+    targets = output_moments(data.unit, layers, data.float_input, data.device)
     set_state(data.unit, weights=True, activations=True)
     for layer, target in zip(layers, targets, strict=True):
-        (present,) = _moments(data.unit, [layer], data.quant_input, data.device)
+        (present,) = output_moments(data.unit, [layer], data.quant_input, data.device)
         mean = present.mean
         if deviations and layer.scale.numel() == len(mean):
             gain = gains(target, present)
@@ -85,10 +85,10 @@ def gains(target: Moments, present: Moments) -> Tensor:
     return torch.where(target.varies & present.varies, gain, 1.0).clamp(1 / MOST_GAIN, MOST_GAIN)
 
 
-def _moments(
+def output_moments(
     unit: nn.Module, layers: Sequence[QuantLayer], inputs: Tensor, device: torch.device
 ) -> list[Moments]:
-    """Moments of the output of each layer when the unit runs on the inputs."""
+    """Moments of the output of each layer when the unit, or a network, runs on the inputs."""
     batches: dict[nn.Module, list[Moments]] = {layer: [] for layer in layers}
 
     def note(module: nn.Module, output: Tensor) -> None:
