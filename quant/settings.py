@@ -188,7 +188,8 @@ class MethodSettings:
         8e-3,
         "distillation: initial learning rate of the weights, in steps of their grids; it is "
         "multiplied by (2^n_bits_w - 1) / (2^n_bits_a - 1) if the activations have fewer bits; all "
-        "learning rates fall to 0 along half a cosine",
+        "learning rates are multiplied by the square root of the KL divergence at the start, if "
+        "that is below 1, and fall to 0 along half a cosine",
         low=0,
         high=1000,
     )

@@ -127,7 +127,8 @@ class _Distillation:
     def _train(self, step: int) -> None:
         """One step of all optimisers."""
         self.step = step
-        factor = 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self.settings.distill_steps))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self.settings.distill_steps))
+        factor = cosine * self.distance
         with self._over_batches():
             loss = self._loss(self._batch())
             for optimizer, lr in self.optimizers:
@@ -144,6 +145,14 @@ class _Distillation:
             optimizer.step()
         self.trainable.keep_positive()
         self._add_to_average()
+
+    @property
+    def distance(self) -> float:
+        """Share of the learning rates: a start that is close to the float network needs small ones.
+
+        The KL divergence grows with the square of a small change of the parameters.
+        """
+        return min(1.0, math.sqrt(self.first))
 
     def _normalise(self) -> None:
         """Normalise outputs over batches, with ``auto`` unless that harms more than it can help.
