@@ -23,9 +23,9 @@ from quant.settings import MethodSettings
 from tests.conftest import make_tiny_images, make_tiny_network
 
 SETTINGS = {"n_bits_w": 2, "n_bits_a": 3, "distill_batch": 16, "init_wmode": "minmax"}
-SETTINGS |= {"init_amode": "minmax", "distill_lr": 2e-2, "distill_lr_scale": 3e-3}
+SETTINGS |= {"init_amode": "minmax", "distill_lr": 7e-2, "distill_lr_scale": 1e-2}
 FAST = {
-    "gpfq": {"distill_lr": 1e-3, "distill_lr_scale": 1e-4},
+    "gpfq": {"distill_lr": 5e-3, "distill_lr_scale": 5e-4},
     "lapq": {"p_steps": 1, "powell_maxiter": 1, "powell_maxfev": 4, "gradient_steps": 0},
 }
 
@@ -253,6 +253,13 @@ def test_weights_of_finer_grids_move_in_steps_of_the_activations(w, a, factor):
     assert stage._code_rate(settings) == pytest.approx(0.01 * factor)
 
 
+@pytest.mark.parametrize(("first", "share"), [(4.0, 1.0), (0.25, 0.5), (0.0, 0.0), (-1e-9, 0.0)])
+def test_learning_rates_shrink_with_the_distance_of_the_start(first, share):
+    training = object.__new__(stage._Distillation)
+    training.first = first
+    assert training.distance == share
+
+
 def test_codes_are_hard_and_levels_few(trained):
     network, _ = trained
     levels: dict[nn.Module, int] = {}
@@ -328,7 +335,7 @@ def test_a_damaged_state_is_not_believed(trained, tmp_path, damage, caplog):
 def test_mixed_bits_and_float_activations_train_too(method, bits):
     losses: list[float] = []
     settings = {"n_bits_w": 2, "n_bits_a": bits, "distill_steps": 60, "distill_augment": "none"}
-    settings |= {"distill_lr": 1e-3, "distill_lr_scale": 1e-4, **FAST.get(method, {})}
+    settings |= {"distill_lr": 1e-2, "distill_lr_scale": 1e-3, **FAST.get(method, {})}
     made = QuantizationManager().get_quantization_method(method, **settings)
     network = made.quantize_model(
         make_network(), None, [make_tiny_images()], on_scalar=lambda n, v, s: losses.append(v)

@@ -152,7 +152,7 @@ class _Distillation:
 
         The KL divergence grows with the square of a small change of the parameters.
         """
-        return min(1.0, math.sqrt(self.first))
+        return min(1.0, math.sqrt(max(0.0, self.first)))
 
     def _normalise(self) -> None:
         """Normalise outputs over batches, with ``auto`` unless that harms more than it can help.
