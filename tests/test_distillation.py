@@ -139,6 +139,22 @@ def test_normalised_outputs_change_nothing_before_and_after(kind):
     torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_statistics_of_unequal_batches_are_those_of_all_images():
+    """In the first layer, whose input is not normalised; the last batch has 6 images."""
+    network = quantized(0)
+    images = torch.cat([make_tiny_images(), images_of_other_statistics()])[:70]
+    with TrainableNetwork(network) as trainable:
+        normalisation = Normalisation(network, trainable.layers, make_tiny_images(), 48)
+        first = normalisation.outputs[0]
+        normalisation.estimate(images)
+        normalisation.remove()
+        own: dict[nn.Module, torch.Tensor] = {}
+        with watch([first.layer], own.__setitem__, outputs=True), torch.no_grad():
+            network(images)
+    variance, mean = torch.var_mean(own[first.layer], (0, 2, 3), correction=0)
+    torch.testing.assert_close(first.estimate, (mean, variance), rtol=1e-4, atol=1e-5)
+
+
 def test_normalised_outputs_have_the_level_and_spread_of_the_start():
     network = quantized(0)
     with TrainableNetwork(network) as trainable:

@@ -45,7 +45,7 @@ class NormalisedOutput:
         gain, shift: (O,), 1 and 0 at the start; trained.
         estimate: mean and variance of the output, each (O,).
         over_batch: normalise with the statistics of the batch instead of the estimate.
-        noted: statistics of the batches that are to be an estimate; None notes nothing.
+        noted: mean, variance and size of batches that are to be an estimate; None notes nothing.
     """
 
     def __init__(self, layer: QuantLayer, start: Moments):
@@ -57,23 +57,27 @@ class NormalisedOutput:
         self.shift = torch.zeros_like(mean).requires_grad_(True)
         self.estimate = mean, variance
         self.over_batch = False
-        self.noted: list[tuple[Tensor, Tensor]] | None = None
+        self.noted: list[tuple[Tensor, Tensor, int]] | None = None
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         weight, bias = self.spread * self.gain, self.level + self.spread * self.shift
         if self.over_batch:
             if self.noted is not None:
                 variance, mean = torch.var_mean(output, (0, 2, 3), correction=0)
-                self.noted.append((mean, variance))
+                self.noted.append((mean, variance, len(output)))
             return F.batch_norm(output, None, None, weight, bias, True, 0.0, self.eps)
         return F.batch_norm(output, *self.estimate, weight, bias, False, 0.0, self.eps)
 
     def use_noted(self) -> None:
         """Make the statistics of the batches that were noted the estimate."""
         assert self.noted
-        means, variances = map(torch.stack, zip(*self.noted, strict=True))
-        mean = means.mean(0)
-        self.estimate = mean, variances.mean(0) + (means - mean).square().mean(0)
+        means, variances, sizes = zip(*self.noted, strict=True)
+        shares = (torch.tensor(sizes) / sum(sizes)).to(self.level.device)
+        mean = shares @ torch.stack(means)
+        self.estimate = (
+            mean,
+            shares @ (torch.stack(variances) + (torch.stack(means) - mean).square()),
+        )
         self.noted = None
 
     @torch.no_grad()

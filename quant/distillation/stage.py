@@ -163,6 +163,8 @@ class _Distillation:
         batch, model = self.settings.distill_batch, self.task.model
         images = self._calibration(RANGE_SAMPLES)
         normalisation = Normalisation(model, self.trainable.layers, images, batch)
+        if not normalisation.outputs:
+            return
         start = _divergence(run_unit(model, self.held_out, model.device), self.targets)
         logits = normalisation.logits_over_batches(self.held_out, batch)
         over_batches = _divergence(logits, self.targets[: len(logits)])
