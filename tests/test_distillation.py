@@ -213,6 +213,37 @@ def test_outputs_that_cannot_be_normalised_are_left_alone(batch, per_channel, tw
     assert bool(normalised) == twice
 
 
+@pytest.mark.parametrize("asked", ["on", "auto"])
+def test_a_network_without_outputs_to_normalise_is_warned_of_if_asked(asked, caplog):
+    network = quantized(2, channel_wise=False, distill_batch_norm=asked)
+    text = "distill_batch_norm on changes nothing: no convolution"
+    assert (text in caplog.text) == (asked == "on")
+    require_equal(network, quantized(2, channel_wise=False, distill_batch_norm="off"))
+
+
+def test_a_resumed_run_keeps_the_choice_of_the_stored_one(trained, tmp_path, monkeypatch):
+    """Another machine might choose otherwise, as the divergences differ in the last digits."""
+
+    def stop(name, value, step):
+        if step >= 10:
+            raise Stop
+
+    states = UnitStates(tmp_path, {"a": 1})
+    states.open(resume=False)
+    true = stage._divergence
+    for first in (100.0, 0.0):  # the start, as it is compared; then normalised, not normalised
+        found = iter([torch.tensor(first), torch.tensor(1.0)])
+        monkeypatch.setattr(
+            stage, "_divergence", lambda *pair, found=found: next(found, true(*pair))
+        )
+        if first:
+            with pytest.raises(Stop):
+                quantized(20, states=states, on_scalar=stop)
+            states.open(resume=True)
+        else:
+            require_equal(quantized(20, states=states), trained[0])
+
+
 def test_without_steps_nothing_changes():
     settings = {key: value for key, value in SETTINGS.items() if "distill" not in key}
     made = QuantizationManager().get_quantization_method("rtn", distill_steps=0, **settings)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +41,9 @@ HELD_OUT = 8  # one of so many images
 CHECKS = 20  # evaluations of the held-out images, and stored states, in the stage
 AVERAGED = 0.05  # of the steps: the time in which the weight of a state in the average falls to 1/e
 ESTIMATED = 64  # images that statistics of outputs are estimated on, before the end
+NOTHING_TO_NORMALISE = (
+    "no convolution that is called once has a scale per channel and enough values in a batch"
+)
 SEED_INDEX = 1_000_000  # of ``generator_for``; no unit has it
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
@@ -78,6 +80,7 @@ class _Distillation:
         held = max(1, len(order) // HELD_OUT)
         self.held_out, self.kept = task.images[order[:held].to(task.images.device)], order[held:]
         self.order = torch.empty(0, dtype=torch.int64)
+        self.stored = None if task.states is None else task.states.restore_stage()
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
         if settings.distill_batch_norm != "off":
             self._normalise()
@@ -164,11 +167,15 @@ class _Distillation:
         images = self._calibration(RANGE_SAMPLES)
         normalisation = Normalisation(model, self.trainable.layers, images, batch)
         if not normalisation.outputs:
+            if self.settings.distill_batch_norm == "on":
+                logger.warning("distill_batch_norm on changes nothing: %s", NOTHING_TO_NORMALISE)
             return
         start = _divergence(run_unit(model, self.held_out, model.device), self.targets)
         logits = normalisation.logits_over_batches(self.held_out, batch)
         over_batches = _divergence(logits, self.targets[: len(logits)])
         is_used = self.settings.distill_batch_norm == "on" or bool(over_batches <= start)
+        if self.stored is not None:
+            is_used = self.stored["normalised"]
         if is_used:
             self.trainable.normalise(normalisation)
         else:
@@ -190,7 +197,7 @@ class _Distillation:
     def _add_to_average(self) -> None:
         horizon = max(1.0, AVERAGED * self.settings.distill_steps)
         share = 1.0 / min(float(self.step), horizon)
-        torch._foreach_lerp_(self.average, self._values(), share)
+        torch._foreach_lerp_(self.average, self.trainable.parameters, share)
 
     def _calibration(self, count: int) -> Tensor:
         """The first images that are not held out, as they are."""
@@ -259,6 +266,7 @@ class _Distillation:
             self.task.states.save_stage(
                 {
                     "step": self.step,
+                    "normalised": self.trainable.normalisation is not None,
                     "values": self._values(),
                     "optimizers": [optimizer.state() for optimizer, _ in self.optimizers],
                     "generator": self.generator.get_state(),
@@ -270,9 +278,7 @@ class _Distillation:
 
     def _restore(self) -> bool:
         """Continue where the stored state is; False if there is none."""
-        stored: dict[str, Any] | None = None
-        if self.task.states is not None:
-            stored = self.task.states.restore_stage()
+        stored, self.stored = self.stored, None
         if stored is None:
             return False
         self._load(stored["values"])
