@@ -201,7 +201,8 @@ class MethodSettings:
     )
     distill_features: float = setting(
         10.0,
-        "distillation: weight of the relative squared errors of the units' outputs in the loss",
+        "distillation: weight of the relative squared errors of the units' outputs in the loss, or "
+        "less, so that at the start they are at most 50 times the divergence there",
         low=0,
         high=10**6,
     )

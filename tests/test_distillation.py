@@ -294,6 +294,39 @@ def test_every_setting_changes_the_training(name, value):
     assert traces[0] != traces[1]
 
 
+class _Stop(Exception):
+    """Ends a training before its first step."""
+
+
+@pytest.mark.parametrize(("limit", "is_lowered"), [(0.01, True), (1e9, False)])
+def test_the_errors_of_units_are_limited_to_a_multiple_of_the_divergence(
+    monkeypatch, limit, is_lowered
+):
+    found: dict[str, float] = {}
+
+    def stop(training, step):
+        outputs = targets = training._calibration(stage.ESTIMATED)
+        errors = []
+        for unit, float_unit in zip(
+            training.task.model.units, training.task.reference.units, strict=True
+        ):
+            outputs, targets = unit(outputs).detach(), float_unit(targets)
+            errors.append(float((outputs - targets).square().sum() / targets.square().sum()))
+        divergence = 4.0 * float(stage._divergence(outputs / 2.0, targets / 2.0))
+        found.update(weight=training.features, ratio=sum(errors[:-1]) / divergence)
+        raise _Stop
+
+    monkeypatch.setattr(stage, "MOST_FEATURES", limit)
+    monkeypatch.setattr(stage._Distillation, "_train", stop)
+    with pytest.raises(_Stop):
+        quantized(1, distill_batch=64)
+    if is_lowered:
+        assert found["weight"] * found["ratio"] == pytest.approx(limit, rel=1e-4)
+        assert found["weight"] < 10.0
+    else:
+        assert found["weight"] == 10.0
+
+
 @pytest.mark.parametrize(("w", "a", "factor"), [(4, 2, 5), (3, 2, 7 / 3), (2, 4, 1), (8, 32, 1)])
 def test_weights_of_finer_grids_move_in_steps_of_the_activations(w, a, factor):
     settings = MethodSettings(n_bits_w=w, n_bits_a=a, distill_steps=1, distill_lr=0.01)

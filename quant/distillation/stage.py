@@ -7,11 +7,12 @@ No label is read. The loss is
     T^2 KL(softmax(float / T), softmax(quantized / T))
     + features * sum over units of |output - float output|^2 / |float output|^2
 
-(Hinton et al. 2015, arXiv:1503.02531, for the first term). Trained are latent weights, the scales
-of weights and activations, and biases; ``quant.distillation.normalised`` says what takes the place
-of scale and bias in convolutions meanwhile. The result is the average of the last parameters
-(Polyak & Juditsky 1992). An eighth of the images is held out: where the result has a larger KL
-divergence there than the start, the start is kept.
+(Hinton et al. 2015, arXiv:1503.02531, for the first term). ``features`` is a setting, or less, so
+that the second term is at most ``MOST_FEATURES`` times the first one at the start. Trained are
+latent weights, the scales of weights and activations, and biases; ``quant.distillation.normalised``
+says what takes the place of scale and bias in convolutions meanwhile. The result is the average of
+the last parameters (Polyak & Juditsky 1992). An eighth of the images is held out: where the result
+has a larger KL divergence there than the start, the start is kept.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ NOTHING_TO_NORMALISE = (
 SEED_INDEX = 1_000_000  # of ``generator_for``; no unit has it
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
+MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ class _Distillation:
             ),
         ]
         self.step, self.first = 0, math.nan
+        self.features = settings.distill_features
         self.start, self.average = self._values(), self._values()
 
     def run(self) -> None:
@@ -104,6 +107,7 @@ class _Distillation:
             if error < EXACT:
                 logger.info("distillation: left out, the network is as good as the float one")
                 return
+            self._limit_features()
         every = max(1, steps // CHECKS)
         for step in progress(range(self.step + 1, steps + 1), "distillation"):
             self._train(step)
@@ -214,18 +218,39 @@ class _Distillation:
         views = augmented(images, self.settings.distill_augment, self.generator)
         return views.contiguous(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def _limit_features(self) -> None:
+        """Lower the weight of the units' errors where they would outweigh the divergence."""
+        images = self._calibration(ESTIMATED).to(self.task.model.device)
+        parts = [self._terms(part) for part in images.split(self.settings.distill_batch)]
+        divergence, errors = (float(sum(term)) for term in zip(*parts, strict=True))
+        if errors > MOST_FEATURES * divergence:
+            self.features *= MOST_FEATURES * divergence / errors
+            logger.info(
+                "distillation: distill_features %g in place of %g, so that the errors of the units "
+                "are at most %g times the divergence in the loss",
+                self.features,
+                self.settings.distill_features,
+                MOST_FEATURES,
+            )
+
     def _loss(self, images: Tensor) -> Tensor:
+        divergence, errors = self._terms(images)
+        return errors + divergence
+
+    def _terms(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the loss, with their weights."""
         targets = _outputs_without_gradient(self.task.reference, images)
         is_large = images.numel() >= LARGE_BATCH
-        value, loss = images, images.new_zeros(())
+        value, errors = images, images.new_zeros(())
         for unit, target in zip(self.task.model.units, targets, strict=True):
             value = checkpoint(unit, value, use_reentrant=False) if is_large else unit(value)
-            if unit is not self.task.model.units[-1] and self.settings.distill_features > 0:
+            if unit is not self.task.model.units[-1] and self.features > 0:
                 size = target.square().sum().clamp(min=TINY)
                 error = F.mse_loss(value, target, reduction="sum") / size
-                loss = loss + self.settings.distill_features * error
+                errors = errors + self.features * error
         heat = self.settings.distill_temperature
-        return loss + heat**2 * _divergence(value / heat, targets[-1] / heat)
+        return heat**2 * _divergence(value / heat, targets[-1] / heat), errors
 
     def _estimate_and_check(self, count: int) -> tuple[float, float]:
         """``_check`` for the average state, with statistics of the outputs on ``count`` images."""
@@ -272,6 +297,7 @@ class _Distillation:
                     "generator": self.generator.get_state(),
                     "order": self.order,
                     "first": self.first,
+                    "features": self.features,
                     "average": self.average,
                 }
             )
@@ -289,6 +315,7 @@ class _Distillation:
         self.average = [value.to(device) for value in stored["average"]]
         self.order = stored["order"]
         self.step, self.first = stored["step"], stored["first"]
+        self.features = stored["features"]
         logger.info("distillation: %d steps taken from the earlier run", self.step)
         return True
 
