@@ -201,8 +201,8 @@ class MethodSettings:
     )
     distill_features: float = setting(
         10.0,
-        "distillation: weight of the relative squared errors of the units' outputs in the loss, or "
-        "less, so that at the start they are at most 50 times the divergence there",
+        "distillation: weight of the relative squared errors of the units' outputs in the loss; it "
+        "is lowered where these are more than 50 times the divergence at the start",
         low=0,
         high=10**6,
     )
