@@ -30,6 +30,10 @@ FAST = {
 }
 
 
+class Stop(Exception):
+    pass
+
+
 def make_network() -> nn.Module:
     """The tiny network with logits that tell the images apart."""
     network = make_tiny_network()
@@ -294,10 +298,6 @@ def test_every_setting_changes_the_training(name, value):
     assert traces[0] != traces[1]
 
 
-class _Stop(Exception):
-    """Ends a training before its first step."""
-
-
 @pytest.mark.parametrize(("limit", "is_lowered"), [(0.01, True), (1e9, False)])
 def test_the_errors_of_units_are_limited_to_a_multiple_of_the_divergence(
     monkeypatch, limit, is_lowered
@@ -314,11 +314,11 @@ def test_the_errors_of_units_are_limited_to_a_multiple_of_the_divergence(
             errors.append(float((outputs - targets).square().sum() / targets.square().sum()))
         divergence = 4.0 * float(stage._divergence(outputs / 2.0, targets / 2.0))
         found.update(weight=training.features, ratio=sum(errors[:-1]) / divergence)
-        raise _Stop
+        raise Stop
 
     monkeypatch.setattr(stage, "MOST_FEATURES", limit)
     monkeypatch.setattr(stage._Distillation, "_train", stop)
-    with pytest.raises(_Stop):
+    with pytest.raises(Stop):
         quantized(1, distill_batch=64)
     if is_lowered:
         assert found["weight"] * found["ratio"] == pytest.approx(limit, rel=1e-4)
@@ -372,10 +372,6 @@ def test_no_label_is_read_and_the_same_seed_gives_the_same_bytes(trained):
         not torch.equal(value, other.state_dict()[name])
         for name, value in trained[0].state_dict().items()
     )
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("last", [1, 10, 20])
