@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import InputError, RunError
 from quant import QuantizationManager, UnitStates
@@ -16,9 +16,11 @@ from quant.arithmetic.primitives import dequantize
 from quant.distillation import stage
 from quant.distillation.latent import REACH, LatentWeight, TrainableNetwork
 from quant.distillation.normalised import Normalisation
+from quant.distillation.split import split_calibration
 from quant.network.layers import QuantConv2d, QuantLinear
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.observe import watch
+from quant.reconstruction import engine
 from quant.settings import MethodSettings
 from tests.conftest import make_tiny_images, make_tiny_network
 
@@ -261,8 +263,7 @@ def test_the_curve_ends_with_the_loss_of_the_network_that_is_returned(trained):
     assert steps == list(range(21))
     last = losses[-1][1]
     assert last < 0.7 * losses[0][1]
-    order = torch.randperm(48, generator=stage.generator_for(1005, stage.SEED_INDEX, "cpu"))
-    held = make_tiny_images()[order[:6]]
+    held = make_tiny_images()[split_calibration(48, 1005)[0]]
     targets = make_network()(held).log_softmax(1)
     found = network(held).log_softmax(1)
     divergence = (targets.exp() * (targets - found)).sum(1).mean()
@@ -271,6 +272,23 @@ def test_the_curve_ends_with_the_loss_of_the_network_that_is_returned(trained):
 
 def test_a_learning_rate_that_destroys_ends_at_the_start():
     require_equal(quantized(4, distill_lr=1e3, distill_lr_scale=10.0), quantized(0))
+
+
+def test_a_reconstruction_before_it_does_not_train_on_the_images_that_are_held_out(monkeypatch):
+    held, kept, _ = split_calibration(48, 1005)
+    assert sorted([*held.tolist(), *kept.tolist()]) == list(range(48)) and len(held) == 6
+    drawn: list[Tensor] = []
+    true = engine.UnitStep.run
+
+    def run(self, given):
+        drawn.append(given.pick)
+        return true(self, given)
+
+    monkeypatch.setattr(engine.UnitStep, "run", run)
+    for steps, expected in ((1, set(kept.tolist())), (0, set(range(48)))):
+        drawn.clear()
+        quantized(steps, method="qdrop", iters_w=40, batch_size_recon=16)
+        assert set(torch.cat(drawn).tolist()) == expected
 
 
 @pytest.mark.parametrize(

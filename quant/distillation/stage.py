@@ -11,8 +11,9 @@ No label is read. The loss is
 that the second term is at most ``MOST_FEATURES`` times the first one at the start. Trained are
 latent weights, the scales of weights and activations, and biases; ``quant.distillation.normalised``
 says what takes the place of scale and bias in convolutions meanwhile. The result is the average of
-the last parameters (Polyak & Juditsky 1992). An eighth of the images is held out: where the result
-has a larger KL divergence there than the start, the start is kept.
+the last parameters (Polyak & Juditsky 1992). An eighth of the images is held out
+(``quant.distillation.split``): where the result has a larger KL divergence there than the start,
+the start is kept.
 """
 
 from __future__ import annotations
@@ -27,25 +28,24 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from common.console import progress
-from common.errors import InputError, RunError
+from common.errors import RunError
 from quant.arithmetic.augmentation import augmented
 from quant.arithmetic.optim import FusedAdam
 from quant.arithmetic.primitives import quant_max
 from quant.distillation.latent import TrainableNetwork
 from quant.distillation.normalised import Normalisation
-from quant.network.chain import Task, generator_for
+from quant.distillation.split import split_calibration
+from quant.network.chain import Task
 from quant.network.forward import RANGE_SAMPLES, run_unit
 from quant.network.model import QuantModel
 from quant.settings import MethodSettings
 
-HELD_OUT = 8  # one of so many images
 CHECKS = 20  # evaluations of the held-out images, and stored states, in the stage
 AVERAGED = 0.05  # of the steps: the time in which the weight of a state in the average falls to 1/e
 ESTIMATED = 64  # images that statistics of outputs are estimated on, before the end
 NOTHING_TO_NORMALISE = (
     "no convolution that is called once has a scale per channel and enough values in a batch"
 )
-SEED_INDEX = 1_000_000  # of ``generator_for``; no unit has it
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
@@ -58,15 +58,11 @@ def distill(task: Task, settings: MethodSettings) -> None:
     """Train ``task.model``, which is quantized, in place; with ``distill_steps`` 0 nothing changes.
 
     Raises:
-        InputError: there are too few images to hold some out.
+        InputError: there are too few images to hold one out.
         RunError: the loss is not finite.
     """
     if settings.distill_steps == 0:
         return
-    if len(task.images) < 2:
-        raise InputError(
-            f"num_samples must be at least 2 with distill_steps, got {len(task.images)}"
-        )
     with TrainableNetwork(task.model) as trainable:
         if trainable.parameters:
             _Distillation(task, settings, trainable).run()
@@ -77,10 +73,8 @@ class _Distillation:
 
     def __init__(self, task: Task, settings: MethodSettings, trainable: TrainableNetwork):
         self.task, self.settings, self.trainable = task, settings, trainable
-        self.generator = generator_for(settings.seed, SEED_INDEX, torch.device("cpu"))
-        order = torch.randperm(len(task.images), generator=self.generator)
-        held = max(1, len(order) // HELD_OUT)
-        self.held_out, self.kept = task.images[order[:held].to(task.images.device)], order[held:]
+        held, self.kept, self.generator = split_calibration(len(task.images), settings.seed)
+        self.held_out = task.images[held.to(task.images.device)]
         self.order = torch.empty(0, dtype=torch.int64)
         self.stored = None if task.states is None else task.states.restore_stage()
         self.targets = run_unit(task.reference, self.held_out, task.model.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.console import progress
 from quant.base import BaseQuantizationMethod
+from quant.distillation.split import split_calibration
 from quant.network.chain import Task, UnitData, generator_for, nearest, walk_chain
 from quant.network.forward import run_unit
 from quant.reconstruction.buffers import StepInput
@@ -136,8 +137,13 @@ def penalty_exponent(step: int, settings: ReconstructionSettings) -> float:
 def _draw_batches(
     data: UnitData, settings: ReconstructionSettings, generator: torch.Generator
 ) -> Tensor:
-    """Draw image indices with replacement: (steps, batch) int64, on the device of the cache."""
+    """Draw image indices with replacement: (steps, batch) int64, on the device of the cache.
+
+    Images that the distillation after it holds out are left out.
+    """
     shape = (settings.iters_w, settings.batch_size_recon)
-    count = len(data.quant_input)
-    picks = torch.randint(count, shape, generator=generator, device=data.device)
-    return picks.to(data.quant_input.device)
+    images = torch.arange(len(data.quant_input))
+    if settings.distill_steps > 0:
+        _, images, _ = split_calibration(len(images), settings.seed)
+    picks = torch.randint(len(images), shape, generator=generator, device=data.device)
+    return images.to(data.quant_input.device)[picks.to(data.quant_input.device)]
