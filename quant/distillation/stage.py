@@ -49,6 +49,8 @@ NOTHING_TO_NORMALISE = (
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
+STORED = {"step", "normalised", "values", "optimizers", "generator", "order"}
+STORED |= {"first", "features", "average"}
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class _Distillation:
         held, self.kept, self.generator = split_calibration(len(task.images), settings.seed)
         self.held_out = task.images[held.to(task.images.device)]
         self.order = torch.empty(0, dtype=torch.int64)
-        self.stored = None if task.states is None else task.states.restore_stage()
+        self.stored = None if task.states is None else task.states.restore_stage(STORED)
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
         if settings.distill_batch_norm != "off":
             self._normalise()

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +160,12 @@ class UnitStates:
         except OSError as error:
             logger.warning("distillation is not stored, --resume will redo it: %s", error)
 
-    def restore_stage(self) -> dict[str, Any] | None:
-        """The stored state of the stage; None if there is none that can be believed."""
+    def restore_stage(self, keys: Set[str]) -> dict[str, Any] | None:
+        """The stored state of the stage; None if there is none that can be believed.
+
+        Args:
+            keys: what ``save_stage`` was given; a state of another version may have others.
+        """
         path = self.folder / STAGE_FILE
         if not path.exists():
             return None
@@ -169,6 +173,8 @@ class UnitStates:
             content = read_torch_file(path)
             if not isinstance(content, dict) or content.pop(MADE_FROM, None) != self.origin:
                 raise InputError("it was made with other settings")
+            if content.keys() != keys:
+                raise InputError("it was stored by another version")
         except InputError as error:
             distrust(path, str(error))
             return None
