@@ -125,7 +125,7 @@ class BaseQuantizationMethod(ABC):
             self._warn_of_unused(task.model)
             task = dataclasses.replace(task, cache=self._cache(task))
             self._quantize(task)
-            distill(task, self.settings)
+            self._distill(task)
             for layer in quant_layers(task.model).values():
                 layer.gain = None
             if self.settings.has_target:
@@ -248,6 +248,15 @@ class BaseQuantizationMethod(ABC):
         )
         return cache
 
+    def _distill(self, task: Task) -> None:
+        try:
+            distill(task, self.settings)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                "GPU memory must hold one step of the distillation, which trains the whole "
+                f"network, got: {_first_line(error)}; start again with a smaller --distill_batch"
+            ) from error
+
     def _out_of_memory(self, error: Exception, resumable: bool) -> str:
         advice = "start again with a smaller --batch_size_recon"
         if not self.settings.keep_cpu:
@@ -255,12 +264,16 @@ class BaseQuantizationMethod(ABC):
             advice = f"continue with {resume}--keep_cpu, or {advice}"
         return (
             "GPU memory must hold the cached activations and one step of a unit, got: "
-            f"{str(error).splitlines()[0]}; {advice}"
+            f"{_first_line(error)}; {advice}"
         )
 
     @abstractmethod
     def _quantize(self, task: Task) -> None:
         """Quantize ``task.model`` in place."""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _captured(model: nn.Module | CapturedNetwork, images: Tensor) -> CapturedNetwork:

@@ -195,14 +195,15 @@ class MethodSettings:
     )
     distill_lr_scale: float = setting(
         2e-2,
-        "distillation: initial learning rate of the scales, relative to them, and of the biases",
+        "distillation: initial learning rate of the scales, relative to them, and of the biases, "
+        "in units of the output (where it is normalised, in its standard deviations)",
         low=0,
         high=1000,
     )
     distill_features: float = setting(
         10.0,
         "distillation: weight of the relative squared errors of the units' outputs in the loss; it "
-        "is lowered where these are more than 50 times the divergence at the start",
+        "is lowered so that this term is at most 50 times the divergence term at the start",
         low=0,
         high=10**6,
     )
@@ -211,14 +212,17 @@ class MethodSettings:
     )
     distill_augment: str = setting(
         "crop_flip",
-        "distillation: random views of the images; shift moves them by a pixel or two, for symbols",
+        "distillation: random views of the images; crop_flip moves them by up to an eighth of "
+        "their side and mirrors half of them; shift moves them by a thirty-second, for letters "
+        "and digits; resized_crop enlarges a part and mirrors half of them",
         choices=AUGMENTATIONS,
     )
 
     distill_batch_norm: str = setting(
         "auto",
-        "distillation: normalise the outputs of convolutions over each batch while they are "
-        "trained; auto does so unless it takes the network further from the float one at the start",
+        "distillation: normalise the outputs of convolutions (with a scale per channel, and at "
+        "least 256 values per channel in a batch) over each batch while they are trained; auto "
+        "does so unless it takes the network further from the float one at the start",
         choices=("auto", "on", "off"),
     )
 
@@ -227,6 +231,10 @@ class MethodSettings:
             object.__setattr__(self, field.name, check_setting(field, getattr(self, field.name)))
         if self.distill_steps == 0:
             self._refuse_settings_of_distillation()
+        elif self.num_samples < 2:
+            raise InputError(
+                f"num_samples must be at least 2 with distill_steps, got {self.num_samples}"
+            )
         self._require_target()
 
     def _require_target(self) -> None:

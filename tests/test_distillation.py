@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.errors import InputError, RunError
 from quant import QuantizationManager, UnitStates
@@ -196,6 +197,38 @@ def test_outputs_are_normalised_where_that_does_not_harm_at_the_start(
     monkeypatch.undo()
     asked = quantized(2, distill_batch_norm="off" if word else "on")
     require_equal(network, asked)
+
+
+def test_normalised_logits_of_a_gpu_are_where_the_images_are(monkeypatch):
+    """With ``keep_cpu`` the images, and the targets that they are compared with, are on the CPU."""
+
+    class OnGpu:
+        device = torch.device("cuda")
+
+        def __call__(self, images: Tensor) -> Tensor:
+            assert images.device.type == "cuda"
+            return torch.empty(len(images), 5, device="cuda")
+
+    network = quantized(0)
+    layers = list(quant_layers(network).values())
+    normalisation = Normalisation(network, layers, make_tiny_images(), 16)
+    monkeypatch.setattr(normalisation, "network", OnGpu())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = normalisation.logits_over_batches(torch.empty(40, 3, 8, 8), 16)
+    assert logits.shape == (32, 5) and logits.device.type == "cpu"
+
+
+def test_normalised_outputs_start_from_stored_statistics():
+    """A resumed run measures its own; on a GPU these differ in the last digits."""
+    network = quantized(0)
+    layers = list(quant_layers(network).values())
+    stored = Normalisation(network, layers, images_of_other_statistics(), 48)
+    stored.remove()
+    own = Normalisation(network, layers, make_tiny_images(), 48)
+    own.start_from(stored.starts)
+    for mine, theirs in zip(own.outputs, stored.outputs, strict=True):
+        assert mine.eps == theirs.eps
+        assert torch.equal(mine.level, theirs.level) and torch.equal(mine.spread, theirs.spread)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +451,7 @@ def test_a_damaged_state_is_not_believed(trained, tmp_path, damage, caplog):
     if damage == "other settings":
         states.origin = "other"
     elif damage == "another version":
-        states.save_stage({"step": 10})
+        states.save_stage(stage.STATE_FORMAT - 1, {"step": 10})
     else:
         path.write_bytes(damage)
     require_equal(quantized(20, states=states, distill_batch_norm="on"), trained[0])
@@ -450,9 +483,22 @@ def test_a_loss_that_is_not_finite_names_the_step(monkeypatch):
         quantized(3)
 
 
+def test_out_of_gpu_memory_names_the_batch_of_the_distillation(monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    monkeypatch.setattr(stage._Distillation, "_loss", full)
+    with pytest.raises(RunError, match=r"out of memory\.; start again with a smaller") as e:
+        quantized(3)
+    assert str(e.value).endswith("--distill_batch")
+
+
 def test_what_cannot_be_distilled_is_refused():
-    with pytest.raises(InputError, match="num_samples must be at least 2 with distill_steps"):
+    few = "num_samples must be at least 2 with distill_steps, got 1"
+    with pytest.raises(InputError, match=few):
         quantized(3, [make_tiny_images()[:1]])
+    with pytest.raises(InputError, match=few):
+        QuantizationManager().get_quantization_method("rtn", distill_steps=1, num_samples=1)
     for name, value in (("distill_lr", 0.5), ("distill_features", 0.0)):
         with pytest.raises(InputError, match=f"{name} must be left out while distill_steps is 0"):
             QuantizationManager().get_quantization_method("rtn", **{name: value})

@@ -43,6 +43,7 @@ class NormalisedOutput:
 
     Attributes:
         gain, shift: (O,), 1 and 0 at the start; trained.
+        start: mean and variance of the output at the start, each (O,).
         estimate: mean and variance of the output, each (O,).
         over_batch: normalise with the statistics of the batch instead of the estimate.
         noted: mean, variance and size of batches that are to be an estimate; None notes nothing.
@@ -51,11 +52,9 @@ class NormalisedOutput:
     def __init__(self, layer: QuantLayer, start: Moments):
         self.layer = layer
         mean, variance = start.mean.float(), start.variance.float()
-        self.eps = LEAST_SPREAD * float(variance.mean()) + TINY
-        self.level, self.spread = mean, (variance + self.eps).sqrt()
+        self.start_from(mean, variance)
         self.gain = torch.ones_like(mean).requires_grad_(True)
         self.shift = torch.zeros_like(mean).requires_grad_(True)
-        self.estimate = mean, variance
         self.over_batch = False
         self.noted: list[tuple[Tensor, Tensor, int]] | None = None
 
@@ -67,6 +66,12 @@ class NormalisedOutput:
                 self.noted.append((mean, variance, len(output)))
             return F.batch_norm(output, None, None, weight, bias, True, 0.0, self.eps)
         return F.batch_norm(output, *self.estimate, weight, bias, False, 0.0, self.eps)
+
+    def start_from(self, mean: Tensor, variance: Tensor) -> None:
+        """Take level and spread, to which gain and shift relate, from (O,) statistics."""
+        self.start = self.estimate = mean, variance
+        self.eps = LEAST_SPREAD * float(variance.mean()) + TINY
+        self.level, self.spread = mean, (variance + self.eps).sqrt()
 
     def use_noted(self) -> None:
         """Make the statistics of the batches that were noted the estimate."""
@@ -121,11 +126,24 @@ class Normalisation:
 
         Args:
             images: (N, ...); those after the last full batch are left out, if there is one.
+
+        Returns:
+            (M, classes) on the device of ``images``, of the first M of them.
         """
         whole = images[: max(batch, len(images) // batch * batch)]
         with self.over_batches():
             parts = [self.network(part.to(self.network.device)) for part in whole.split(batch)]
-        return torch.cat(parts)
+        return torch.cat(parts).to(images.device)
+
+    @property
+    def starts(self) -> list[tuple[Tensor, Tensor]]:
+        """Mean and variance of each output at the start."""
+        return [output.start for output in self.outputs]
+
+    def start_from(self, starts: list[tuple[Tensor, Tensor]]) -> None:
+        """Take the statistics of another ``Normalisation`` of the same network."""
+        for output, (mean, variance) in zip(self.outputs, starts, strict=True):
+            output.start_from(mean.to(self.network.device), variance.to(self.network.device))
 
     @contextmanager
     def over_batches(self) -> Iterator[None]:

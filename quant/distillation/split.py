@@ -1,7 +1,8 @@
 """The calibration images that decide between the start and the end of the distillation.
 
 Neither the distillation nor a reconstruction before it is trained on them; otherwise the comparison
-would favour a start that has fitted them.
+would favour a start that has fitted them. Methods that fit far fewer numbers (ranges, moments), and
+``gpfq``, do use them.
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ NOTHING_TO_NORMALISE = (
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
-STORED = {"step", "normalised", "values", "optimizers", "generator", "order"}
-STORED |= {"first", "features", "average"}
+STATE_FORMAT = 2  # of what is stored; another number for another form or meaning
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class _Distillation:
         held, self.kept, self.generator = split_calibration(len(task.images), settings.seed)
         self.held_out = task.images[held.to(task.images.device)]
         self.order = torch.empty(0, dtype=torch.int64)
-        self.stored = None if task.states is None else task.states.restore_stage(STORED)
+        self.stored = None if task.states is None else task.states.restore_stage(STATE_FORMAT)
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
         if settings.distill_batch_norm != "off":
             self._normalise()
@@ -142,7 +141,7 @@ class _Distillation:
         if not math.isfinite(value):
             raise RunError(
                 f"loss of the distillation must be finite, got {value} at step {step}; a "
-                "lower distill_lr may help"
+                "lower distill_lr or distill_lr_scale may help"
             )
         for optimizer, _ in self.optimizers:
             optimizer.step()
@@ -170,9 +169,10 @@ class _Distillation:
             if self.settings.distill_batch_norm == "on":
                 logger.warning("distill_batch_norm on changes nothing: %s", NOTHING_TO_NORMALISE)
             return
-        start = _divergence(run_unit(model, self.held_out, model.device), self.targets)
-        logits = normalisation.logits_over_batches(self.held_out, batch)
-        over_batches = _divergence(logits, self.targets[: len(logits)])
+        normalised = normalisation.logits_over_batches(self.held_out, batch)
+        targets = self.targets[: len(normalised)]
+        plain = run_unit(model, self.held_out[: len(normalised)], model.device)
+        start, over_batches = _divergence(plain, targets), _divergence(normalised, targets)
         is_used = self.settings.distill_batch_norm == "on" or bool(over_batches <= start)
         if self.stored is not None:
             is_used = self.stored["normalised"]
@@ -283,11 +283,14 @@ class _Distillation:
 
     def _store(self) -> None:
         """Store everything that the next steps depend on, if the run stores its units."""
+        normalisation = self.trainable.normalisation
         if self.task.states is not None:
             self.task.states.save_stage(
+                STATE_FORMAT,
                 {
                     "step": self.step,
-                    "normalised": self.trainable.normalisation is not None,
+                    "normalised": normalisation is not None,
+                    "starts": [] if normalisation is None else normalisation.starts,
                     "values": self._values(),
                     "optimizers": [optimizer.state() for optimizer, _ in self.optimizers],
                     "generator": self.generator.get_state(),
@@ -295,7 +298,7 @@ class _Distillation:
                     "first": self.first,
                     "features": self.features,
                     "average": self.average,
-                }
+                },
             )
 
     def _restore(self) -> bool:
@@ -304,6 +307,8 @@ class _Distillation:
         if stored is None:
             return False
         self._load(stored["values"])
+        if self.trainable.normalisation is not None:
+            self.trainable.normalisation.start_from(stored["starts"])
         for (optimizer, _), state in zip(self.optimizers, stored["optimizers"], strict=True):
             optimizer.load(state)
         self.generator.set_state(stored["generator"])

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ SETTINGS_FILE = "settings.json"
 LOSSES_FILE = "losses.txt"
 STAGE_FILE = "distillation.pt"
 MADE_FROM = "made_from"  # entry of a unit's file: digest of the settings
+FORM = "form"  # entry of the file of a stage: number of its form
 SEPARATOR = "#"  # between the results of a line and its digest
 
 logger = logging.getLogger(__name__)
@@ -151,20 +152,24 @@ class UnitStates:
         except OSError as error:
             logger.warning("unit %d is not stored, --resume will redo it: %s", report.index, error)
 
-    def save_stage(self, content: dict[str, Any]) -> None:
-        """Store a stage that trains all units; after a failure ``--resume`` redoes more of it."""
+    def save_stage(self, form: int, content: dict[str, Any]) -> None:
+        """Store a stage that trains all units; after a failure ``--resume`` redoes more of it.
+
+        Args:
+            form: number of the form and meaning of ``content``.
+        """
         path = self.folder / STAGE_FILE
         try:
             mark(self.folder, [path.name])
-            write_torch_file(path, {**content, MADE_FROM: self.origin})
+            write_torch_file(path, {**content, FORM: form, MADE_FROM: self.origin})
         except OSError as error:
             logger.warning("distillation is not stored, --resume will redo it: %s", error)
 
-    def restore_stage(self, keys: Set[str]) -> dict[str, Any] | None:
+    def restore_stage(self, form: int) -> dict[str, Any] | None:
         """The stored state of the stage; None if there is none that can be believed.
 
         Args:
-            keys: what ``save_stage`` was given; a state of another version may have others.
+            form: as ``save_stage`` is given now; an earlier version may have stored another one.
         """
         path = self.folder / STAGE_FILE
         if not path.exists():
@@ -173,7 +178,7 @@ class UnitStates:
             content = read_torch_file(path)
             if not isinstance(content, dict) or content.pop(MADE_FROM, None) != self.origin:
                 raise InputError("it was made with other settings")
-            if content.keys() != keys:
+            if content.pop(FORM, None) != form:
                 raise InputError("it was stored by another version")
         except InputError as error:
             distrust(path, str(error))
