@@ -30,7 +30,7 @@ from any_precision.run_folder import (
     configuration_rows,
 )
 from any_precision.settings import JOINT, RANDOM, Config
-from common.errors import InputError, RunError
+from common.errors import InputError, RunError, first_line
 from common.files import write_torch_file
 from loaders import ImageSet
 from models.checkpoints import load_strictly
@@ -431,7 +431,7 @@ class Trainer:
             self.scheduler.load_state_dict(content["scheduler_state_dict"])
             torch.set_rng_state(content["rng_state"])
         except Exception as error:  # noqa: BLE001  (torch checks no state of an optimizer)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"{source}: must hold the state of the run's optimizer, got: {reason}"
             ) from None

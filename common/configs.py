@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 
 MAX_BYTES = 1_000_000  # of a file
 
@@ -30,7 +30,7 @@ def read_config(path: Path, name: str) -> dict[Any, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{name} must be a readable {kind} file, got {path}: {reason}") from None
     if found is None:
         return {}
@@ -87,5 +87,5 @@ def _one_line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None)
     if mark is None or not problem:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return f"{problem}, line {mark.line + 1}"

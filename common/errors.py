@@ -20,6 +20,12 @@ class RunError(RuntimeError):
     """A run cannot continue, for a reason that one line explains and no earlier check finds."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, or the kind of an error that says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def closest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most similar to ``name``, best first; empty only if none is known.
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.reading import require_regular
 
 PART, OLD = ".part", ".old"  # endings of temporary names
@@ -51,7 +51,7 @@ def read_torch_file(path: Path, remedy: str = "") -> Any:
             f"got pickled objects or another format{remedy}"
         ) from None
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"{path}: must be a whole torch.save file, got {type(error).__name__}: {reason}"
         ) from None
@@ -87,7 +87,7 @@ def write_torch_file(path: Path, content: Any) -> None:
             with part.open("wb") as handle:  # given a path, torch writes its name into the file
                 torch.save(content, handle)
         except RuntimeError as error:
-            raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+            raise OSError(f"{path} could not be written: {first_line(error)}") from error
 
 
 @contextmanager

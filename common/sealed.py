@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import atomic_file, write_json
 from common.reading import regular_text, require_regular
 
@@ -139,7 +139,7 @@ def read_record(
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        content, problem = None, str(error).splitlines()[0]
+        content, problem = None, first_line(error)
     if not problem and not isinstance(content, dict):
         problem = f"it must be an object, got {type(content).__name__}"
     if not problem:

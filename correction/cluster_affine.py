@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import atomic_file
 from common.unfolding import read_arrays
 from correction.checks import MAX_LOGIT, check_alpha, check_logits, check_pair, check_shrinkage
@@ -226,7 +226,7 @@ class ClusterAffineCorrection:
             check_alpha(correction.alpha)
             check_shrinkage(correction.shrinkage)
         except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"{path}: must be a correction.npz written by this suite, got: {reason}"
             ) from None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import read_torch_file, sha256_file, write_torch_file
 from common.marks import listed
 from common.provenance import utc_now
@@ -130,7 +130,7 @@ def read_content(path: Path, unsafe: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{path}: must be a torch.save file, got: {reason}") from None
 
 

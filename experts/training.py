@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from common.errors import InputError, RunError
+from common.errors import InputError, RunError, first_line
 from common.files import read_torch_file, write_torch_file, written_alone
 from common.marks import listed, replace_link
 from common.torch_setup import seed_all
@@ -411,7 +411,7 @@ class _Training:
             self.best_metadata = dict(self.resumed["best_metadata"])
             best = float(self.resumed["best"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"{self.last}: must be a whole checkpoint, got: {reason}") from None
         self.options.report(f"{self.name}: resumed after epoch {self.resumed['epoch']}")
         return best, self.resumed["epoch"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from export.settings import ExportSettings
 from loaders import load_dataset, resolve_dataset
 from loaders.transforms import Preprocess
@@ -62,7 +62,7 @@ def check_images(
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"{options.model}: must be a whole quantized model, got: {reason}"
         ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.torch_setup import import_torchvision
 from loaders.dataset import Dataset
 from loaders.imageset import MemoryImages
@@ -48,7 +48,7 @@ def load_torchvision_set(name: str, root: Path, preprocess: Preprocess, download
         try:
             source = source_class(root, train=split == "train", download=download)
         except Exception as error:  # noqa: BLE001  (torchvision's readers check little)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"{name} below {root} must be complete, got: {reason}") from None
         parts[split] = _in_memory(source, split, preprocess, layout.flip)
     return Dataset(name, list(source.classes), parts["train"], parts["val"])

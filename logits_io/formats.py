@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import sha256_file
 from common.unfolding import read_arrays
 from logits_io.csv_text import read_csv, write_csv
@@ -179,7 +179,7 @@ def read_pieces(path: Path, dtype: type = np.float32, values: int = 0) -> Iterat
     try:
         yield from FORMATS[name].read(path, dtype, values)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"{path}: must be a {end.removeprefix('.')} file of numbers without header, got: "
             f"{reason}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import InputError, require_known
+from common.errors import InputError, first_line, require_known
 from common.reading import require_regular
 from common.unfolding import MAX_HEADER, read_arrays
 from logits_io.given_csv import Given
@@ -57,7 +57,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return read_arrays(require_regular(path))
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
         raise InputError(
-            f"{path}: must be a whole npz file of arrays, got: {_line(error)}"
+            f"{path}: must be a whole npz file of arrays, got: {first_line(error)}"
         ) from None
 
 
@@ -70,11 +70,7 @@ def _whole(path: Path) -> np.ndarray:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=MAX_HEADER)
         return np.array(mapped)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-        raise InputError(f"{path}: must be a whole npy file, got: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole npy file, got: {first_line(error)}") from None
 
 
 def _named(

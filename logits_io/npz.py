@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import atomic_file, sha256_file
 from common.reading import regular_text
 from common.sealed import unsealed
@@ -55,7 +55,7 @@ def read_npz(path: Path, samples: int = 0, classes: int = 0) -> dict[str, np.nda
     try:
         return read_arrays(path, samples * (classes + 3) * BYTES)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{path}: must be a whole npz file of arrays, got: {reason}") from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import InputError, require_known
+from common.errors import InputError, first_line, require_known
 from loaders.transforms import Preprocess
 from models import brecq
 from models.checkpoints import build_for, load_strictly, state_digest
@@ -234,5 +234,5 @@ def load_quantized(path: str | Path) -> tuple[QuantModel, dict]:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{path}: must be a whole quantized model, got: {reason}") from None

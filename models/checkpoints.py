@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import read_torch_file
 from models.entries import ModelEntry
 
@@ -135,7 +135,7 @@ def _read(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:  # noqa: BLE001  (a damaged file fails in every possible way)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{path}: must be a whole safetensors file, got: {reason}") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from common.configs import parse_yaml
-from common.errors import InputError, require_known
+from common.errors import InputError, first_line, require_known
 from loaders.transforms import Preprocess
 from models.entries import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 
@@ -50,15 +50,9 @@ def read_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             found[key] = parse_yaml(text)
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"arch_args must have YAML values, got {pair!r}: {reason}") from None
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _hidden_by(error: BaseException) -> str:

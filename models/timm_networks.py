@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from common.errors import InputError, require_known
+from common.errors import InputError, first_line, require_known
 from loaders.transforms import INTERPOLATIONS, Preprocess
 from models.entries import ModelEntry
 
@@ -53,7 +53,7 @@ def _import_timm() -> Any:
     except ImportError as error:
         raise InputError(
             "arch timm/NAME needs timm (pip install -r requirements-timm.txt), got: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from None
     return timm
 
@@ -83,6 +83,6 @@ def _created(name: str, arguments: Mapping[str, Any], pretrained: bool) -> nn.Mo
     try:
         return _import_timm().create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # (the hub's and timm's errors have no common class)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         what = "weights of {} must be downloadable" if pretrained else "timm must build {}"
         raise InputError(f"{what.format(name)}, got {type(error).__name__}: {reason}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import sha256_file
 from common.torch_setup import import_torchvision
 from loaders.transforms import Preprocess
@@ -104,7 +104,7 @@ def _build(name: str, arch_args: Mapping[str, Any], num_classes: int) -> nn.Modu
             name, weights=None, num_classes=num_classes, **{**extra, **arch_args}
         )
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"arch_args must be arguments of {name}, got: {reason}") from None
 
 

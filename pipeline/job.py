@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import require_writable
 from common.remote import Remote
 from common.torch_setup import pick_device
@@ -367,7 +367,7 @@ def _try_network(job: Job) -> None:
     try:
         value = job.model.network(images.to(device_of(job.model.network)))
     except Exception as error:  # noqa: BLE001  (code of the user, which can fail in every way)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"arch must take images of {shape}, got {job.options.network.arch}: {reason}"
         ) from None

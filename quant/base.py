@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from common.errors import InputError, RunError, require_known
+from common.errors import InputError, RunError, first_line, require_known
 from common.machine import in_gb
 from common.torch_setup import full_float32
 from quant.arithmetic.spec import LOG2, NOT_QUANTIZED
@@ -254,7 +254,7 @@ class BaseQuantizationMethod(ABC):
         except torch.OutOfMemoryError as error:
             raise RunError(
                 "GPU memory must hold one step of the distillation, which trains the whole "
-                f"network, got: {_first_line(error)}; start again with a smaller --distill_batch"
+                f"network, got: {first_line(error)}; start again with a smaller --distill_batch"
             ) from error
 
     def _out_of_memory(self, error: Exception, resumable: bool) -> str:
@@ -264,16 +264,12 @@ class BaseQuantizationMethod(ABC):
             advice = f"continue with {resume}--keep_cpu, or {advice}"
         return (
             "GPU memory must hold the cached activations and one step of a unit, got: "
-            f"{_first_line(error)}; {advice}"
+            f"{first_line(error)}; {advice}"
         )
 
     @abstractmethod
     def _quantize(self, task: Task) -> None:
         """Quantize ``task.model`` in place."""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def _captured(model: nn.Module | CapturedNetwork, images: Tensor) -> CapturedNetwork:

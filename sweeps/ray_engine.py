@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from sweeps.engine import MAIN_SCRIPT, OnDone, execute
 from sweeps.spec import RunSpec
 
@@ -74,7 +74,7 @@ class RayEngine:
             else:
                 self.ray.init(address=self.address, **settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"ray_address must be a running cluster, got {self.address}: {reason}"
             ) from None

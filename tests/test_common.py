@@ -25,7 +25,7 @@ from common.console import (
     setup_logging,
     write_stdout,
 )
-from common.errors import InputError, RunError, closest_names, require_known
+from common.errors import InputError, RunError, closest_names, first_line, require_known
 from common.files import (
     atomic_file,
     atomic_folder,
@@ -358,3 +358,11 @@ def test_errors_of_the_system_are_one_line(number, status, capsys):
 
     assert run_main(body) == status
     assert capsys.readouterr().err.startswith("error: files and folders must be usable, got [Errno")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("one\ntwo", "one"), ("\n\n  two \nthree", "two"), ("", "OSError"), ("\n", "OSError")],
+)
+def test_the_first_line_of_an_error_says_something(text, line):
+    assert first_line(OSError(text)) == line

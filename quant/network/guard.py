@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from quant.network.capture import CapturedNetwork
 from quant.network.difference import TOLERANCE, relative_difference
 from quant.network.passes import SOURCE
@@ -28,7 +28,7 @@ def require_equal(
         try:
             value = unit(value)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"unit {name!r} must run on its input, got {reason}") from error
     share = relative_difference(value, network.logits)
     if share <= TOLERANCE:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 COMPILED = "_orig_mod"  # the network inside the result of torch.compile
@@ -40,7 +40,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model, _computed_tensors(model)).eval()
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"network must be copyable by copy.deepcopy, got: {reason}") from error
     return copied.requires_grad_(False)
 

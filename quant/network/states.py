@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import atomic_file, read_torch_file, write_torch_file
 from common.marks import clear, is_marked, mark
 from common.reading import regular_text
@@ -137,7 +137,7 @@ class UnitStates:
             unit.load_state_dict(content["state"], strict=True)
         except (InputError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             unit.load_state_dict(before, strict=False)
-            distrust(path, str(error).splitlines()[0])
+            distrust(path, first_line(error))
             return None
         set_state(unit, weights=True, activations=True)
         return report

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import read_torch_file
 from quant.arithmetic.packing import unpack_state
 from quant.arithmetic.spec import QuantSpec
@@ -47,7 +47,7 @@ def read_quantized_file(path: str | Path) -> dict[str, Any]:
     try:
         state = unpack_state(content["state_dict"], content.get("packed", {}))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{path}: must be a whole quantized model, got: {reason}") from None
     return {**content, "state_dict": state}
 

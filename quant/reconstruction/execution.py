@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from common.errors import first_line
+
 EAGER_STEPS = 3  # before a capture, to warm up libraries and caches
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class Compiled:
         except Exception as error:
             if self.call is self.plain:
                 raise
-            logger.warning("--compile given up for this unit: %s", _first_line(error))
+            logger.warning("--compile given up for this unit: %s", first_line(error))
             self.call = self.plain
             return self.plain(with_penalty)
 
@@ -87,11 +89,7 @@ class Graphs:
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # a failed capture may leave its own stream current
             torch.cuda.synchronize()
-            logger.warning("CUDA graph given up for this unit: %s", _first_line(error))
+            logger.warning("CUDA graph given up for this unit: %s", first_line(error))
             self.failed = True
             return
         self.graphs[with_penalty] = graph
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import locked
 from sweeps.search.records import COMPLETE, FAILED, PRUNED, Ended, unsealed_trial
 from sweeps.search.space import METHOD, Candidate, Space
@@ -99,7 +99,7 @@ class Study:
         except (InputError, OSError):
             raise
         except Exception as error:  # noqa: BLE001  (a damaged journal fails in every way)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"{self.folder / JOURNAL} must be a journal as Optuna wrote it, got: {reason}"
             ) from None
