@@ -115,7 +115,7 @@ def _run_case(case: Case, options: argparse.Namespace) -> None:
     if (case.folder / "run.json").exists():
         return
     flags = ["--resume", "--output_dir", str(case.root), "--quant_method", case.method]
-    flags += ["--seed", str(case.seed)]
+    flags += ["--seed", str(case.seed), "--cache_dir", str(options.output_dir / "cache")]
     flags += ["--n_bits_w", str(case.bits[0]), "--n_bits_a", str(case.bits[1]), *case.flags]
     flags += case.grid
     run_main_script(options, flags, {**os.environ, "OMP_NUM_THREADS": "1"})
