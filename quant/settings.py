@@ -222,7 +222,7 @@ class MethodSettings:
         "auto",
         "distillation: normalise the outputs of convolutions (with a scale per channel, and at "
         "least 256 values per channel in a batch) over each batch while they are trained; auto "
-        "does so unless it takes the network further from the float one at the start",
+        "does so unless that more than doubles the divergence from the float network at the start",
         choices=("auto", "on", "off"),
     )
 

@@ -43,6 +43,7 @@ from quant.settings import MethodSettings
 CHECKS = 20  # evaluations of the held-out images, and stored states, in the stage
 AVERAGED = 0.05  # of the steps: the time in which the weight of a state in the average falls to 1/e
 ESTIMATED = 64  # images that statistics of outputs are estimated on, before the end
+MOST_HARM = 2.0  # largest factor by which normalisation may change the KL divergence at the start
 NOTHING_TO_NORMALISE = (
     "no convolution that is called once has a scale per channel and enough values in a batch"
 )
@@ -160,7 +161,7 @@ class _Distillation:
         """Normalise outputs over batches, with ``auto`` unless that harms more than it can help.
 
         It does where the start is close to the float network, or a batch says little about other
-        images.
+        images: the noise of a batch's statistics then outweighs what is to be learned.
         """
         batch, model = self.settings.distill_batch, self.task.model
         images = self._calibration(RANGE_SAMPLES)
@@ -173,7 +174,8 @@ class _Distillation:
         targets = self.targets[: len(normalised)]
         plain = run_unit(model, self.held_out[: len(normalised)], model.device)
         start, over_batches = _divergence(plain, targets), _divergence(normalised, targets)
-        is_used = self.settings.distill_batch_norm == "on" or bool(over_batches <= start)
+        is_harmless = bool(over_batches <= MOST_HARM * start)
+        is_used = self.settings.distill_batch_norm == "on" or is_harmless
         if self.stored is not None:
             is_used = self.stored["normalised"]
         if is_used:
