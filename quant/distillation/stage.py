@@ -161,7 +161,7 @@ class _Distillation:
         """Normalise outputs over batches, with ``auto`` unless that harms more than it can help.
 
         It does where the start is close to the float network, or a batch says little about other
-        images: the noise of a batch's statistics then outweighs what is to be learned.
+        images.
         """
         batch, model = self.settings.distill_batch, self.task.model
         images = self._calibration(RANGE_SAMPLES)
