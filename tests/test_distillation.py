@@ -332,7 +332,7 @@ def test_a_reconstruction_before_it_does_not_train_on_the_images_that_are_held_o
         ("distill_features", 0.0),
         ("distill_temperature", 1.0),
         ("distill_augment", "none"),
-        ("distill_batch_norm", "on"),
+        ("distill_batch_norm", "off"),
         ("distill_steps", 3),
     ],
 )
