@@ -21,10 +21,12 @@ import torch
 
 from benchmarks.cifar_runs import Case, runs_parser, table_head, table_line
 from benchmarks.frontier import BITS, SETTINGS
-from common.console import EXIT_OK
+from common.console import EXIT_OK, EXIT_USAGE
+from common.errors import InputError
 from correction import GridRequest, fit_grid
 from evaluation.inference import infer_logits
 from loaders import ImageSet, PlanRequest, load_dataset, make_plan, resolve_dataset
+from loaders.transforms import Preprocess
 from logits_io.naming import (
     CALIBRATION_FILE,
     FULL_PRECISION,
@@ -49,13 +51,20 @@ HEADER = (
 )
 
 
-def image_sets(options: argparse.Namespace, case: Case) -> tuple[dict[str, ImageSet], ImageSet]:
-    """The sets that a correction is fitted on, by name, and the evaluation images."""
-    preprocess = load_model("cifar_resnet20", str(options.checkpoint)).entry.preprocess
+def image_sets(
+    options: argparse.Namespace, preprocess: Preprocess, case: Case
+) -> tuple[dict[str, ImageSet], ImageSet]:
+    """The sets that a correction is fitted on, by name, and the evaluation images.
+
+    Raises:
+        InputError: the run was calibrated on other images.
+    """
     dataset, path, _ = resolve_dataset("auto", options.data_path)
     plan = make_plan(load_dataset(dataset, path, preprocess), PlanRequest(SEED), SAMPLES)
     stored = json.loads((case.folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
-    assert stored == list(plan.calibration.ids) and plan.correction is not None
+    if stored != list(plan.calibration.ids):
+        raise InputError(f"{case.folder}: must be a run on the images of data_path, got others")
+    assert plan.correction is not None
     held, _, _ = split_calibration(len(plan.calibration), SEED)
     sets = {"held out": plan.calibration.subset(held.tolist()), "other": plan.correction}
     return sets, plan.evaluation
@@ -63,15 +72,16 @@ def image_sets(options: argparse.Namespace, case: Case) -> tuple[dict[str, Image
 
 def rows(options: argparse.Namespace, case: Case) -> Iterator[list[str]]:
     """The rows of one finished run."""
+    model = load_model("cifar_resnet20", str(options.checkpoint))
     networks = {
         QUANTIZED: load_quantized(case.folder / MODEL_FILE)[0],
-        FULL_PRECISION: load_model("cifar_resnet20", str(options.checkpoint)).network.eval(),
+        FULL_PRECISION: model.network.eval(),
     }
 
     def infer(images: ImageSet):
         return infer_logits(networks, images.batches(BATCH), torch.device("cpu"))
 
-    sets, evaluation = image_sets(options, case)
+    sets, evaluation = image_sets(options, model.entry.preprocess, case)
     evaluated = infer(evaluation)
     for name, images in sets.items():
         logits = infer(images).logits
@@ -90,19 +100,31 @@ def rows(options: argparse.Namespace, case: Case) -> Iterator[list[str]]:
 
 
 def cases(root: Path) -> list[Case]:
-    """The finished runs of `distill` with the longest budget."""
+    """The finished runs of `distill` with the longest budget.
+
+    Raises:
+        InputError: there is none.
+    """
     setting = next(s for s in SETTINGS if s.method == "distill" and s.is_default)
     wanted = [setting.case(root, bits, SEED) for bits in BITS]
-    return [case for case in wanted if (case.folder / RUN_FILE).exists()]
+    finished = [case for case in wanted if (case.folder / RUN_FILE).exists()]
+    if not finished:
+        raise InputError(f"output_dir must hold finished runs of distill, got {root}")
+    return finished
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = runs_parser("benchmarks.correction_distilled", __doc__).parse_args(argv)
-    sys.stdout.write(table_head(HEADER))
-    for case in cases(options.output_dir):
-        for cells in rows(options, case):
-            sys.stdout.write(table_line(cells))
-            sys.stdout.flush()
+    try:
+        finished = cases(options.output_dir)
+        sys.stdout.write(table_head(HEADER))
+        for case in finished:
+            for cells in rows(options, case):
+                sys.stdout.write(table_line(cells))
+                sys.stdout.flush()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USAGE
     return EXIT_OK
 
 

@@ -43,7 +43,7 @@ from quant.settings import MethodSettings
 CHECKS = 20  # evaluations of the held-out images, and stored states, in the stage
 AVERAGED = 0.05  # of the steps: the time in which the weight of a state in the average falls to 1/e
 ESTIMATED = 64  # images that statistics of outputs are estimated on, before the end
-MOST_HARM = 2.0  # largest factor by which normalisation may change the KL divergence at the start
+MOST_HARM = 2.0  # largest factor by which normalisation may raise the KL divergence at the start
 NOTHING_TO_NORMALISE = (
     "no convolution that is called once has a scale per channel and enough values in a batch"
 )
