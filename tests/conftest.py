@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch._export import utils as export_utils
 
 import quant.base
 from common.files import locked
@@ -36,6 +37,9 @@ DRAW = Figure.draw
 keep_freed_memory()  # as the scripts do
 gc.freeze()  # what the imports made stays
 gc.set_threshold(200_000, 20, 100)  # graphs of networks are many objects, few of them garbage
+export_utils._materialize_cpp_cia_ops = functools.cache(  # torch does so in each export
+    export_utils._materialize_cpp_cia_ops
+)
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that they start
 

@@ -76,7 +76,9 @@ def find_moves(network: CapturedNetwork, images: Tensor) -> dict[str, Move]:
 
 
 def with_moves(network: CapturedNetwork, moves: dict[str, Move]) -> CapturedNetwork:
-    """A copy of the network, equal in float, whose LayerNorms have the ranges of ``moves``."""
+    """The network, equal in float, with ``moves`` made in a copy; itself if there are none."""
+    if not moves:
+        return network
     graph = copy.deepcopy(network.graph)
     for node in list(graph.graph.nodes):
         if node.name in moves and _readers(graph, node):

@@ -78,4 +78,4 @@ def _values(node: fx.Node) -> int:
 
 
 def _per_image(value: Tensor) -> int:
-    return int(value[0].numel()) if value.dim() > 0 else 0
+    return int(math.prod(value.shape[1:])) if value.dim() > 0 else 0
