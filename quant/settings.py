@@ -211,11 +211,12 @@ class MethodSettings:
         2.0, "distillation: temperature of the softmax in the loss", low=1e-3, high=1000
     )
     distill_augment: str = setting(
-        "crop_flip",
+        "auto",
         "distillation: random views of the images; crop_flip moves them by up to an eighth of "
         "their side and mirrors half of them; shift moves them by a thirty-second, for letters "
-        "and digits; resized_crop enlarges a part and mirrors half of them",
-        choices=AUGMENTATIONS,
+        "and digits; resized_crop enlarges a part and mirrors half of them; auto takes crop_flip, "
+        "or shift where mirrored images change their class for the float network",
+        choices=("auto", *AUGMENTATIONS),
     )
 
     distill_batch_norm: str = setting(

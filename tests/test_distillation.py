@@ -506,6 +506,31 @@ def test_what_cannot_be_distilled_is_refused():
         quantized(3, distill_augment="mixup")
 
 
+@pytest.mark.parametrize(("is_sided", "kind"), [(True, "shift"), (False, "crop_flip")])
+def test_images_are_mirrored_unless_the_float_network_sees_another_class(is_sided, kind, caplog):
+    """The class is the brighter half, or whether the image is bright."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2 * 8 * 8, 2)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[0].bias.zero_()
+        side = torch.ones(2, 8, 8)
+        side[:, :, 4:] = -1.0 if is_sided else 1.0
+        network[2].weight.copy_(torch.stack([side.flatten(), -side.flatten()]))
+    images = torch.rand(32, 1, 8, 8)
+    images[::2, ..., :4] += 1
+    images[1::2, ..., 4:] += 1
+    states = []
+    for augment in ("auto", kind):
+        settings = {**SETTINGS, "distill_augment": augment, "distill_steps": 4}
+        made = QuantizationManager().get_quantization_method("rtn", **settings)
+        with caplog.at_level("INFO"):
+            states.append(made.quantize_model(network, None, [images]))
+    share = 0 if is_sided else 100
+    assert f"are made by {kind}, as {share} % of mirrored images keep the class" in caplog.text
+    require_equal(*states)
+
+
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_views_are_parts_of_the_images_and_fixed_by_the_generator(kind):
     images = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)

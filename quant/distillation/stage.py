@@ -50,6 +50,7 @@ NOTHING_TO_NORMALISE = (
 TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
+SAME_CLASS = 0.75  # least share of calibration images with the class of their mirrored ones
 STATE_FORMAT = 2  # of what is stored; another number for another form or meaning
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
@@ -80,6 +81,7 @@ class _Distillation:
         self.order = torch.empty(0, dtype=torch.int64)
         self.stored = None if task.states is None else task.states.restore_stage(STATE_FORMAT)
         self.targets = run_unit(task.reference, self.held_out, task.model.device)
+        self.views = self._choose_views()
         if settings.distill_batch_norm != "off":
             self._normalise()
         self.optimizers = [
@@ -157,6 +159,26 @@ class _Distillation:
         """
         return min(1.0, math.sqrt(max(0.0, self.first)))
 
+    def _choose_views(self) -> str:
+        """The kind of views; ``auto`` mirrors images unless that changes what they show.
+
+        What they show is the class that the float network sees.
+        """
+        if self.settings.distill_augment != "auto":
+            return self.settings.distill_augment
+        images, device = self._calibration(RANGE_SAMPLES), self.task.model.device
+        pair = (run_unit(self.task.reference, part, device) for part in (images, images.flip(3)))
+        classes, mirrored = (logits.argmax(1) for logits in pair)
+        share = float((classes == mirrored).float().mean())
+        kind = "crop_flip" if share >= SAME_CLASS else "shift"
+        logger.info(
+            "distillation: views of the images are made by %s, as %.0f %% of mirrored images keep "
+            "the class that the float network sees",
+            kind,
+            100 * share,
+        )
+        return kind
+
     def _normalise(self) -> None:
         """Normalise outputs over batches, with ``auto`` unless that harms more than it can help.
 
@@ -213,7 +235,7 @@ class _Distillation:
             self.order = torch.cat([self.order, shuffled])
         pick, self.order = self.order[:size], self.order[size:]
         images = self.task.images[pick.to(self.task.images.device)].to(self.task.model.device)
-        views = augmented(images, self.settings.distill_augment, self.generator)
+        views = augmented(images, self.views, self.generator)
         return views.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
