@@ -60,6 +60,11 @@ def require_equal(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
+def require_unequal(one: nn.Module, other: nn.Module) -> None:
+    with pytest.raises(AssertionError):
+        require_equal(one, other)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """The quantized network after 20 steps, and the held-out losses on the way."""
@@ -304,6 +309,46 @@ def test_the_curve_ends_with_the_loss_of_the_network_that_is_returned(trained):
 
 def test_a_learning_rate_that_destroys_ends_at_the_start():
     require_equal(quantized(4, distill_lr=1e3, distill_lr_scale=10.0), quantized(0))
+
+
+@pytest.mark.parametrize(
+    ("growth", "is_worse"),
+    [
+        ([0.1, 0.2, 0.3, 0.2], True),
+        ([-0.1, -0.2, -0.3, -0.2], False),
+        ([1.0, -0.9, 1.0, -0.9], False),  # mean 0.05, standard error 0.55
+        ([0.0, 0.0, 0.0, 0.0], False),
+        ([0.0, 0.0, 0.0, float("nan")], True),
+        ([-1.0, -1.0, float("inf"), -1.0], True),
+        ([0.01], True),
+        ([-0.01], False),
+    ],
+)
+def test_divergences_are_larger_if_they_grow_by_more_than_noise(growth, is_worse):
+    before = torch.full((len(growth),), 0.5)
+    assert stage.is_larger(before + torch.tensor(growth), before) == is_worse
+
+
+def test_the_start_is_taken_where_the_end_is_worse_than_noise_explains(monkeypatch, caplog):
+    seen = []
+
+    def judged(found, before):
+        seen.append((found, before))
+        return judgement
+
+    monkeypatch.setattr(stage, "is_larger", judged)
+    settings = {"distill_lr": 1e3, "distill_lr_scale": 10.0}
+    with caplog.at_level("INFO"):
+        for judgement, text in ((True, ": the network stays as it was"), (False, "within noise")):
+            network = quantized(4, **settings)
+            assert caplog.messages[-1].endswith(text)
+            require = require_equal if judgement else require_unequal
+            require(network, quantized(0))
+    held = make_tiny_images()[split_calibration(48, 1005)[0]]
+    targets = make_network()(held).log_softmax(1)
+    for made, found in zip((network, quantized(0)), seen[-1], strict=True):
+        expected = targets.exp() * (targets - made(held).log_softmax(1))
+        torch.testing.assert_close(found, expected.sum(1), rtol=1e-3, atol=1e-5)
 
 
 def test_a_reconstruction_before_it_does_not_train_on_the_images_that_are_held_out(monkeypatch):

@@ -12,8 +12,8 @@ that the second term is at most ``MOST_FEATURES`` times the first one at the sta
 latent weights, the scales of weights and activations, and biases; ``quant.distillation.normalised``
 says what takes the place of scale and bias in convolutions meanwhile. The result is the average of
 the last parameters (Polyak & Juditsky 1992). An eighth of the images is held out
-(``quant.distillation.split``): where the result has a larger KL divergence there than the start,
-the start is kept.
+(``quant.distillation.split``): where the KL divergence there is larger than at the start by more
+than noise, the start is kept.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
 SAME_CLASS = 0.75  # least share of calibration images with the class of their mirrored ones
-STATE_FORMAT = 2  # of what is stored; another number for another form or meaning
+NOISE = 2.0  # standard errors of a difference of divergences that may be chance
+STATE_FORMAT = 3  # of what is stored; another number for another form or meaning
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
 logger = logging.getLogger(__name__)
@@ -93,15 +94,18 @@ class _Distillation:
                 for scale in trainable.scales
             ),
         ]
-        self.step, self.first = 0, math.nan
+        self.step, self.first, self.divergences = 0, math.nan, self.targets[:0, 0]
         self.features = settings.distill_features
         self.start, self.average = self._values(), self._values()
 
     def run(self) -> None:
-        """Train to the end; leave the average state in the network, or the start if better."""
+        """Train to the end; leave the average state in the network, or the start if worse."""
         steps = self.settings.distill_steps
         if not self._restore():
-            self.first, error = self._check()
+            logits, self.first = self._check()
+            self.divergences = _divergences(logits, self.targets)
+            spread = (self.targets - self.targets.mean()).square().sum().clamp(min=TINY)
+            error = float((logits - self.targets).square().sum() / spread)
             if error < EXACT:
                 logger.info("distillation: left out, the network is as good as the float one")
                 return
@@ -112,20 +116,20 @@ class _Distillation:
             if step % every == 0 and step < steps:
                 self._estimate_and_check(ESTIMATED)
                 self._store()
-        last, _ = self._estimate_and_check(len(self.kept))
-        self._finish(last)
+        self._finish(*self._estimate_and_check(len(self.kept)))
 
-    def _finish(self, last: float) -> None:
-        is_better = last < self.first
-        self._load(self.average if is_better else self.start)
-        if is_better and self.trainable.normalisation is not None:
+    def _finish(self, logits: Tensor, last: float) -> None:
+        is_worse = is_larger(_divergences(logits, self.targets), self.divergences)
+        self._load(self.start if is_worse else self.average)
+        if not is_worse and self.trainable.normalisation is not None:
             self.trainable.normalisation.fold()
+        outcome = ": the network stays as it was" if is_worse else ", a difference within noise"
         logger.info(
             "distillation: KL divergence on %d held-out calibration images %.4f, before %.4f%s",
             len(self.held_out),
             last,
             self.first,
-            "" if is_better else ": the network stays as it was",
+            "" if last < self.first else outcome,
         )
 
     @torch.enable_grad()
@@ -272,7 +276,7 @@ class _Distillation:
         heat = self.settings.distill_temperature
         return heat**2 * _divergence(value / heat, targets[-1] / heat), errors
 
-    def _estimate_and_check(self, count: int) -> tuple[float, float]:
+    def _estimate_and_check(self, count: int) -> tuple[Tensor, float]:
         """``_check`` for the average state, with statistics of the outputs on ``count`` images."""
         present = self._values()
         self._load(self.average)
@@ -283,19 +287,13 @@ class _Distillation:
         return found
 
     @torch.no_grad()
-    def _check(self) -> tuple[float, float]:
-        """Compare the network with the float one on the held-out images.
-
-        Returns:
-            KL divergence, and squared error of the logits relative to their variance over images
-            and classes.
-        """
+    def _check(self) -> tuple[Tensor, float]:
+        """Logits of the held-out images, and their mean KL divergence from the float network."""
         logits = run_unit(self.task.model, self.held_out, self.task.model.device)
         loss = float(_divergence(logits, self.targets))
         if self.task.on_scalar is not None:
             self.task.on_scalar("distillation/held-out KL divergence", loss, self.step)
-        spread = (self.targets - self.targets.mean()).square().sum().clamp(min=TINY)
-        return loss, float((logits - self.targets).square().sum() / spread)
+        return logits, loss
 
     def _values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.trainable.parameters]
@@ -320,6 +318,7 @@ class _Distillation:
                     "generator": self.generator.get_state(),
                     "order": self.order,
                     "first": self.first,
+                    "divergences": self.divergences,
                     "features": self.features,
                     "average": self.average,
                 },
@@ -338,6 +337,7 @@ class _Distillation:
         self.generator.set_state(stored["generator"])
         device = self.task.model.device
         self.average = [value.to(device) for value in stored["average"]]
+        self.divergences = stored["divergences"].to(device)
         self.order = stored["order"]
         self.step, self.first = stored["step"], stored["first"]
         self.features = stored["features"]
@@ -358,6 +358,24 @@ def _divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over images of KL(softmax(target), softmax(logits)), 0-dimensional, in nats."""
     pair = F.log_softmax(logits, 1), F.log_softmax(target, 1)
     return F.kl_div(*pair, log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def _divergences(logits: Tensor, target: Tensor) -> Tensor:
+    """The KL divergence of each image, (B,), in nats."""
+    pair = F.log_softmax(logits, 1), F.log_softmax(target, 1)
+    return F.kl_div(*pair, log_target=True, reduction="none").sum(1)
+
+
+def is_larger(found: Tensor, before: Tensor) -> bool:
+    """Whether values of the same images, (B,), have grown on average by more than noise.
+
+    Noise is ``NOISE`` standard errors of their mean difference, 0 for a single image. A value that
+    is not finite has grown.
+    """
+    growth = (found - before).double()
+    error = float(growth.std()) / math.sqrt(len(growth)) if len(growth) > 1 else 0.0
+    return not float(growth.mean()) <= NOISE * error
 
 
 @torch.no_grad()
