@@ -16,7 +16,7 @@ from quant.arithmetic.primitives import dequantize
 from quant.distillation import stage
 from quant.distillation.latent import REACH, LatentWeight, TrainableNetwork
 from quant.distillation.normalised import Normalisation
-from quant.distillation.split import split_calibration
+from quant.distillation.split import is_larger, split_calibration
 from quant.network.layers import QuantConv2d, QuantLinear
 from quant.network.model import activation_quantizers, quant_layers
 from quant.network.observe import watch
@@ -326,7 +326,7 @@ def test_a_learning_rate_that_destroys_ends_at_the_start():
 )
 def test_divergences_are_larger_if_they_grow_by_more_than_noise(growth, is_worse):
     before = torch.full((len(growth),), 0.5)
-    assert stage.is_larger(before + torch.tensor(growth), before) == is_worse
+    assert is_larger(before + torch.tensor(growth), before) == is_worse
 
 
 def test_the_start_is_taken_where_the_end_is_worse_than_noise_explains(monkeypatch, caplog):

@@ -7,6 +7,8 @@ would favour a start that has fitted them. Methods that fit far fewer numbers (r
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from common.errors import InputError
 from quant.network.chain import generator_for
 
 HELD_OUT = 8  # one of so many images
+NOISE = 2.0  # standard errors of a mean difference that may be chance
 SEED_INDEX = 1_000_000  # of ``generator_for``; no unit has it
 
 
@@ -33,3 +36,14 @@ def split_calibration(count: int, seed: int) -> tuple[Tensor, Tensor, torch.Gene
     order = torch.randperm(count, generator=generator)
     held = max(1, count // HELD_OUT)
     return order[:held], order[held:], generator
+
+
+def is_larger(found: Tensor, before: Tensor) -> bool:
+    """Whether values of the same images, (B,), have grown on average by more than noise.
+
+    Noise is ``NOISE`` standard errors of their mean difference, 0 for a single image. A value that
+    is not finite has grown.
+    """
+    growth = (found - before).double()
+    error = float(growth.std()) / math.sqrt(len(growth)) if len(growth) > 1 else 0.0
+    return not float(growth.mean()) <= NOISE * error

@@ -34,7 +34,7 @@ from quant.arithmetic.optim import FusedAdam
 from quant.arithmetic.primitives import quant_max
 from quant.distillation.latent import TrainableNetwork
 from quant.distillation.normalised import Normalisation
-from quant.distillation.split import split_calibration
+from quant.distillation.split import is_larger, split_calibration
 from quant.network.chain import Task
 from quant.network.forward import RANGE_SAMPLES, run_unit
 from quant.network.model import QuantModel
@@ -51,7 +51,6 @@ TINY = 1e-12  # least squared size of an output that an error is divided by
 EXACT = 1e-5  # relative squared error of the logits below which nothing can be learned
 MOST_FEATURES = 50.0  # largest ratio of the terms of the loss at the start; ResNet-20 has 10 to 40
 SAME_CLASS = 0.75  # least share of calibration images with the class of their mirrored ones
-NOISE = 2.0  # standard errors of a difference of divergences that may be chance
 STATE_FORMAT = 3  # of what is stored; another number for another form or meaning
 LARGE_BATCH = 1 << 22  # values of a batch from which units are computed again in the backward pass
 
@@ -365,17 +364,6 @@ def _divergences(logits: Tensor, target: Tensor) -> Tensor:
     """The KL divergence of each image, (B,), in nats."""
     pair = F.log_softmax(logits, 1), F.log_softmax(target, 1)
     return F.kl_div(*pair, log_target=True, reduction="none").sum(1)
-
-
-def is_larger(found: Tensor, before: Tensor) -> bool:
-    """Whether values of the same images, (B,), have grown on average by more than noise.
-
-    Noise is ``NOISE`` standard errors of their mean difference, 0 for a single image. A value that
-    is not finite has grown.
-    """
-    growth = (found - before).double()
-    error = float(growth.std()) / math.sqrt(len(growth)) if len(growth) > 1 else 0.0
-    return not float(growth.mean()) <= NOISE * error
 
 
 @torch.no_grad()
