@@ -37,9 +37,9 @@ DRAW = Figure.draw
 keep_freed_memory()  # as the scripts do
 gc.freeze()  # what the imports made stays
 gc.set_threshold(200_000, 20, 100)  # graphs of networks are many objects, few of them garbage
-export_utils._materialize_cpp_cia_ops = functools.cache(  # torch does so in each export
-    export_utils._materialize_cpp_cia_ops
-)
+LISTING = "_materialize_cpp_cia_ops"  # of torch's operators, which it repeats in each export
+if hasattr(export_utils, LISTING):
+    setattr(export_utils, LISTING, functools.cache(getattr(export_utils, LISTING)))
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that they start
 
