@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -420,6 +421,22 @@ def test_the_errors_of_units_are_limited_to_a_multiple_of_the_divergence(
         assert found["weight"] < 10.0
     else:
         assert found["weight"] == 10.0
+
+
+def test_a_resumed_run_compares_where_the_logits_are():
+    """With --keep_cpu these are on the CPU, whatever the device of the network."""
+    training = object.__new__(stage._Distillation)
+    model = SimpleNamespace(device=torch.device("meta"))
+    training.task = SimpleNamespace(model=model)
+    training.trainable = SimpleNamespace(parameters=[], normalisation=None)
+    training.generator, training.optimizers = torch.Generator(), []
+    training.targets = torch.zeros(3, 5)
+    stored = {"step": 2, "first": 0.5, "features": 1.0, "order": torch.arange(3), "values": []}
+    stored |= {"optimizers": [], "average": [torch.zeros(1)], "divergences": torch.ones(3)}
+    training.stored = {**stored, "generator": training.generator.get_state()}
+    assert training._restore()
+    assert training.divergences.device == training.targets.device
+    assert training.average[0].device == model.device
 
 
 @pytest.mark.parametrize(("w", "a", "factor"), [(4, 2, 5), (3, 2, 7 / 3), (2, 4, 1), (8, 32, 1)])

@@ -336,7 +336,7 @@ class _Distillation:
         self.generator.set_state(stored["generator"])
         device = self.task.model.device
         self.average = [value.to(device) for value in stored["average"]]
-        self.divergences = stored["divergences"].to(device)
+        self.divergences = stored["divergences"].to(self.targets.device)
         self.order = stored["order"]
         self.step, self.first = stored["step"], stored["first"]
         self.features = stored["features"]
