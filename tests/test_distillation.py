@@ -593,6 +593,13 @@ def test_images_are_mirrored_unless_the_float_network_sees_another_class(is_side
     require_equal(*states)
 
 
+def test_a_resumed_run_keeps_its_kind_of_views():
+    training = object.__new__(stage._Distillation)
+    training.settings, training.stored = MethodSettings(), {"views": "shift"}
+    assert training.settings.distill_augment == "auto"
+    assert training._choose_views() == "shift"
+
+
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_views_are_parts_of_the_images_and_fixed_by_the_generator(kind):
     images = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)

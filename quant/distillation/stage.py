@@ -169,6 +169,8 @@ class _Distillation:
         """
         if self.settings.distill_augment != "auto":
             return self.settings.distill_augment
+        if self.stored is not None:
+            return str(self.stored["views"])
         images, device = self._calibration(RANGE_SAMPLES), self.task.model.device
         pair = (run_unit(self.task.reference, part, device) for part in (images, images.flip(3)))
         classes, mirrored = (logits.argmax(1) for logits in pair)
@@ -310,6 +312,7 @@ class _Distillation:
                 STATE_FORMAT,
                 {
                     "step": self.step,
+                    "views": self.views,
                     "normalised": normalisation is not None,
                     "starts": [] if normalisation is None else normalisation.starts,
                     "values": self._values(),
