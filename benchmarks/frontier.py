@@ -35,6 +35,7 @@ from benchmarks.cifar_runs import (
     table_line,
 )
 from common.console import EXIT_FAILED, EXIT_OK
+from quant.reconstruction.settings import MIN_TRAVEL
 from sweeps.spec import parse_bits
 
 BITS = ((4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
@@ -63,9 +64,16 @@ class Setting:
 
 
 def reconstruction(method: str, steps: Sequence[int]) -> list[Setting]:
-    """A reconstruction method with several numbers of steps per unit."""
-    flags = ("--lr_round", "3e-3", "--iters_w")
-    return [Setting(method, str(n), (*flags, str(n)), n == max(steps)) for n in steps]
+    """A reconstruction method with several numbers of steps per unit, at the least rate for them."""
+    return [
+        Setting(
+            method,
+            str(n),
+            ("--lr_round", f"{MIN_TRAVEL / n:g}", "--iters_w", str(n)),
+            n == max(steps),
+        )
+        for n in steps
+    ]
 
 
 def distillation(steps: Sequence[int]) -> list[Setting]:
