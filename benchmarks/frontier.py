@@ -64,7 +64,7 @@ class Setting:
 
 
 def reconstruction(method: str, steps: Sequence[int]) -> list[Setting]:
-    """A reconstruction method with several numbers of steps per unit, at the least rate for them."""
+    """A reconstruction method with several numbers of steps, each at the least rate for them."""
     return [
         Setting(
             method,
