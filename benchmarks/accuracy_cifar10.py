@@ -10,6 +10,8 @@ seeds and more bits of the reconstruction methods.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import subprocess
 import sys
@@ -101,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -11,6 +11,8 @@ measured on the same network and images.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

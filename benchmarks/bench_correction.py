@@ -11,6 +11,8 @@ logits are synthetic: 20 groups of samples in 64 latent dimensions, and noise.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import resource
 import sys
@@ -145,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -6,6 +6,8 @@ python -m benchmarks.bench_cuda_graph
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import sys
 import time
@@ -75,4 +77,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -7,6 +7,8 @@ python -m benchmarks.bench_gpfq
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import statistics
 import sys
@@ -88,4 +90,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -9,6 +9,8 @@ python -m benchmarks.bench_imagenet_size --growth
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import resource
 import statistics
@@ -126,4 +128,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -11,6 +11,8 @@ runs all 512 images through the whole network as one batch.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import sys
 import time
@@ -98,4 +100,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -13,6 +13,8 @@ bit for bit.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import io
 import sys
@@ -175,4 +177,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

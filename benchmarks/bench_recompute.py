@@ -9,6 +9,8 @@ checks the checkpoint, normalises the images batch by batch, scores the logits a
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import statistics
 import sys
@@ -116,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -23,6 +23,8 @@ above every ratio that it can reach.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import statistics
 import sys
@@ -243,4 +245,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

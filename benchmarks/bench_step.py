@@ -9,6 +9,8 @@ machine; compare them with the column for prob 0.5.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import statistics
 import sys
@@ -88,4 +90,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -8,6 +8,8 @@ optimisation step: first with an empty cache, then at other bits with the cache 
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import statistics
 import subprocess
@@ -71,4 +73,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -12,6 +12,8 @@ agreement and KL divergence relative to the full-precision model.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -102,4 +104,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -11,6 +11,8 @@ costs a run no other images, and on training images outside the calibration set,
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import json
 import sys
@@ -129,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -9,6 +9,8 @@ python -m benchmarks.deployment ... --jobs 1 --networks resnet18
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import json
 import sys
 import tempfile
@@ -129,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

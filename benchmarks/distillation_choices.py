@@ -10,6 +10,8 @@ training images that are not in the calibration set, so the evaluation images st
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import sys
 import time
@@ -86,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

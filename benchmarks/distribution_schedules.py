@@ -6,6 +6,8 @@ python -m benchmarks.distribution_schedules --data_path CIFAR --checkpoint cifar
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import sys
 import time
@@ -84,4 +86,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import json
 import sys
 from collections.abc import Sequence
@@ -77,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -16,6 +16,8 @@ also "moments", which is --output_moments.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import csv
 import statistics
 import sys
@@ -143,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--bits",
-        type=parse_bits,
+        metavar="W,A",
         nargs="+",
-        default=BITS,
+        default=[f"{weights},{activations}" for weights, activations in BITS],
         help="pairs of weight,activation bits (default: the five pairs of the table)",
     )
     options = parser.parse_args(argv)
@@ -155,10 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (options.budgets == "all" or setting.is_default) and setting.method in options.methods
     ]
     root, seeds = options.output_dir, options.seeds
-    cases = [s.case(root, bits, seed) for seed in seeds for bits in options.bits for s in settings]
+    pairs = [parse_bits(text) for text in options.bits]
+    cases = [s.case(root, bits, seed) for seed in seeds for bits in pairs for s in settings]
     if not run_all(cases, options):
         return EXIT_FAILED
-    rows = [row(setting, root, bits, seeds) for bits in options.bits for setting in settings]
+    rows = [row(setting, root, bits, seeds) for bits in pairs for setting in settings]
     with (root / "frontier.csv").open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle, lineterminator="\n").writerows([HEADER, *rows])
     draw(rows, root / "frontier.png")
@@ -167,4 +170,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -13,6 +13,8 @@ with rtn in the default setting: 2^bits levels, 8 bits for stem and head, a scal
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import statistics
 import sys
 from collections.abc import Sequence
@@ -94,4 +96,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -10,6 +10,8 @@ network's own size.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import gc
 import sys
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.console import EXIT_OK
 from common.errors import InputError
 from models import get_entry
 from models.zoo import list_zoo
@@ -149,7 +152,7 @@ def report(archs: Sequence[str]) -> int:
     return refused
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.networks",
         description=__doc__,
@@ -160,7 +163,8 @@ def main() -> None:
     )
     archs = parser.parse_args().archs
     report(archs or [*list_zoo(), *(f"timm/{name}" for name in TIMM)])
+    return EXIT_OK
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_main(main))

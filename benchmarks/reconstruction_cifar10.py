@@ -11,6 +11,8 @@ and of the prototype in the specification. Each unit gets 1,000 iterations inste
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import statistics
 import sys
 from collections.abc import Sequence
@@ -103,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -11,6 +11,8 @@ with a suffix.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import json
 import sys
@@ -93,4 +95,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -9,6 +9,8 @@ counted in the quantized model. "n of m" with n below m is a gap.
 
 from __future__ import annotations
 
+from common.start import run_main
+
 import argparse
 import gc
 import sys
@@ -24,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.networks import random_network
+from common.console import EXIT_OK
 from quant import QuantizationManager, capture
 from quant.arithmetic.spec import QuantSpec
 from quant.network.difference import relative_difference
@@ -210,7 +213,7 @@ def report(archs: Sequence[str]) -> None:
         gc.collect()
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.transformers",
         description=__doc__,
@@ -218,7 +221,8 @@ def main() -> None:
     )
     parser.add_argument("archs", nargs="*", default=NETWORKS, help="architectures")
     report(parser.parse_args().archs)
+    return EXIT_OK
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_main(main))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import frontier
 from common import machine, start
 from common.errors import InputError
 from tests.conftest import PROJECT
@@ -186,3 +187,25 @@ def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path):
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code]
     subprocess.run([*command, str(tmp_path / "out")], cwd=PROJECT, check=True)
     assert (tmp_path / "out").read_text() == "0 1 2"
+
+
+def _has_main(path: Path) -> bool:
+    return "def main(" in path.read_text(encoding="utf-8")
+
+
+BENCHMARKS = [
+    path
+    for path in sorted(Path(PROJECT, "benchmarks").glob("*.py"))
+    if "def main(" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_benchmarks_run_as_scripts_do(path):
+    assert path.read_text(encoding="utf-8").endswith("    raise SystemExit(run_main(main))\n")
+
+
+def test_a_benchmark_refuses_unusable_input_in_one_line(tmp_path, capsys):
+    options = ["--data_path", ".", "--checkpoint", "x.pt", "--output_dir", str(tmp_path)]
+    assert run_main(lambda: frontier.main([*options, "--bits", "2,2", "2x"])) == 2
+    assert capsys.readouterr().err == "error: bits must be W,A as in 4,2, got '2x'\n"
