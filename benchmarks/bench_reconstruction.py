@@ -5,6 +5,8 @@
         in turns: about six minutes
     python -m benchmarks.bench_reconstruction --steps 1000 --repeats 1
         as many steps as in the accuracy table
+    python -m benchmarks.bench_reconstruction --threads 2
+        our run alone, seconds on the clock with two threads beside one
 
 Both use the same network, ranges and quantizers. The plain loop differs from ours, and is like the
 code of QDrop and PD-Quant, in these points:
@@ -185,14 +187,17 @@ def convolutions(count: int) -> float:
 
 
 def timed(
-    run: Callable[[nn.Module, Tensor, QDropSettings], None], settings: QDropSettings, count: int
+    run: Callable[[nn.Module, Tensor, QDropSettings], None],
+    settings: QDropSettings,
+    count: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> float:
-    """CPU seconds of a whole run."""
+    """Seconds of a whole run, of the CPU unless another clock is given."""
     torch.manual_seed(0)
     network, images = CifarResNet(20).eval(), torch.randn(count, 3, 32, 32)
-    start = time.process_time()
+    start = clock()
     run(network, images, settings)
-    return time.process_time() - start
+    return clock() - start
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -208,13 +213,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile", action="store_true", help="run this suite's method with torch.compile"
     )
+    parser.add_argument(
+        "--threads", type=int, help="time our run alone, with these threads beside one"
+    )
     return parser
 
 
-def _rows(options: argparse.Namespace) -> Iterator[str]:
-    settings = QDropSettings(
-        iters_w=options.steps, lr_round=3.0 / options.steps, compile=options.compile
-    )
+def _rows_of_threads(settings: QDropSettings, options: argparse.Namespace) -> Iterator[str]:
+    one: list[float] = []
+    several: list[float] = []
+    for _ in range(options.repeats):
+        for seconds, threads in ((one, 1), (several, options.threads)):
+            torch.set_num_threads(threads)
+            seconds.append(timed(our_run, settings, options.images, time.perf_counter))
+    yield f"| steps | images | one thread, s | {options.threads} threads, s | ratio |"
+    yield "|---" * 5 + "|"
+    cells = [str(options.steps), str(options.images)]
+    cells += [f"{statistics.median(seconds):.1f}" for seconds in (one, several)]
+    yield "| " + " | ".join([*cells, _ratio(one, several)]) + " |"
+
+
+def _rows(settings: QDropSettings, options: argparse.Namespace) -> Iterator[str]:
     plain, ours, alone = [], [], []
     for _ in range(options.repeats):
         plain.append(timed(plain_run, settings, options.images))
@@ -239,7 +258,11 @@ def _ratio(above: Sequence[float], below: Sequence[float]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     torch.set_num_threads(1)
-    for row in _rows(options):
+    settings = QDropSettings(
+        iters_w=options.steps, lr_round=3.0 / options.steps, compile=options.compile
+    )
+    rows = _rows if options.threads is None else _rows_of_threads
+    for row in rows(settings, options):
         sys.stdout.write(row + "\n")
     return EXIT_OK
 
