@@ -3,7 +3,7 @@
     python -m benchmarks.frontier \\
             --data_path CIFAR --checkpoint cifar10_resnet20.pt --output_dir RUNS
         every method and budget at five pairs of bits, one seed; finished runs in RUNS are skipped;
-        writes RUNS/frontier.csv and frontier.png, prints the table; about four hours
+        writes RUNS/frontier.csv and frontier.svg, prints the table; about four hours
     python -m benchmarks.frontier ... --bits 2,2 3,3
         only these pairs of weight,activation bits
     python -m benchmarks.frontier ... --methods distill --budgets default --seeds 1005 1006 1007
@@ -19,6 +19,7 @@ from __future__ import annotations
 from common.start import run_main
 
 import csv
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import matplotlib
 
 from benchmarks.cifar_runs import (
     Case,
@@ -37,9 +38,13 @@ from benchmarks.cifar_runs import (
     table_line,
 )
 from common.console import EXIT_FAILED, EXIT_OK
+from common.files import atomic_file
+from plots.axes import new_figure
 from quant.reconstruction.settings import MIN_TRAVEL
 from sweeps.spec import parse_bits
 
+COLUMNS = 3  # panels of the plot beside each other
+SHOWN = 12  # points below the best Top-1 that a panel shows
 BITS = ((4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
 HEADER = ("method", "budget", "W/A", "seeds", "Top-1", "sd", "agreement", "CPU s")
 
@@ -112,22 +117,31 @@ def row(setting: Setting, root: Path, bits: tuple[int, int], seeds: Sequence[int
 
 
 def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """One panel per pair of bits: a line per method through its budgets."""
+    """One panel per pair of bits: a line per method through its budgets; to an SVG file.
+
+    Args:
+        rows: rows of the table, in the order of ``HEADER``.
+    """
     pairs = list(dict.fromkeys(row[2] for row in rows))
-    figure = Figure(figsize=(3.2 * len(pairs), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
-    for panel, bits in zip(panels, pairs, strict=True):
-        for method in dict.fromkeys(row[0] for row in rows):
+    methods = list(dict.fromkeys(row[0] for row in rows))
+    height = math.ceil((len(pairs) + 1) / COLUMNS)
+    figure = new_figure(3.2 * COLUMNS, 2.8 * height)
+    panels = list(figure.subplots(height, COLUMNS, squeeze=False).flat)
+    for panel, bits in zip(panels, pairs, strict=False):
+        for method in methods:
             points = [row for row in rows if row[0] == method and row[2] == bits]
             seconds, top1 = ([float(row[i]) for row in points] for i in (7, 4))
-            panel.plot(seconds, top1, "o-", label=method)
+            panel.plot(seconds, top1, "o-", label=method, markersize=4)
         best = max(float(row[4]) for row in rows if row[2] == bits)
-        panel.set(title=f"W{bits.replace('/', 'A')}", xscale="log", ylim=(best - 12, best + 1))
-        panel.set_xlabel("CPU seconds")
+        panel.set(title=f"W{bits.replace('/', 'A')}", xscale="log", ylim=(best - SHOWN, best + 1))
+        panel.set(xlabel="CPU seconds", ylabel="Top-1 (%)")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("Top-1 %")
-    panels[0].legend(fontsize="small")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    lines, labels = panels[0].get_legend_handles_labels()
+    panels[len(pairs)].legend(lines, labels, loc="center")
+    for panel in panels[len(pairs) :]:
+        panel.axis("off")
+    with matplotlib.rc_context({"svg.hashsalt": "frontier"}), atomic_file(path) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row(setting, root, bits, seeds) for bits in pairs for setting in settings]
     with (root / "frontier.csv").open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle, lineterminator="\n").writerows([HEADER, *rows])
-    draw(rows, root / "frontier.png")
+    draw(rows, root / "frontier.svg")
     sys.stdout.write(table_head(HEADER) + "".join(table_line(cells) for cells in rows))
     return EXIT_OK
 

@@ -17,7 +17,15 @@ from pipeline.command import read_command
 from pipeline.flags import build_parser
 from quant import QuantizationManager, registry
 from tests.conftest import PROJECT
-from tools.make_docs import RESULTS, dataflow, markdown_table, read_table, results_page
+from tools.make_docs import (
+    RESULTS,
+    dataflow,
+    frontier_table,
+    markdown_table,
+    read_frontier,
+    read_table,
+    results_page,
+)
 
 README = PROJECT / "README.md"
 DOCS = PROJECT / "docs"
@@ -164,6 +172,7 @@ def test_what_is_generated_is_up_to_date():
     assert (DOCS / "results.md").read_text() == results_page(sorted(RESULTS.glob("*.md"))), made
     assert (DOCS / "images" / "dataflow.svg").read_text() == dataflow(), made
     assert markdown_table(read_table()) in README.read_text(), made
+    assert frontier_table(read_frontier()) in (RESULTS / "frontier.md").read_text()
 
 
 def test_the_method_of_the_guide_works_as_it_is_written(tiny_network, tiny_images, monkeypatch):

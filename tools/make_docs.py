@@ -2,8 +2,8 @@
 
     python -m tools.make_docs
 
-Writes docs/images/dataflow.svg, docs/images/results.svg and docs/results.md. The numbers come from
-benchmarks/results/; nothing is measured here.
+Writes docs/images/dataflow.svg, results.svg and frontier.svg there, and docs/results.md. The
+numbers come from benchmarks/results/; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
 DOCS = PROJECT / "docs"
 TABLE = RESULTS / "methods_cifar10.csv"
+FRONTIER = RESULTS / "frontier.csv"  # as python -m benchmarks.frontier writes it
 WIDTH, HEIGHT, GAP = 172, 46, 34  # pixels: size of a box, gap between two columns
 LINE = "#57606a"
 FILLS = {"file": "#fff8e5", "network": "#e7f1ff", "step": "#f2f2f2"}
@@ -156,6 +157,25 @@ def _cell(mean: float, deviation: float) -> str:
     return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
 
 
+def read_frontier() -> list[list[str]]:
+    """The rows of the frontier without their head: method, budget, W/A, seeds, Top-1, ..."""
+    with FRONTIER.open(newline="", encoding="utf-8") as handle:
+        return list(csv.reader(handle))[1:]
+
+
+def frontier_table(rows: Sequence[Sequence[str]]) -> str:
+    """Top-1 of every method and budget, as Markdown, with the CPU seconds of all pairs of bits."""
+    pairs = list(dict.fromkeys(row[2] for row in rows))
+    lines = [f"| method | budget | {' | '.join(pairs)} | CPU s |", f"|{'---|' * (len(pairs) + 3)}"]
+    for method, budget in dict.fromkeys((row[0], row[1]) for row in rows):
+        found = {row[2]: row for row in rows if (row[0], row[1]) == (method, budget)}
+        seconds = sorted(int(row[7]) for row in found.values())
+        cells = [found[pair][4] if pair in found else "-" for pair in pairs]
+        span = dict.fromkeys(str(second) for second in (seconds[0], seconds[-1]))
+        lines.append(f"| `{method}` | {budget} | {' | '.join(cells)} | {' to '.join(span)} |")
+    return "\n".join(lines)
+
+
 def draw_results(path: Path) -> None:
     """Draw the README's table as bars with standard deviations, to an SVG file."""
     import matplotlib
@@ -200,12 +220,15 @@ def _anchor(title: str) -> str:
 
 def main() -> None:
     """Write the pictures and the results page."""
+    from benchmarks.frontier import draw as draw_frontier
+
     images = DOCS / "images"
     images.mkdir(parents=True, exist_ok=True)
     (images / "dataflow.svg").write_text(dataflow(), encoding="utf-8")
     page = results_page(sorted(RESULTS.glob("*.md")))
     (DOCS / "results.md").write_text(page, encoding="utf-8")
     draw_results(images / "results.svg")
+    draw_frontier(read_frontier(), images / "frontier.svg")
 
 
 if __name__ == "__main__":
