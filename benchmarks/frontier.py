@@ -45,6 +45,7 @@ from sweeps.spec import parse_bits
 
 COLUMNS = 3  # panels of the plot beside each other
 SHOWN = 12  # points below the best Top-1 that a panel shows
+MARGIN = 0.5  # points between the lines and the edge
 BITS = ((4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
 HEADER = ("method", "budget", "W/A", "seeds", "Top-1", "sd", "agreement", "CPU s")
 
@@ -132,8 +133,9 @@ def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
             points = [row for row in rows if row[0] == method and row[2] == bits]
             seconds, top1 = ([float(row[i]) for row in points] for i in (7, 4))
             panel.plot(seconds, top1, "o-", label=method, markersize=4)
-        best = max(float(row[4]) for row in rows if row[2] == bits)
-        panel.set(title=f"W{bits.replace('/', 'A')}", xscale="log", ylim=(best - SHOWN, best + 1))
+        found = [float(row[4]) for row in rows if row[2] == bits]
+        limits = max(max(found) - SHOWN, min(found) - MARGIN), max(found) + MARGIN
+        panel.set(title=f"W{bits.replace('/', 'A')}", xscale="log", ylim=limits)
         panel.set(xlabel="CPU seconds", ylabel="Top-1 (%)")
         panel.grid(alpha=0.3)
     lines, labels = panels[0].get_legend_handles_labels()
