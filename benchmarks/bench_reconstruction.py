@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.console import EXIT_OK
+from common.flags import positive_int
 from models.cifar_resnet import CifarResNet
 from quant import QuantizationManager
 from quant.arithmetic.primitives import quant_max
@@ -214,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", help="run this suite's method with torch.compile"
     )
     parser.add_argument(
-        "--threads", type=int, help="time our run alone, with these threads beside one"
+        "--threads", type=positive_int, help="time our run alone, with these threads beside one"
     )
     return parser
 

@@ -189,14 +189,10 @@ def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path):
     assert (tmp_path / "out").read_text() == "0 1 2"
 
 
-def _has_main(path: Path) -> bool:
-    return "def main(" in path.read_text(encoding="utf-8")
-
-
 BENCHMARKS = [
     path
     for path in sorted(Path(PROJECT, "benchmarks").glob("*.py"))
-    if "def main(" in path.read_text()
+    if "def main(" in path.read_text(encoding="utf-8")
 ]
 
 

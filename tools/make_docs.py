@@ -2,8 +2,8 @@
 
     python -m tools.make_docs
 
-Writes docs/images/dataflow.svg, results.svg and frontier.svg there, and docs/results.md. The
-numbers come from benchmarks/results/; nothing is measured here.
+Writes dataflow.svg, results.svg and frontier.svg to docs/images/, and docs/results.md. The numbers
+come from benchmarks/results/; nothing is measured here.
 """
 
 from __future__ import annotations
