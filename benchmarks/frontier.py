@@ -19,15 +19,12 @@ from __future__ import annotations
 from common.start import run_main
 
 import csv
-import math
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import matplotlib
 
 from benchmarks.cifar_runs import (
     Case,
@@ -38,14 +35,10 @@ from benchmarks.cifar_runs import (
     table_line,
 )
 from common.console import EXIT_FAILED, EXIT_OK
-from common.files import atomic_file
-from plots.axes import new_figure
+from plots.frontier import draw_frontier
 from quant.reconstruction.settings import MIN_TRAVEL
 from sweeps.spec import parse_bits
 
-COLUMNS = 3  # panels of the plot beside each other
-SHOWN = 12  # points below the best Top-1 that a panel shows
-MARGIN = 0.5  # points between the lines and the edge
 BITS = ((4, 4), (3, 3), (2, 4), (4, 2), (2, 2))
 HEADER = ("method", "budget", "W/A", "seeds", "Top-1", "sd", "agreement", "CPU s")
 
@@ -117,35 +110,6 @@ def row(setting: Setting, root: Path, bits: tuple[int, int], seeds: Sequence[int
     ]
 
 
-def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """One panel per pair of bits: a line per method through its budgets; to an SVG file.
-
-    Args:
-        rows: rows of the table, in the order of ``HEADER``.
-    """
-    pairs = list(dict.fromkeys(row[2] for row in rows))
-    methods = list(dict.fromkeys(row[0] for row in rows))
-    height = math.ceil((len(pairs) + 1) / COLUMNS)
-    figure = new_figure(3.2 * COLUMNS, 2.8 * height)
-    panels = list(figure.subplots(height, COLUMNS, squeeze=False).flat)
-    for panel, bits in zip(panels, pairs, strict=False):
-        for method in methods:
-            points = [row for row in rows if row[0] == method and row[2] == bits]
-            seconds, top1 = ([float(row[i]) for row in points] for i in (7, 4))
-            panel.plot(seconds, top1, "o-", label=method, markersize=4)
-        found = [float(row[4]) for row in rows if row[2] == bits]
-        limits = max(max(found) - SHOWN, min(found) - MARGIN), max(found) + MARGIN
-        panel.set(title=f"W{bits.replace('/', 'A')}", xscale="log", ylim=limits)
-        panel.set(xlabel="CPU seconds", ylabel="Top-1 (%)")
-        panel.grid(alpha=0.3)
-    lines, labels = panels[0].get_legend_handles_labels()
-    panels[len(pairs)].legend(lines, labels, loc="center")
-    for panel in panels[len(pairs) :]:
-        panel.axis("off")
-    with matplotlib.rc_context({"svg.hashsalt": "frontier"}), atomic_file(path) as part:
-        figure.savefig(part, format="svg", metadata={"Date": None})
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = runs_parser("benchmarks.frontier", __doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1005], help="seeds (default 1005)")
@@ -180,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row(setting, root, bits, seeds) for bits in pairs for setting in settings]
     with (root / "frontier.csv").open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle, lineterminator="\n").writerows([HEADER, *rows])
-    draw(rows, root / "frontier.svg")
+    draw_frontier(rows, root / "frontier.svg")
     sys.stdout.write(table_head(HEADER) + "".join(table_line(cells) for cells in rows))
     return EXIT_OK
 

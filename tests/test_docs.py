@@ -15,6 +15,7 @@ import main_imagenet
 from models import load_model
 from pipeline.command import read_command
 from pipeline.flags import build_parser
+from plots.frontier import draw_frontier
 from quant import QuantizationManager, registry
 from tests.conftest import PROJECT
 from tools.make_docs import (
@@ -173,6 +174,17 @@ def test_what_is_generated_is_up_to_date():
     assert (DOCS / "images" / "dataflow.svg").read_text() == dataflow(), made
     assert markdown_table(read_table()) in README.read_text(), made
     assert frontier_table(read_frontier()) in (RESULTS / "frontier.md").read_text()
+
+
+def test_the_plot_of_the_frontier_has_a_panel_for_each_pair_and_the_same_bytes_twice(tmp_path):
+    rows = read_frontier()
+    pages = [tmp_path / name for name in ("one.svg", "two.svg")]
+    for page in pages:
+        draw_frontier(rows, page)
+    one, two = (page.read_text() for page in pages)
+    assert one == two
+    titles = {"W" + row[2].replace("/", "A") for row in rows}
+    assert titles == set(re.findall(r"<!-- (W\dA\d) -->", one))
 
 
 def test_the_method_of_the_guide_works_as_it_is_written(tiny_network, tiny_images, monkeypatch):

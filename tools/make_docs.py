@@ -220,7 +220,7 @@ def _anchor(title: str) -> str:
 
 def main() -> None:
     """Write the pictures and the results page."""
-    from benchmarks.frontier import draw as draw_frontier
+    from plots.frontier import draw_frontier
 
     images = DOCS / "images"
     images.mkdir(parents=True, exist_ok=True)
