@@ -176,7 +176,9 @@ def test_what_is_generated_is_up_to_date():
     assert frontier_table(read_frontier()) in (RESULTS / "frontier.md").read_text()
 
 
-def test_the_plot_of_the_frontier_has_a_panel_for_each_pair_and_the_same_bytes_twice(tmp_path):
+def test_the_plot_of_the_frontier_has_a_panel_for_each_pair_and_the_same_bytes_twice(
+    tmp_path, real_plots
+):
     rows = read_frontier()
     pages = [tmp_path / name for name in ("one.svg", "two.svg")]
     for page in pages:
